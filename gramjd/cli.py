@@ -1,0 +1,80 @@
+"""The `gramjd` console command.
+
+Every sub-command is one line in `COMMANDS`: its words, its help text, and the module that holds
+
+    add_arguments(parser)   declares its options
+    run(args) -> int        does the work, returns the exit status
+
+Those modules must be cheap to import: whatever needs an extra is imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from gramjd.demos.extras import MissingExtraError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the command table.
+
+    Args:
+        words: what is typed after `gramjd`; all but the last word name a group, as in `demo iwrm`.
+        help: one line for `--help`.
+        module: the module with `add_arguments` and `run`.
+    """
+
+    words: str
+    help: str
+    module: str
+
+
+GROUPS = {
+    "demo": "runs that train something and show what came of it",
+}
+
+COMMANDS = (
+    Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.demos.iwrm"),
+)
+
+
+def build_parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
+    """The argument parser with one sub-parser per command of the table."""
+    parser = argparse.ArgumentParser(prog="gramjd", description="Jacobian descent at the price of gradient descent.")
+    levels = {"": parser.add_subparsers(title="commands", required=True, metavar="COMMAND")}
+    for command in commands:
+        *groups, name = command.words.split()
+        level = ""
+        for group in groups:
+            parent, level = level, f"{level} {group}".strip()
+            if level not in levels:
+                sub = levels[parent].add_parser(group, help=GROUPS.get(level), description=GROUPS.get(level))
+                levels[level] = sub.add_subparsers(title="commands", required=True, metavar="COMMAND")
+        module = import_module(command.module)
+        leaf = levels[level].add_parser(name, help=command.help, description=command.help)
+        module.add_arguments(leaf)
+        leaf.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        argv: the words after `gramjd`; those of the process when not given.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except MissingExtraError as error:
+        print(f"gramjd: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

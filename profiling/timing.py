@@ -1,0 +1,85 @@
+"""Times of several pieces of code, taken in turns so that they can be compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a set of measurements."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles.
+
+    >>> spread([5.0, 1.0, 2.0, 4.0, 3.0])
+    Spread(median=3.0, low=2.0, high=4.0)
+    """
+    points = torch.tensor(values, dtype=torch.float64)
+    low, median, high = torch.quantile(points, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return Spread(median, low, high)
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:
+    """Spread of `times[r] / base[r]` over the rounds: what slows both down in a round cancels out.
+
+    >>> ratio([2.0, 4.0, 8.0], [1.0, 2.0, 2.0]).median
+    2.0
+    """
+    return spread([t / b for t, b in zip(times, base, strict=True)])
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warmup: int = 3,
+    seconds: float | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, list[float]]:
+    """Time every step once per round, in one process, each round starting with another step.
+
+    Machines drift: the times of two programs run one after the other do not compare, those of one round do.
+
+    Args:
+        steps: name to callable.
+        rounds: timed rounds.
+        warmup: rounds before them that are not timed.
+        seconds: stop early once the timed rounds have taken this long, though not before three of them.
+        device: waited for before each clock reading when it is a GPU.
+
+    Returns:
+        Name to its times in seconds, one a round.
+    """
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(warmup):
+        for name in names:
+            steps[name]()
+    start = time.perf_counter()
+    for done in range(rounds):
+        if seconds is not None and done >= 3 and time.perf_counter() - start > seconds:
+            break
+        shift = done % len(names)
+        for name in names[shift:] + names[:shift]:
+            times[name].append(_clock(steps[name], torch.device(device)))
+    return times
+
+
+def _clock(step: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
