@@ -3,7 +3,7 @@
 Importing the package fills ``CASES``; every module registers one family.
 """
 
-from tests.zoo import activations, losses, mlp, products
+from tests.zoo import activations, convolution, loss_shapes, losses, mlp, normalisation, products, vision  # noqa: F401
 from tests.zoo.registry import CASES, Case
 
-__all__ = ["CASES", "Case", "activations", "losses", "mlp", "products"]
+__all__ = ["CASES", "Case"]
