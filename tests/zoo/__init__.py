@@ -3,7 +3,20 @@
 Importing the package fills ``CASES``; every module registers one family.
 """
 
-from tests.zoo import activations, convolution, loss_shapes, losses, mlp, normalisation, products, vision  # noqa: F401
+from tests.zoo import (  # noqa: F401
+    activations,
+    attention,
+    convolution,
+    loss_shapes,
+    losses,
+    mlp,
+    normalisation,
+    products,
+    recurrent,
+    routing,
+    tables,
+    vision,
+)
 from tests.zoo.registry import CASES, Case
 
 __all__ = ["CASES", "Case"]

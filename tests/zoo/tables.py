@@ -1,0 +1,186 @@
+"""Embeddings: lookups, bags, tied heads, positions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.zoo.registry import add, fit, param
+
+B, T, V, D = 4, 5, 7, 6
+
+
+def ids(*shape: int, low: int = 0) -> Tensor:
+    return torch.randint(low, V, shape or (B, T))
+
+
+def read(table: nn.Module, *shape: int) -> Tensor:
+    """Look up, apply a layer, mean over positions."""
+    return fit(nn.Linear(D, 3)(table(ids(*shape)).tanh()))
+
+
+def token_losses(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1)
+
+
+def bag(mode: str, weighted: bool = False, offsets: bool = False, **options: object) -> Callable[[], Tensor]:
+    def build() -> Tensor:
+        table = nn.EmbeddingBag(V, D, mode=mode, **options)
+        weights = torch.rand(B * T if offsets else (B, T)) if weighted else None  # type: ignore[arg-type]
+        if offsets:
+            out = table(ids(B * T), torch.tensor([0, 3, 4, 12]), per_sample_weights=weights)
+        else:
+            out = table(ids(), per_sample_weights=weights)
+        return fit(nn.Linear(D, 3)(out.tanh()))
+
+    return build
+
+
+def bag_of_activations() -> Tensor:
+    """Per-sample weights that are themselves learned."""
+    table, score = nn.EmbeddingBag(V, D, mode="sum"), nn.Linear(3, T)
+    return fit(table(ids(), per_sample_weights=score(torch.randn(B, 3)).softmax(1)))
+
+
+def tied(bias: bool = False) -> Tensor:
+    """Embedding and head share one table."""
+    table, layer = nn.Embedding(V, D), nn.Linear(D, D)
+    extra = param(V) if bias else None
+    tokens = ids()
+    return token_losses(F.linear(layer(table(tokens)).tanh(), table.weight, extra), ids())
+
+
+def tied_per_token() -> Tensor:
+    table = nn.Embedding(V, D)
+    logits = nn.Linear(D, D)(table(ids(2, 3))) @ table.weight.t()
+    return F.cross_entropy(logits.flatten(0, 1), ids(6), reduction="none").view(2, 3)
+
+
+def tied_classifier() -> Tensor:
+    """One id per sample, so both uses have a single position."""
+    table = nn.Embedding(V, D)
+    return F.cross_entropy(nn.Linear(D, D)(table(ids(B))) @ table.weight.t(), ids(B), reduction="none")
+
+
+def two_lookups() -> Tensor:
+    table = nn.Embedding(V, D)
+    return (table(ids(B)) * table(ids(B))).sum(1)
+
+
+def small_gpt(batch_second: bool = False) -> Tensor:
+    tokens, table, places = ids(), nn.Embedding(V, 8), nn.Embedding(9, 8)
+    block = nn.TransformerEncoderLayer(8, 2, 12, 0.1, batch_first=not batch_second, norm_first=True)
+    mask = nn.Transformer.generate_square_subsequent_mask(T, dtype=torch.get_default_dtype())
+    x = table(tokens) + places(torch.arange(T).unsqueeze(0))
+    x = block(x.transpose(0, 1), mask).transpose(0, 1) if batch_second else block(x, mask)
+    return token_losses(nn.LayerNorm(8)(x) @ table.weight.t(), ids())
+
+
+def word2vec() -> Tensor:
+    inner, outer = nn.Embedding(V, D), nn.Embedding(V, D)
+    scores = torch.einsum("bd,bkd->bk", inner(ids(B)), outer(ids(B, 4)))
+    return F.binary_cross_entropy_with_logits(scores, torch.randint(0, 2, (B, 4)).to(scores), reduction="none").sum(1)
+
+
+def factorisation() -> Tensor:
+    users, items, user_bias, item_bias = nn.Embedding(V, D), nn.Embedding(V, D), nn.Embedding(V, 1), param(V)
+    u, i = ids(B), ids(B)
+    score = (users(u) * items(i)).sum(1) + user_bias(u).squeeze(1) + item_bias[i] + param()
+    return (score - torch.randn(B)).square()
+
+
+def graph_convolution() -> Tensor:
+    """Nodes of small graphs, messages by gather and scatter within a sample."""
+    x, edges = nn.Linear(3, D)(torch.randn(B, T, 3)), torch.randint(0, T, (B, 6, 2))
+    source, target = (edges[..., k, None].expand(-1, -1, D) for k in (0, 1))
+    messages = nn.Linear(D, D)(x.gather(1, source)).relu()
+    return fit(x.scatter_add(1, target, messages))
+
+
+def graph_packed() -> Tensor:
+    """Nodes of all graphs in one list, as graph libraries do: edges stay within a graph."""
+    owner, x = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3]), nn.Linear(3, D)(torch.randn(8, 3))
+    source, target = torch.tensor([0, 1, 2, 3, 4, 6]), torch.tensor([1, 0, 3, 4, 2, 7])
+    x = x.index_add(0, target, nn.Linear(D, D)(x[source]).relu())
+    return torch.zeros(4).index_add(0, owner, nn.Linear(D, 1)(x.tanh()).squeeze(1)).square()
+
+
+def feature_table() -> Tensor:
+    """Categorical columns, each with its own table, beside numbers."""
+    tables = [nn.Embedding(n, d) for n, d in ((3, 2), (5, 3), (7, 2))]
+    columns = [table(torch.randint(0, table.num_embeddings, (B,))) for table in tables]
+    return fit(nn.Linear(9, 3)(torch.cat([*columns, torch.randn(B, 2)], 1)).relu())
+
+
+def hashed() -> Tensor:
+    """Two ids per token share rows of one table."""
+    table, tokens = nn.Embedding(4, D), ids()
+    return fit(table(tokens % 4) + table((tokens * 3 + 1) % 4))
+
+
+def quantised() -> Tensor:
+    """Vector quantisation: nearest code, straight-through, codebook and commitment terms."""
+    codes, z = param(V, D), nn.Linear(3, D)(torch.randn(B, 3))
+    nearest = codes[torch.cdist(z.detach(), codes.detach()).argmin(1)]
+    through = z + (nearest - z).detach()
+    return fit(through) + (nearest - z.detach()).square().sum(1) + 0.2 * (z - nearest.detach()).square().sum(1)
+
+
+def relative_bias() -> Tensor:
+    """A bias table read by distance, [T, T] lookups, broadcast over the batch."""
+    table, x = nn.Embedding(2 * T - 1, 1), nn.Linear(3, D)(torch.randn(B, T, 3))
+    distance = torch.arange(T)[:, None] - torch.arange(T)[None] + T - 1
+    return fit((x @ x.mT + table(distance).squeeze(-1)).softmax(-1) @ x)
+
+
+add(
+    "table",
+    "sample",
+    {
+        "lookup": lambda: read(nn.Embedding(V, D)),
+        "lookup-one": lambda: read(nn.Embedding(V, D), B),
+        "lookup-grid": lambda: read(nn.Embedding(V, D), 3, 2, 4),
+        "lookup-batch-second": lambda: fit(nn.Embedding(V, D)(ids(T, B)).tanh(), batch_dim=1),
+        "padding": lambda: read(nn.Embedding(V, D, padding_idx=2)),
+        "padding-and-head": lambda: fit(nn.Embedding(3, D, padding_idx=0)(torch.tensor([[0, 1], [0, 0], [2, 1]]))),
+        "by-frequency": lambda: read(nn.Embedding(V, D, scale_grad_by_freq=True)),
+        "max-norm-frozen-rows": lambda: read(nn.Embedding.from_pretrained(torch.randn(V, D), freeze=False)),
+        "repeated-ids": lambda: fit(nn.Embedding(V, D)(torch.tensor([[1, 1, 1], [1, 2, 1]]))),
+        "indexed-parameter": lambda: fit(param(V, D)[ids()].tanh()),
+        "index-select": lambda: fit(param(V, D).index_select(0, ids(B)).tanh()),
+        "indexed-bias": lambda: (param(V)[ids(B)] * nn.Linear(3, 1)(torch.randn(B, 3)).squeeze(1)).square(),
+        "one-hot": lambda: fit(F.one_hot(ids(), V).to(torch.get_default_dtype()) @ param(V, D)),
+        "bag-sum": bag("sum"),
+        "bag-mean": bag("mean"),
+        "bag-max": bag("max"),
+        "bag-weighted": bag("sum", weighted=True),
+        "bag-padding": bag("mean", padding_idx=1),
+        "bag-frequency": bag("sum", scale_grad_by_freq=True),
+        "bag-offsets": bag("sum", offsets=True),
+        "bag-offsets-mean": bag("mean", offsets=True),
+        "bag-offsets-weighted": bag("sum", weighted=True, offsets=True),
+        "bag-learned-weights": bag_of_activations,
+        "tied": tied,
+        "tied-bias": lambda: tied(bias=True),
+        "tied-per-token": tied_per_token,
+        "tied-classifier": tied_classifier,
+        "two-lookups": two_lookups,
+        "small-gpt": small_gpt,
+        "small-gpt-batch-second": lambda: small_gpt(batch_second=True),
+        "positions-one-row": lambda: fit(nn.Embedding(V, D)(ids()) * nn.Embedding(T, D)(torch.arange(T)[None])),
+        "positions-flat": lambda: fit((nn.Embedding(V, D)(ids()) + nn.Embedding(T, D)(torch.arange(T))).tanh()),
+        "positions-expanded": lambda: fit((nn.Embedding(T, D)(torch.arange(T).expand(B, T)) + param(D)).tanh()),
+        "word2vec": word2vec,
+        "factorisation": factorisation,
+        "graph-gather": graph_convolution,
+        "feature-columns": feature_table,
+        "hashed": hashed,
+        "quantised": quantised,
+        "relative-bias": relative_bias,
+    },
+)
+
+add("table", None, {"graph-packed": graph_packed})
+add("table", None, {"sparse": lambda: read(nn.Embedding(V, D, sparse=True))}, may_refuse=True)
+add("table", None, {"bag-sparse": bag("sum", sparse=True)}, may_refuse=True)
