@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from gramjd.demos.extras import MissingExtraError
+from gramjd.errors import GramjdError
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except MissingExtraError as error:
+    except GramjdError as error:
         print(f"gramjd: {error}", file=sys.stderr)
         return 1
 

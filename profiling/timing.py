@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+FEWEST = 5  # rounds, below which quartiles say nothing
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -44,6 +46,7 @@ def interleave(
     rounds: int = 20,
     warmup: int = 3,
     seconds: float | None = None,
+    at_least: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
     """Time every step once per round, in one process, each round starting with another step.
@@ -54,7 +57,9 @@ def interleave(
         steps: name to callable.
         rounds: timed rounds.
         warmup: rounds before them that are not timed.
-        seconds: stop early once the timed rounds have taken this long, though not before three of them.
+        seconds: stop early once the timed rounds have taken this long, though not before `FEWEST` of them.
+        at_least: in each round call a step over and over for this many seconds and keep the median: a quick step
+            would otherwise mostly pay for the caches that a slow one before it left cold.
         device: waited for before each clock reading when it is a GPU.
 
     Returns:
@@ -67,12 +72,19 @@ def interleave(
             steps[name]()
     start = time.perf_counter()
     for done in range(rounds):
-        if seconds is not None and done >= 3 and time.perf_counter() - start > seconds:
+        if seconds is not None and done >= FEWEST and time.perf_counter() - start > seconds:
             break
         shift = done % len(names)
         for name in names[shift:] + names[:shift]:
-            times[name].append(_clock(steps[name], torch.device(device)))
+            times[name].append(_repeated(steps[name], at_least, torch.device(device)))
     return times
+
+
+def _repeated(step: Callable[[], object], at_least: float, device: torch.device) -> float:
+    times = [_clock(step, device)]
+    while sum(times) < at_least:
+        times.append(_clock(step, device))
+    return spread(times).median
 
 
 def _clock(step: Callable[[], object], device: torch.device) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+from gramjd.errors import GramjdError
 
-class MissingExtraError(ImportError):
+
+class MissingExtraError(GramjdError, ImportError):
     """A command needs a package that a plain install of gramjd does not bring."""
 
 
