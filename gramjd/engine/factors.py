@@ -1,0 +1,233 @@
+"""Factors: the rows of a parameter's Jacobian as sums of products, kept unmultiplied until the parameter's last use.
+
+A factor describes the gradient of one operand (a matrix `W`, a table, a kernel). It travels from the operation to the
+parameter through isometries only (transpose, view, slice, cast), which are noted in `chain`; anything else multiplies
+it out (`Factor.materialise`). Every factor can form a slab of its rows, so factors of any kind can be combined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gramjd.engine.rows import Rows
+from gramjd.kernels import gathered, outer
+from gramjd.kernels import patches as convolution
+
+
+class Step(NamedTuple):
+    """One isometry between a parameter and the operation: `push` forwards, `pull` takes row gradients [R, *] back."""
+
+    push: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Rows of the Jacobian of an operand of `shape`; `rows [R]` are their losses (-1: none, repeats add up)."""
+
+    rows: Rows
+    shape: tuple[int, ...]
+    operation: str
+    chain: tuple[Step, ...] = field(default=(), kw_only=True)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its numbers are stored in."""
+        raise TypeError("an abstract factor")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        raise TypeError("an abstract factor")
+
+    @property
+    def dry(self) -> bool:
+        """Whether it holds no numbers (a walk that only plans)."""
+        raise TypeError("an abstract factor")
+
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """[R, R] inner products of the rows."""
+        raise TypeError("an abstract factor")
+
+    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
+        """[R, hi - lo, *shape[1:]]: the rows' part between two indices of the operand's first dimension."""
+        raise TypeError("an abstract factor")
+
+    def join(self, other: Factor) -> Factor | None:
+        """Both as one factor (exact cross terms), if their kinds and rows allow."""
+        return None
+
+    def through(self, step: Step) -> Factor:
+        """The factor one isometry closer to the parameter."""
+        return replace(self, chain=(*self.chain, step))
+
+    def materialise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[R, *shape at the current place], taken back through the chain."""
+        values = self.slab(0, self.shape[0], dtype or self.dtype).reshape(len(self.rows), *self.shape)
+        for step in self.chain:
+            values = step.pull(values)
+        return values
+
+    def plan(self) -> tuple[str, int]:
+        """Route and operations of `gram`."""
+        raise TypeError("an abstract factor")
+
+
+@dataclass(frozen=True)
+class Outer(Factor):
+    """`J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T` per group: x [g, b, T, i], c [K, g, b, T, o].
+
+    `shape` is [o, i], or [i, o] where `flipped`; with g > 1 a leading g.
+    """
+
+    x: Tensor
+    c: Tensor
+    flipped: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.promote_types(self.x.dtype, self.c.dtype)
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.c.nbytes
+
+    @property
+    def dry(self) -> bool:  # noqa: D102
+        return self.c.is_meta
+
+    def plan(self) -> tuple[str, int]:  # noqa: D102
+        e = outer.extent(self.x, self.c)
+        name = outer.route(e)
+        return name, 2 * outer.operations(name, e)
+
+    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        return outer.gram_outer(self.x, self.c, dtype)
+
+    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        x, c = self.x, self.c
+        if len(self.shape) == 3:
+            parts = [self._one(x[g], c[:, g], dtype) for g in range(lo, hi)]
+            return torch.stack(parts, dim=1)
+        if self.flipped:
+            return self._one(x[0, :, :, lo:hi], c[:, 0], dtype)
+        return self._one(x[0], c[:, 0, :, :, lo:hi], dtype)
+
+    def _one(self, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+        J = outer.outer_rows(x, c, dtype).flatten(0, 1)
+        return J.mT if self.flipped else J
+
+    def join(self, other: Factor) -> Factor | None:  # noqa: D102
+        """Concatenate along T where rows and orientation agree."""
+        if not isinstance(other, Outer) or other.shape != self.shape or self.x.device != other.x.device:
+            return None
+        turned = other._turned() if other.flipped != self.flipped else other
+        if turned is None or turned.c.shape[:3] != self.c.shape[:3] or (turned.rows != self.rows).any():
+            return None
+        if self.dry:
+            return replace(self, x=self.x.to("meta"), c=torch.cat([self.c, turned.c], dim=3))
+        return replace(self, x=torch.cat([self.x, turned.x], dim=2), c=torch.cat([self.c, turned.c], dim=3))
+
+    def _turned(self) -> Outer | None:
+        """The same rows with x and c in each other's place: possible for K = 1."""
+        if self.c.shape[0] != 1:
+            return None
+        return replace(self, x=self.c[0], c=self.x[None], flipped=not self.flipped)
+
+
+@dataclass(frozen=True)
+class Gathered(Factor):
+    """Row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
+
+    ids: Tensor
+    c: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.c.dtype
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.c.nbytes
+
+    @property
+    def dry(self) -> bool:  # noqa: D102
+        return self.c.is_meta
+
+    def plan(self) -> tuple[str, int]:  # noqa: D102
+        K, b, T, d = self.c.shape
+        return "ids", 2 * (K * b * T) ** 2 * d
+
+    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        return gathered.gram_gathered(self.ids, self.c, dtype)
+
+    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        return gathered.gathered_rows(self.ids, self.c, lo, hi, dtype)
+
+    def join(self, other: Factor) -> Factor | None:  # noqa: D102
+        if not isinstance(other, Gathered) or other.shape != self.shape or self.dry:
+            return None
+        if other.c.shape[:2] != self.c.shape[:2] or (other.rows != self.rows).any():
+            return None
+        return replace(self, ids=torch.cat([self.ids, other.ids], 1), c=torch.cat([self.c, other.c], 2))
+
+
+@dataclass(frozen=True)
+class Convolution(Factor):
+    """A convolution's weight [groups o, i, *kernel]; of a transposed one [groups i, o, *kernel].
+
+    x [b, channels, *spatial] is the input, c [K, b, channels, *spatial] the cotangent of the output.
+    """
+
+    x: Tensor
+    c: Tensor
+    options: dict[str, Any]
+    transposed: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.promote_types(self.x.dtype, self.c.dtype)
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.c.nbytes
+
+    @property
+    def dry(self) -> bool:  # noqa: D102
+        return self.c.is_meta
+
+    def plan(self) -> tuple[str, int]:  # noqa: D102
+        R, numel = len(self.rows), math.prod(self.shape)
+        pixels = math.prod(self.x.shape[2:] if self.transposed else self.c.shape[3:])
+        return "rows", 2 * R * numel * (pixels + R)
+
+    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        R = len(self.rows)
+        first = self.shape[0]
+        step = max(1, (4 * outer.SLAB) // max(1, R * math.prod(self.shape[1:])))
+        if step >= first or self.options["groups"] > 1:
+            J = self.slab(0, first, dtype).reshape(R, -1)
+            return J @ J.T
+        G = torch.zeros(R, R, dtype=dtype, device=self.c.device)
+        for lo in range(0, first, step):
+            J = self.slab(lo, min(first, lo + step), dtype).reshape(R, -1)
+            G.addmm_(J, J.T)
+        return G
+
+    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        patched, plain = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
+        whole = self.options["groups"] > 1
+        if not whole:
+            plain = plain[:, :, lo:hi]
+        J = convolution.convolution_rows(patched, plain, self.shape[2:], **self.options, dtype=dtype)
+        J = J.reshape(len(self.rows), -1, *self.shape[1:])
+        return J[:, lo:hi] if whole else J
+
+
+Factors = list[Factor]

@@ -1,0 +1,106 @@
+"""Reading the autograd graph: which nodes the losses reach, in which order they may run, which lead to a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from gramjd.errors import GraphError, InputError
+
+# Nodes have no public Python type that covers C++ nodes and custom functions alike.
+Node = Any
+Edge = tuple[Node, int]
+
+LEAF = "torch::autograd::AccumulateGrad"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Shape, dtype and device of one output of a node, as the autograd engine checks them."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    device: Any
+
+
+@dataclass
+class Graph:
+    """The part of the autograd graph between the losses and the inputs of interest."""
+
+    roots: list[Edge]
+    targets: dict[Edge, Tensor]
+    children: dict[Node, tuple[Edge, ...]] = field(default_factory=dict)
+    arrivals: dict[Node, int] = field(default_factory=dict)
+    wanted: set[Node] = field(default_factory=set)
+    _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
+
+    def metadata(self, node: Node) -> list[Metadata]:
+        """One entry an output of the node."""
+        if node not in self._metadata:
+            self._metadata[node] = [
+                Metadata(tuple(int(n) for n in m.shape), m.dtype, m.device) for m in node._input_metadata
+            ]
+        return self._metadata[node]
+
+
+def edge_of(tensor: Tensor) -> Edge:
+    """The graph edge at which a tensor's gradient arrives."""
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
+    """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
+    roots = [edge_of(loss) for loss in losses]
+    order, children = _topological([node for node, _ in roots])
+    if inputs is None:
+        targets: dict[Edge, Tensor] = {(node, 0): node.variable for node in order if node.name() == LEAF}
+    else:
+        targets = {edge_of(tensor): tensor for tensor in inputs}
+        for place, (edge, tensor) in enumerate(targets.items()):
+            if edge[0] not in children:
+                raise InputError(
+                    f"input {place} (shape {tuple(tensor.shape)}) is not reached by any loss: remove it from `inputs`, "
+                    "or compute the losses from it"
+                )
+    graph = Graph(roots, targets, children)
+    holders = {node for node, _ in targets}
+    for node in order:
+        if node in holders or any(child in graph.wanted for child, _ in children[node]):
+            graph.wanted.add(node)
+    for node in order:
+        for child, _ in children[node]:
+            graph.arrivals[child] = graph.arrivals.get(child, 0) + 1
+    return graph
+
+
+def _topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, ...]]]:
+    """Nodes with every node after its children (so leaves come first), and the outgoing edges of each."""
+    children: dict[Node, tuple[Edge, ...]] = {}
+    order: list[Node] = []
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+            continue
+        if node in children:
+            continue
+        edges = tuple(node.next_functions)
+        children[node] = tuple(edge for edge in edges if edge[0] is not None)
+        stack.append((node, True))
+        stack.extend((child, False) for child, _ in children[node] if child not in children)
+    return order, children
+
+
+def check_strided(graph: Graph, node: Node) -> None:
+    """Nested and sparse tensors have no rows that could be laid out."""
+    for meta in node._input_metadata:
+        if meta.is_nested_tensor:
+            raise GraphError(
+                f"{node.name()} produces a nested tensor, which the walk cannot read: use a padded tensor with a mask"
+            )

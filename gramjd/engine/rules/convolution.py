@@ -1,0 +1,121 @@
+"""Convolutions of any dimension, grouped, strided, dilated, transposed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group
+from gramjd.engine.factors import Convolution
+from gramjd.engine.rules.vocabulary import MIXES, Rule, opaque
+from gramjd.engine.visit import Visit
+
+
+def per_channel(visit: Visit, edge: int, group: Group, values: Tensor | None) -> None:
+    """Send [K, N, C, *spatial] to a parameter of one number a channel: summed over all but C."""
+    if not visit.wants(edge):
+        return
+    n, c, *spatial = group.shape
+    last = (n, *spatial, c)
+    order = {0: 0, 1: len(last) - 1, **{d: d - 1 for d in range(2, len(last))}}
+    layout = layouts.carry(group.layout, group.shape, last, order)
+    visit.send(edge, layout, None if values is None else values.movedim(2, -1), last)
+
+
+def _options(visit: Visit) -> dict[str, Any]:
+    names = ("stride", "padding", "dilation")
+    return {name: visit.integers(name) for name in names} | {"groups": visit.integer("groups")}
+
+
+def convolution(visit: Visit) -> None:
+    """out [N, O, *] = conv(input [N, I, *], weight) + bias: samples stay apart, channels and pixels mix."""
+    if visit.output().dtype.is_complex:
+        opaque(visit)
+        return
+    for group in visit.groups():
+        group = visit.keep_only(group, {0}, MIXES)
+        if visit.wants(0):
+            shape = visit.input(0).shape
+            layout = layouts.carry(group.layout, group.shape, shape, {0: 0})
+            visit.send(0, layout, lambda g=group: _input_gradient(visit, g.values))  # type: ignore[misc]
+        per_channel(visit, 2, group, None if visit.dry else group.values)
+        if visit.wants(1):
+            _weight(visit, group)
+
+
+def _input_gradient(visit: Visit, values: Tensor) -> Tensor:
+    K, n = values.shape[:2]
+    flat = values.flatten(0, 1)
+    shape = visit.input(0).shape
+    like = flat.new_empty(()).expand(K * n, *shape[1:])
+    out: Tensor = torch.ops.aten.convolution_backward(
+        flat,
+        like,
+        visit.saved("weight"),
+        None,
+        visit.integers("stride"),
+        visit.integers("padding"),
+        visit.integers("dilation"),
+        bool(visit.saved("transposed")),
+        visit.integers("output_padding"),
+        visit.integer("groups"),
+        [True, False, False],
+    )[0]
+    return out.view(K, n, *shape[1:])
+
+
+def _weight(visit: Visit, group: Group) -> None:
+    shape = visit.input(1).shape
+    cut = layouts.split(group.layout, group.shape)
+    assert cut is not None, "kept to whole dimensions above"
+    pieces, rows = cut
+    inside = [p for p in pieces if p.dim == 0]
+    b = math.prod(p.size for p in inside if p.diagonal)
+    transposed = bool(visit.saved("transposed"))
+    options = _options(visit)
+    kernel = tuple(shape)
+    x, c = _tensors(visit, group)
+    if b != group.shape[0]:
+        # Samples of one row are one more dimension to sum over, with a kernel of size 1.
+        order = [n for n, p in enumerate(inside) if p.diagonal] + [n for n, p in enumerate(inside) if not p.diagonal]
+        x = _apart(x[None], [p.size for p in inside], order, b)[0]
+        c = _apart(c, [p.size for p in inside], order, b)
+        kernel = (*shape[:2], 1, *shape[2:])
+        one = {"stride": 1, "padding": 0, "dilation": 1}
+        options |= {name: [value, *options[name]] for name, value in one.items()}
+    factor = Convolution(rows.reshape(-1), kernel, visit.name, x, c, options, transposed)
+    if visit.parametric(1):
+        visit.send_factor(1, factor)
+    else:
+        visit.send_rows(1, factor)
+
+
+def _tensors(visit: Visit, group: Group) -> tuple[Tensor, Tensor]:
+    if not visit.dry:
+        return visit.saved("input"), group.values
+    weight = visit.input(1).shape
+    if visit.wants(0):
+        shape: tuple[int, ...] = visit.input(0).shape
+    else:
+        channels = weight[0] if bool(visit.saved("transposed")) else weight[1] * visit.integer("groups")
+        shape = (group.shape[0], channels, *group.shape[2:])
+    return torch.empty(shape, device="meta", dtype=group.values.dtype), group.values
+
+
+def _apart(t: Tensor, sizes: list[int], order: list[int], b: int) -> Tensor:
+    """[K, n, channels, *spatial] to [K, b, channels, n / b, *spatial]."""
+    k, channels, *spatial = t.shape[0], *t.shape[2:]
+    split = t.reshape(k, *(sizes or [1]), channels, *spatial)
+    count = len(sizes or [1])
+    front = [1 + a for a in (order or [0])]
+    whole = split.permute(0, *front, *range(1 + count, split.ndim)).reshape(k, b, -1, channels, *spatial)
+    return whole.transpose(2, 3)
+
+
+RULES: dict[str, Rule] = {
+    name: convolution for name in ("ConvolutionBackward0", "ConvolutionOverrideableBackward0")
+}

@@ -1,0 +1,273 @@
+"""Matrix products. Every one is brought to `out[g, p, q] = A[g, p, r] B[g, r, q]`.
+
+The gradient of one operand sums over the dimension it lacks (q for A, p for B). Where a batch axis lies in that
+dimension there is no sum over it: its slices are rows, and at a parameter they stay a product (an Outer factor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group
+from gramjd.engine.factors import Outer
+from gramjd.engine.rows import Layout, Piece, canonical
+from gramjd.engine.rules.vocabulary import Rule, opaque
+from gramjd.engine.visit import Visit
+
+Load = Callable[[], Tensor]
+
+
+class Operand(NamedTuple):
+    """One factor of the product: its edge, how to read the *other* operand as [g, p, r] / [g, r, q], and a scale."""
+
+    edge: int
+    left: bool
+    other: Load
+    scale: float = 1.0
+
+
+def product(visit: Visit, groups: list[Group], shape: tuple[int, int, int], operands: list[Operand]) -> None:
+    """Send the cotangents of both operands of `out [g, p, q]`."""
+    if _complex(visit):
+        opaque(visit)
+        return
+    for operand in operands:
+        if not visit.wants(operand.edge):
+            continue
+        for group in groups:
+            whole = Group(group.layout, group.values.reshape(-1, *shape))
+            if layouts.split(whole.layout, shape) is None:
+                whole = visit.densified(whole, None, "cuts across a batch axis that a reshape has merged")
+            _gradient(visit, operand, whole)
+
+
+def _complex(visit: Visit) -> bool:
+    """Complex products conjugate; they are rare enough to leave to the node."""
+    return visit.output().dtype.is_complex
+
+
+def _gradient(visit: Visit, operand: Operand, group: Group) -> None:
+    cut = layouts.split(group.layout, group.shape)
+    assert cut is not None, "made whole by the caller"
+    pieces, _ = cut
+    summed = 2 if operand.left else 1
+    kept = 3 - summed
+    own = {p.dim for p in pieces if p.diagonal}
+    parametric = visit.parametric(operand.edge)
+    if parametric and kept not in own and 0 not in own:
+        _send_outer(visit, operand, group, summed)
+    elif summed in own:
+        _send_rows(visit, operand, group, summed)
+    else:
+        _send_product(visit, operand, group, kept)
+
+
+def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> None:
+    """No batch axis is summed over: an ordinary product, stacked rows in front."""
+    target = visit.input(operand.edge).shape
+    g, p, q = group.shape
+
+    def compute() -> Tensor:
+        other = operand.other()
+        C = group.values
+        if operand.left:
+            out = C.reshape(-1, q) @ other[0].T if g == 1 else C @ other.mT
+        else:
+            out = other.mT @ C
+        return _scaled(out.reshape(-1, *target), operand.scale)
+
+    r = math.prod(target) // (g * (p if operand.left else q))
+    inner = (g, p, r) if operand.left else (g, r, q)
+    layout = layouts.carry(group.layout, group.shape, inner, {0: 0, kept: kept})
+    visit.send(operand.edge, layout, compute)
+
+
+def _batched(group: Group, dim: int) -> tuple[list[Piece], list[Piece], list[int], layouts.Rows]:
+    """Diagonal and other pieces of `dim`, the permutation that puts them in this order, and rows split by pieces."""
+    cut = layouts.split(group.layout, group.shape)
+    assert cut is not None, "made whole by the caller"
+    pieces, rows = cut
+    inside = [p for p in pieces if p.dim == dim]
+    order = [n for n, p in enumerate(inside) if p.diagonal] + [n for n, p in enumerate(inside) if not p.diagonal]
+    return [p for p in inside if p.diagonal], [p for p in inside if not p.diagonal], order, rows
+
+
+def _unfold(t: Tensor, axis: int, group: Group, dim: int) -> Tensor:
+    """Axis `axis` of t (of the size of `dim`) as two: b (batch) and T (positions)."""
+    own, rest, order, _ = _batched(group, dim)
+    inside = [p for p in (layouts.split(group.layout, group.shape) or ([], None))[0] if p.dim == dim]
+    b, T = math.prod(p.size for p in own), math.prod(p.size for p in rest)
+    if not inside or order == list(range(len(order))):
+        return t.reshape(*t.shape[:axis], b, T, *t.shape[axis + 1 :])
+    split = t.reshape(*t.shape[:axis], *(p.size for p in inside), *t.shape[axis + 1 :])
+    n = len(inside)
+    perm = [*range(axis), *(axis + a for a in order), *range(axis + n, split.ndim)]
+    return split.permute(perm).reshape(*t.shape[:axis], b, T, *t.shape[axis + 1 :])
+
+
+def batched(group: Group, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
+    """`other [g, L, *]` and the cotangent [K, g, L, o] with L as batch and positions [b, T], and the owners [K b]."""
+    rows = _batched(group, 1)[3]
+    return _unfold(other, 1, group, 1), _unfold(group.values, 2, group, 1), rows.reshape(-1)
+
+
+def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
+    """At a parameter: rows stay products of the other operand and the cotangent, T = positions without a batch axis."""
+    g = group.shape[0]
+    if visit.dry:
+        x, c = _dry_outer(visit, operand, group, summed)
+    else:
+        other = operand.other()
+        x = other.mT if operand.left else other  # [g, L, i]
+        x = _unfold(x, 1, group, summed)
+        c = group.values.mT if operand.left else group.values  # [K, g, L, o]
+        c = _scaled(_unfold(c, 2, group, summed), operand.scale)
+    _, _, _, rows = _batched(group, summed)
+    o, i = c.shape[-1], x.shape[-1]
+    matrix = (o, i) if operand.left else (i, o)
+    shape = (g, *matrix) if g > 1 else matrix
+    factor = Outer(rows.reshape(-1), shape, visit.name, x, c, flipped=not operand.left)
+    visit.send_factor(operand.edge, factor)
+
+
+def _dry_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> tuple[Tensor, Tensor]:
+    own, rest, _, _ = _batched(group, summed)
+    g, p, q = group.shape
+    b, T = math.prod(x.size for x in own), math.prod(x.size for x in rest)
+    o = p if operand.left else q
+    i = math.prod(visit.input(operand.edge).shape) // (g * o)
+    dtype = group.values.dtype
+    K = group.layout.stacked
+    return torch.empty(g, b, T, i, dtype=dtype, device="meta"), torch.empty(K, g, b, T, o, dtype=dtype, device="meta")
+
+
+def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
+    """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
+    own, _, _, rows = _batched(group, summed)
+    cut = layouts.split(group.layout, group.shape)
+    assert cut is not None
+    pieces = cut[0]
+    g, p, q = group.shape
+    target = visit.input(operand.edge).shape
+    b = math.prod(x.size for x in own)
+    axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == summed]
+    stay = [a for a in range(rows.ndim - 1) if a not in axes]
+    moved = rows.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
+    moved = moved.reshape(rows.shape[0] * b, *moved.shape[1 + len(axes) :])
+    i = math.prod(target) // (g * (p if operand.left else q))
+    inner = (g, p, i) if operand.left else (g, i, q)
+    layout = _rest_layout(pieces, summed, moved, inner, operand.left)
+    visit.ledger.charge(len(moved) * math.prod(target) * group.values.element_size())
+
+    def compute() -> Tensor:
+        other = operand.other()
+        x = _unfold(other.mT if operand.left else other, 1, group, summed)  # [g, b, T, i]
+        c = _unfold(group.values.mT if operand.left else group.values, 2, group, summed)  # [K, g, b, T, o]
+        J = torch.matmul(c.mT, x) if operand.left else torch.matmul(x.mT, c)  # [K, g, b, o, i] or [K, g, b, i, o]
+        return _scaled(J.transpose(1, 2).reshape(len(moved), *target), operand.scale)
+
+    visit.send(operand.edge, layout, compute)
+
+
+def _rest_layout(pieces: list[Piece], summed: int, rows: layouts.Rows, inner: tuple[int, int, int], left: bool) -> Layout:
+    kept = 1 if left else 2
+    out: list[Piece] = []
+    for dim in range(3):
+        mine = [p for p in pieces if p.dim == dim] if dim in (0, kept) else [Piece(inner[dim], False)]
+        out += mine
+    return canonical(out, rows)
+
+
+def _scaled(values: Tensor, scale: float) -> Tensor:
+    return values if scale == 1 else values * scale
+
+
+def _as3(t: Tensor) -> Tensor:
+    return t if t.ndim == 3 else t.unsqueeze(0)
+
+
+def mm(visit: Visit) -> None:
+    """out [p, q] = self @ mat2."""
+    shape = (1, *visit.output().shape)
+    operands = [
+        Operand(0, True, lambda: _as3(visit.saved("mat2"))),
+        Operand(1, False, lambda: _as3(visit.saved("self"))),
+    ]
+    product(visit, visit.groups(), shape, operands)  # type: ignore[arg-type]
+
+
+def bmm(visit: Visit) -> None:
+    """out [g, p, q] = self @ mat2."""
+    operands = [Operand(0, True, lambda: visit.saved("mat2")), Operand(1, False, lambda: visit.saved("self"))]
+    product(visit, visit.groups(), visit.output().shape, operands)  # type: ignore[arg-type]
+
+
+def addmm(visit: Visit) -> None:
+    """out = beta * self + alpha * mat1 @ mat2; self broadcasts."""
+    _affine(visit, "mat1", "mat2", visit.output().shape)
+
+
+def baddbmm(visit: Visit) -> None:
+    """out = beta * self + alpha * batch1 @ batch2; self broadcasts."""
+    _affine(visit, "batch1", "batch2", visit.output().shape)
+
+
+def _affine(visit: Visit, first: str, second: str, shape: tuple[int, ...]) -> None:
+    alpha, beta = float(visit.saved("alpha")), float(visit.saved("beta"))
+    for group in visit.groups():
+        visit.send(0, group.layout, lambda g=group: _scaled(g.values, beta), shape)  # type: ignore[misc]
+    operands = [
+        Operand(1, True, lambda: _as3(visit.saved(second)), alpha),
+        Operand(2, False, lambda: _as3(visit.saved(first)), alpha),
+    ]
+    product(visit, visit.groups(), (1, *shape)[-3:], operands)  # type: ignore[arg-type]
+
+
+def mv(visit: Visit) -> None:
+    """out [p] = self [p, r] @ vec [r]."""
+    operands = [
+        Operand(0, True, lambda: visit.saved("vec")[None, :, None]),
+        Operand(1, False, lambda: visit.saved("self")[None]),
+    ]
+    product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
+
+
+def addmv(visit: Visit) -> None:
+    """out [p] = beta * self + alpha * mat @ vec."""
+    alpha, beta = float(visit.saved("alpha")), float(visit.saved("beta"))
+    shape = visit.output().shape
+    for group in visit.groups():
+        visit.send(0, group.layout, lambda g=group: _scaled(g.values, beta), shape)  # type: ignore[misc]
+    operands = [
+        Operand(1, True, lambda: visit.saved("vec")[None, :, None], alpha),
+        Operand(2, False, lambda: visit.saved("mat")[None], alpha),
+    ]
+    product(visit, visit.groups(), (1, shape[0], 1), operands)
+
+
+def dot(visit: Visit) -> None:
+    """out = self . tensor."""
+    names = ("tensor", "self") if "Vdot" not in visit.name else ("other", "self")
+    operands = [
+        Operand(0, True, lambda: visit.saved(names[0])[None, :, None]),
+        Operand(1, False, lambda: visit.saved(names[1])[None, None, :]),
+    ]
+    product(visit, visit.groups(), (1, 1, 1), operands)
+
+
+RULES: dict[str, Rule] = {
+    "MmBackward0": mm,
+    "BmmBackward0": bmm,
+    "AddmmBackward0": addmm,
+    "BaddbmmBackward0": baddbmm,
+    "MvBackward0": mv,
+    "AddmvBackward0": addmv,
+    "DotBackward0": dot,
+    "VdotBackward0": dot,
+}

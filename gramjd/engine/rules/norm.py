@@ -1,0 +1,159 @@
+"""Normalisations: statistics mix some dimensions; scale and shift receive products with the normalised input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.rules.convolution import per_channel
+from gramjd.engine.rules.vocabulary import MIXES, Rule
+from gramjd.engine.visit import Visit, over_rows
+
+
+def layer_norm(visit: Visit) -> None:
+    """Leading dimensions stay apart; the normalised ones mix."""
+    shape = visit.output().shape
+    normalized = visit.integers("normalized_shape")
+    lead = set(range(len(shape) - len(normalized)))
+    for group in visit.groups():
+        group = visit.keep_only(group, lead, MIXES)
+        visit.send(2, group.layout, group.values, shape)
+        if visit.wants(1):
+            visit.send(1, group.layout, lambda g=group: g.values * _layer_normalised(visit), shape)  # type: ignore[misc]
+        visit.send(0, group.layout, lambda g=group: over_rows(lambda v: _layer_input(visit, v, normalized), g.values))  # type: ignore[misc]
+
+
+def _layer_normalised(visit: Visit) -> Tensor:
+    normalised: Tensor = (visit.saved("input") - visit.saved("result1")) * visit.saved("result2")
+    return normalised
+
+
+def _layer_input(visit: Visit, g: Tensor, normalized: list[int]) -> Tensor:
+    saved = [visit.saved(name) for name in ("result1", "result2", "weight", "bias")]
+    args = (visit.saved("input"), normalized, *saved)
+    out: Tensor = torch.ops.aten.native_layer_norm_backward(g.contiguous(), *args, [True, False, False])[0]
+    return out
+
+
+def rms_norm(visit: Visit) -> None:
+    """x / rms(x) * weight over the trailing dimensions."""
+    shape = visit.output().shape
+    dims = tuple(range(-len(visit.integers("normalized_shape")), 0))
+    lead = set(range(len(shape) + dims[0]))
+    for group in visit.groups():
+        group = visit.keep_only(group, lead, MIXES)
+        if visit.wants(1):
+            visit.send(1, group.layout, lambda g=group: g.values * (visit.saved("input") * visit.saved("result1")), shape)  # type: ignore[misc]
+        visit.send(0, group.layout, lambda g=group: _rms_input(visit, g.values, dims))  # type: ignore[misc]
+
+
+def _rms_input(visit: Visit, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    weight, rstd = visit.saved("weight"), visit.saved("result1")
+    normalised = visit.saved("input") * rstd
+    g = values if weight is None else values * weight
+    return rstd * (g - normalised * (g * normalised).mean(dims, keepdim=True))  # type: ignore[no-any-return]
+
+
+def group_norm(visit: Visit) -> None:
+    """Samples stay apart; channels of a group and pixels mix."""
+    for group in visit.groups():
+        group = visit.keep_only(group, {0}, MIXES)
+        per_channel(visit, 2, group, None if visit.dry else group.values)
+        if visit.wants(1):
+            per_channel(visit, 1, group, None if visit.dry else group.values * _group_normalised(visit))
+        visit.send(0, group.layout, lambda g=group: over_rows(lambda v: _group_input(visit, v), g.values))  # type: ignore[misc]
+
+
+def _group_normalised(visit: Visit) -> Tensor:
+    x: Tensor = visit.saved("input")
+    n, groups = x.shape[0], visit.integer("group")
+    mean, rstd = (visit.saved(name).view(n, groups, 1) for name in ("result1", "result2"))
+    return ((x.reshape(n, groups, -1) - mean) * rstd).view(x.shape)
+
+
+def _group_input(visit: Visit, g: Tensor) -> Tensor:
+    saved = [visit.saved(name) for name in ("input", "result1", "result2", "weight")]
+    sizes = [visit.integer(name) for name in ("N", "C", "HxW", "group")]
+    saved[0] = saved[0].contiguous()
+    out: Tensor = torch.ops.aten.native_group_norm_backward(g.contiguous(), *saved, *sizes, [True, False, False])[0]
+    return out
+
+
+def batch_norm(visit: Visit) -> None:
+    """In evaluation an affine map of each element; in training each channel's statistics mix the batch."""
+    shape = visit.output().shape
+    training = bool(visit.saved("training"))
+    keep = {1} if training else set(range(len(shape)))
+    for group in visit.groups():
+        group = visit.keep_only(group, keep, "normalises over the batch")
+        per_channel(visit, 2, group, None if visit.dry else group.values)
+        if visit.wants(1):
+            per_channel(visit, 1, group, None if visit.dry else group.values * _batch_normalised(visit))
+        visit.send(0, group.layout, lambda g=group: _batch_input(visit, g.values, training))  # type: ignore[misc]
+
+
+def _per_channel_view(visit: Visit, t: Tensor) -> Tensor:
+    return t.view(-1, *[1] * (len(visit.output().shape) - 2))
+
+
+def _batch_statistics(visit: Visit) -> tuple[Tensor, Tensor]:
+    if visit.saved("training"):
+        mean, invstd = visit.saved("result1"), visit.saved("result2")
+    else:
+        eps = visit.saved("eps") if hasattr(visit.node, "_saved_eps") else visit.saved("epsilon")
+        mean, invstd = visit.saved("running_mean"), torch.rsqrt(visit.saved("running_var") + eps)
+    return _per_channel_view(visit, mean), _per_channel_view(visit, invstd)
+
+
+def _batch_normalised(visit: Visit) -> Tensor:
+    mean, invstd = _batch_statistics(visit)
+    return (visit.saved("input") - mean) * invstd  # type: ignore[no-any-return]
+
+
+def _batch_input(visit: Visit, values: Tensor, training: bool) -> Tensor:
+    _, invstd = _batch_statistics(visit)
+    weight = visit.saved("weight")
+    scale = invstd if weight is None else invstd * _per_channel_view(visit, weight)
+    if not training:
+        return values * scale
+    normalised = _batch_normalised(visit)
+    dims = (1, *range(3, values.ndim))
+    centred = values - values.mean(dims, keepdim=True)
+    return scale * (centred - normalised * (values * normalised).mean(dims, keepdim=True))
+
+
+def weight_norm(visit: Visit) -> None:
+    """w = g v / ||v||, the norm over all dimensions but one; both inputs are parameters, rows come dense."""
+    dim = visit.integer("dim")
+    groups = [visit.densified(g, None, MIXES) for g in visit.groups()]
+    for group in groups:
+        for edge in (0, 1):
+            if visit.wants(edge):
+                layout = layouts.dense(group.layout.rows, visit.input(edge).shape.__len__() and _numel(visit, edge))
+                visit.send(edge, layout, lambda g=group, e=edge: _weight_norm(visit, g.values, dim)[e])  # type: ignore[misc]
+
+
+def _numel(visit: Visit, edge: int) -> int:
+    total = 1
+    for n in visit.input(edge).shape:
+        total *= n
+    return total
+
+
+def _weight_norm(visit: Visit, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    v, g = visit.saved("v"), visit.saved("g")
+    dims = [d for d in range(v.ndim) if d != dim % v.ndim]
+    norm = v.norm(dim=dims, keepdim=True)
+    unit = v / norm
+    along = (values * unit).sum([d + 1 for d in dims], keepdim=True)
+    return (values - unit * along) * (g.view(norm.shape) / norm), along.view(len(values), *g.shape)
+
+
+RULES: dict[str, Rule] = {
+    "NativeLayerNormBackward0": layer_norm,
+    "FusedRmsNormBackward0": rms_norm,
+    "NativeGroupNormBackward0": group_norm,
+    **dict.fromkeys(["NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"], batch_norm),
+    "WeightNormInterfaceBackward0": weight_norm,
+}

@@ -1,0 +1,328 @@
+"""Views, permutations, slices, joins and splits: data moves, nothing is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group, reduce_to
+from gramjd.engine.factors import Step
+from gramjd.engine.rules.vocabulary import Rule, all_but, carried, opaque, permuted, through
+from gramjd.engine.visit import Visit, pull
+
+CUTS = "cuts across a batch axis that a reshape has merged"
+
+
+def _whole(visit: Visit, group: Group) -> Group:
+    """Give up batch axes that overlap a dimension without nesting in it."""
+    if layouts.diagonal_dims(group.layout, group.shape) is None:
+        return visit.densified(group, None, CUTS)
+    return group
+
+
+def _transposed(visit: Visit) -> list[int]:
+    order = list(range(len(visit.output().shape)))
+    a, b = visit.dim("dim0"), visit.dim("dim1")
+    order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _permutation(visit: Visit) -> list[int]:
+    count = len(visit.output().shape)
+    return [d % count for d in visit.integers("dims")]
+
+
+def expand(visit: Visit) -> None:
+    """The cotangent is summed over the expanded dimensions, where slices of a batch axis become rows."""
+    for group in visit.groups():
+        visit.send(0, group.layout, group.values, visit.output().shape)
+
+
+def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
+    """Dimension and input positions that a slice or select takes."""
+    sizes = visit.integers("self_sym_sizes")
+    dim = visit.dim(of=len(sizes))
+    if "Select" in visit.name:
+        return dim, np.array([visit.integer("index") % sizes[dim]])
+    start, end, step = (visit.integer(name) for name in ("start", "end", "step"))
+    return dim, np.arange(sizes[dim])[start : min(end, sizes[dim]) : step]
+
+
+def taken(visit: Visit) -> None:
+    """Slice and select: zeros elsewhere, which belong to no loss."""
+    dim, index = _positions(visit)
+    target = visit.input(0).shape
+    for group in visit.groups():
+        group = _whole(visit, group)
+        shape = (*target[:dim], len(index), *target[dim + 1 :])
+        layout = _scattered(group, shape, dim, index, target)
+        if layout is not None:
+            visit.send(0, layout, lambda g=group, s=shape: _placed(g.values.reshape(-1, *s), dim, index, target))  # type: ignore[misc]
+
+
+def _scattered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]) -> layouts.Layout | None:
+    """Owners over `target` of a part of `dim`.
+
+    Without another batch axis the part itself becomes one: the columns of a table of task outputs, or the samples of a
+    loop over a batch, are then one stacked row together.
+    """
+    where = layouts.diagonal_dims(group.layout, shape)
+    assert where is not None, "made whole by the caller"
+    if dim in where or (not where and len(index) < target[dim]):
+        return layouts.scatter(group.layout, shape, dim, index, target[dim])
+    return layouts.carry(group.layout, shape, target, {d: d for d in range(len(shape)) if d != dim})
+
+
+def _placed(values: Tensor, dim: int, index: layouts.Rows, target: Sequence[int]) -> Tensor:
+    """Zeros of `target` with `values` at positions `index` of `dim`."""
+    out = torch.zeros(len(values), *target, dtype=values.dtype, device=values.device)
+    if not len(index):
+        return out
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    where = slice(int(index[0]), int(index[-1]) + 1, step)
+    out[(slice(None),) * (1 + dim) + (where,)] = values
+    return out
+
+
+def _sizes(visit: Visit, dim: int) -> list[int]:
+    """Lengths of a split's outputs along `dim`."""
+    return [meta.shape[dim] for meta in visit.graph.metadata(visit.node)]
+
+
+def parts(visit: Visit) -> None:
+    """Split, chunk and unbind: cotangents of all outputs with the same owners are joined in one tensor."""
+    unbind = "Unbind" in visit.name
+    target = visit.input(0).shape
+    dim = visit.dim(of=len(target))
+    sizes = [1] * target[dim] if unbind else _sizes(visit, dim)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    found: dict[object, tuple[layouts.Layout, dict[int, Tensor]]] = {}
+    apart: list[tuple[layouts.Layout, int, Tensor]] = []
+    for nr, queue in visit.arrivals.items():
+        for group in queue:
+            group = _whole(visit, group)
+            shape = (*group.shape[:dim], 1, *group.shape[dim:]) if unbind else tuple(group.shape)
+            index = np.arange(starts[nr], starts[nr + 1])
+            layout = _scattered(group, shape, dim, index, target)
+            if layout is None:
+                continue
+            values = group.values.reshape(-1, *shape)
+            pieces = found.setdefault(layout.key, (layout, {}))[1]
+            if nr in pieces:
+                apart.append((layout, nr, values))
+            else:
+                pieces[nr] = values
+    joined = [(layout, pieces) for layout, pieces in found.values()] + [(lay, {nr: v}) for lay, nr, v in apart]
+    for layout, pieces in _merged(joined):
+        visit.send(0, layout, None if visit.dry else _joined(pieces, sizes, dim, target))
+
+
+def _merged(joined: list[tuple[layouts.Layout, dict[int, Tensor]]]) -> list[tuple[layouts.Layout, dict[int, Tensor]]]:
+    """Put layouts together that own different slices: x.chunk(2) on the batch axis gives one row again."""
+    out: list[tuple[layouts.Layout, dict[int, Tensor]]] = []
+    for layout, pieces in joined:
+        for n, (other, have) in enumerate(out):
+            both = layouts.overlay(other, layout)
+            if both is not None and not set(have) & set(pieces):
+                out[n] = (both, {**have, **pieces})
+                break
+        else:
+            out.append((layout, pieces))
+    return out
+
+
+def _joined(pieces: dict[int, Tensor], sizes: list[int], dim: int, target: Sequence[int]) -> Tensor:
+    first = next(iter(pieces.values()))
+
+    def piece(nr: int) -> Tensor:
+        if nr in pieces:
+            return pieces[nr]
+        shape = [*target[:dim], sizes[nr], *target[dim + 1 :]]
+        return torch.zeros(len(first), *shape, dtype=first.dtype, device=first.device)
+
+    return torch.cat([piece(nr) for nr in range(len(sizes))], dim=1 + dim)
+
+
+def joins(visit: Visit) -> None:
+    """Cat and stack: each operand gets its part of the cotangent, with the owners of that part."""
+    shape, dim = visit.output().shape, visit.dim()
+    starts = list(range(len(visit.edges))) if "Stack" in visit.name else _starts(visit, dim)
+    groups = [_whole(visit, g) for g in visit.groups()]
+    for edge, start in enumerate(starts):
+        if not visit.wants(edge):
+            continue
+        target = visit.input(edge).shape
+        length = 1 if "Stack" in visit.name else target[dim]
+        if not math.prod(target):
+            continue
+        index = np.arange(start, start + length)
+        for group in groups:
+            layout = _gathered(group, shape, dim, index)
+            if layout is not None:
+                part = None if visit.dry else group.values.narrow(1 + dim, start, length)
+                visit.send(edge, layout, None if part is None else part.reshape(-1, *target))
+
+
+def _starts(visit: Visit, dim: int) -> list[int]:
+    """Where each operand of cat begins. The node knows; it is asked by sending positions as a cotangent."""
+    shape = visit.output().shape
+    ladder = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    found = pull(visit.node, [ladder[None]])
+    return [int(part.flatten()[0]) if part is not None and part.numel() else 0 for part in found]
+
+
+def _gathered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
+    where = layouts.diagonal_dims(group.layout, shape)
+    assert where is not None, "made whole by the caller"
+    if dim in where:
+        return layouts.gather(group.layout, shape, dim, index)
+    middle = [n if d != dim else len(index) for d, n in enumerate(shape)]
+    return layouts.carry(group.layout, shape, middle, {d: d for d in range(len(shape)) if d != dim})
+
+
+def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
+    """Output position p of a dimension is input position index[p], each used once (flip, roll)."""
+
+    def rule(visit: Visit) -> None:
+        dim, index = positions(visit)
+        target = visit.input(0).shape
+        back = torch.from_numpy(np.argsort(index))
+        for group in visit.groups():
+            group = _whole(visit, group)
+            where = layouts.diagonal_dims(group.layout, group.shape) or set()
+            layout = layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
+            if layout is not None:
+                visit.send(0, layout, None if visit.dry else group.values.index_select(1 + dim, back.to(group.values.device)))
+
+    return rule
+
+
+def flip(visit: Visit) -> None:
+    """Flip: one dimension by its permutation; several keep only the batch axes they do not touch."""
+    dims = [d % len(visit.output().shape) for d in visit.integers("dims")]
+    if len(dims) == 1:
+        moves(lambda v: (dims[0], np.arange(v.output().shape[dims[0]])[::-1]))(visit)
+    else:
+        all_but(lambda _: dims)(visit)
+
+
+def roll(visit: Visit) -> None:
+    """Roll along one dimension; other forms keep only the batch axes they do not touch."""
+    dims, shifts = visit.integers("dims"), visit.integers("shifts")
+    if len(dims) == 1:
+        dim = dims[0] % len(visit.output().shape)
+        size = visit.output().shape[dim]
+        moves(lambda _: (dim, (np.arange(size) - shifts[0]) % size))(visit)
+    elif dims:
+        all_but(lambda _: [d % len(visit.output().shape) for d in dims])(visit)
+    else:
+        opaque(visit)
+
+
+def repeat(visit: Visit) -> None:
+    """Tile: [r0, n0, r1, n1, ..] summed over the r; copies of a batch axis keep their owners apart by rows."""
+    target = visit.input(0).shape
+    repeats = visit.integers("repeats")
+    lead = len(repeats) - len(target)
+    wide = [n for r, size in zip(repeats, [1] * lead + list(target), strict=True) for n in (r, size)]
+    to = [n for size in [1] * lead + list(target) for n in (1, size)]
+    for group in visit.groups():
+        group = visit.densified(group, None, CUTS) if layouts.split(group.layout, wide) is None else group
+        whole = Group(group.layout, group.values.reshape(-1, *wide))
+        small = reduce_to(whole, to, visit.ledger.charge)
+        visit.send(0, small.layout, small.values.reshape(-1, *target))
+
+
+def pad(visit: Visit) -> None:
+    """Constant padding: the batch axes of the dimensions that are not padded."""
+    shape, target = visit.output().shape, visit.input(0).shape
+    carried(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(visit)
+
+
+def diagonal_of(visit: Visit) -> None:
+    """Diagonal: the dimensions that are not part of it."""
+    target = visit.input(0).shape
+    pair = {visit.integer("dim1") % len(target), visit.integer("dim2") % len(target)}
+    rest = [d for d in range(len(target)) if d not in pair]
+    carried(lambda _: [dict(enumerate(rest))])(visit)
+
+
+# -- isometries: what a factor may pass through -----------------------------------------------------------------------
+
+
+def _step(push: Callable[[Visit, Tensor, int], Tensor]) -> Callable[[Visit, int], Step]:
+    def make(visit: Visit, nr: int) -> Step:
+        node, count = visit.node, len(visit.graph.metadata(visit.node))
+
+        def back(values: Tensor) -> Tensor:
+            outputs: list[Tensor | None] = [None] * count
+            outputs[nr] = values
+            (result,) = (r for r in pull(node, outputs) if r is not None)
+            return result
+
+        return Step(lambda t: push(visit, t, nr), back)
+
+    return make
+
+
+def _same(visit: Visit, nr: int) -> Step:
+    dtype = visit.input(0).dtype
+    return Step(lambda t: t, lambda values: values.to(dtype))
+
+
+def _push_taken(visit: Visit, t: Tensor, nr: int) -> Tensor:
+    dim, index = _positions(visit)
+    if "Select" in visit.name:
+        return t.select(dim, int(index[0]))
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    return t[(slice(None),) * dim + (slice(int(index[0]), int(index[-1]) + 1, step),)]
+
+
+def _push_part(visit: Visit, t: Tensor, nr: int) -> Tensor:
+    dim = visit.dim(of=t.ndim)
+    if "Unbind" in visit.name:
+        return t.select(dim, nr)
+    sizes = _sizes(visit, dim)
+    return t.narrow(dim, sum(sizes[:nr]), sizes[nr])
+
+
+_view = _step(lambda visit, t, nr: t.view(visit.output(nr).shape))
+_transpose = _step(lambda visit, t, nr: t.permute(_transposed(visit)))
+
+ISOMETRIES: dict[str, Callable[[Visit, int], Step]] = {
+    **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], _same),
+    **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], _view),
+    **dict.fromkeys(["UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"], _view),
+    **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], _transpose),
+    "TBackward0": _step(lambda visit, t, nr: t.t()),
+    "PermuteBackward0": _step(lambda visit, t, nr: t.permute(_permutation(visit))),
+    **dict.fromkeys(["SliceBackward0", "SelectBackward0"], _step(_push_taken)),
+    **dict.fromkeys(["SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnbindBackward0"], _step(_push_part)),
+}
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], through),
+    **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], through),
+    **dict.fromkeys(["UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"], through),
+    **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], permuted(_transposed)),
+    "TBackward0": permuted(lambda visit: list(range(len(visit.output().shape)))[::-1]),
+    "PermuteBackward0": permuted(_permutation),
+    "ExpandBackward0": expand,
+    "RepeatBackward0": repeat,
+    **dict.fromkeys(["SliceBackward0", "SelectBackward0"], taken),
+    **dict.fromkeys(
+        ["SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnsafeSplitWithSizesBackward0", "UnbindBackward0"],
+        parts,
+    ),
+    **dict.fromkeys(["CatBackward0", "StackBackward0"], joins),
+    "FlipBackward0": flip,
+    "RollBackward0": roll,
+    **dict.fromkeys(["ConstantPadNdBackward0", "UnfoldBackward0"], pad),
+    "DiagonalBackward0": diagonal_of,
+    **dict.fromkeys(["TrilBackward0", "TriuBackward0"], all_but(lambda visit: [len(visit.output().shape) - d for d in (1, 2)])),
+}

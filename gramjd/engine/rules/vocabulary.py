@@ -1,0 +1,217 @@
+"""Definers: each turns an algebraic fact about an operation into the rule of its backward node.
+
+A rule takes a `Visit`, asks which dimensions of the output keep the batch axis apart, calls the node (or a formula) on
+the stacked rows and sends one cotangent to each input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group
+from gramjd.engine.rows import Layout
+from gramjd.engine.visit import Visit, pull
+
+Rule = Callable[[Visit], None]
+DimMap = dict[int, int]
+MIXES = "mixes the slices of the batch axis"
+
+
+def opaque(visit: Visit) -> None:
+    """Any node at all: m dense rows, the node called for each of them (vectorised where vmap can)."""
+    groups = {
+        nr: [visit.densified(g, None, "has no rule that keeps a batch axis") for g in queue]
+        for nr, queue in visit.arrivals.items()
+    }
+    owners = np.unique(np.concatenate([g.layout.rows for queue in groups.values() for g in queue]))
+    owners = owners[owners >= 0]
+    shapes = [meta.shape for meta in visit.graph.metadata(visit.node)]
+    values: list[Tensor | None] = [None] * len(shapes)
+    if not visit.dry:
+        for nr, queue in groups.items():
+            values[nr] = _on_rows(queue, owners)
+    pulled = visit.pulled(values)
+    for edge in range(len(visit.edges)):
+        if visit.wants(edge):
+            layout = layouts.dense(owners, math.prod(visit.input(edge).shape))
+            visit.send(edge, layout, pulled[edge])
+
+
+def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
+    first = groups[0].values
+    if len(groups) == 1 and groups[0].layout.rows.shape == owners.shape and (groups[0].layout.rows == owners).all():
+        return first
+    out = torch.zeros(len(owners), *first.shape[1:], dtype=first.dtype, device=first.device)
+    for group in groups:
+        live = np.flatnonzero(group.layout.rows >= 0)
+        place = torch.from_numpy(np.searchsorted(owners, group.layout.rows[live])).to(out.device)
+        out.index_add_(0, place, group.values[torch.from_numpy(live).to(out.device)])
+    return out
+
+
+def stacked(groups: Sequence[Group]) -> Tensor:
+    """All groups' rows as one tensor, so that a node is called (and its saved tensors read) once."""
+    return groups[0].values if len(groups) == 1 else torch.cat([g.values for g in groups])
+
+
+def unstacked(groups: Sequence[Group], values: Tensor | None) -> list[Tensor | None]:
+    """Cut a result back into the groups' rows."""
+    if values is None:
+        return [None] * len(groups)
+    return list(values.split([g.layout.stacked for g in groups]))
+
+
+def pointwise(visit: Visit) -> None:
+    """Output element e depends on element e of each operand (operands broadcast from the right)."""
+    groups = visit.groups()
+    shape = visit.output().shape
+    if not all(_broadcasts(visit.input(e).shape, shape) for e in range(len(visit.edges)) if visit.wants(e)):
+        opaque(visit)
+        return
+    if visit.dry:
+        results: list[Tensor | None] = [None] * len(visit.edges)
+    else:
+        results = _broadcast_call(visit, stacked(groups))
+        expected = (sum(g.layout.stacked for g in groups), *shape)
+        if any(visit.wants(e) and r is not None and tuple(r.shape) != expected for e, r in enumerate(results)):
+            opaque(visit)
+            return
+    for edge in range(len(visit.edges)):
+        if visit.wants(edge) and (visit.dry or results[edge] is not None):
+            for group, value in zip(groups, unstacked(groups, results[edge]), strict=True):
+                visit.send(edge, group.layout, value, shape)
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """False for the reduced form of a loss: its scalar output depends on every element."""
+    return len(shape) <= len(to) and all(n in (1, to[len(to) - len(shape) + d]) for d, n in enumerate(shape))
+
+
+def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
+    """Pointwise formulas broadcast over a leading axis: no vmap needed."""
+    outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
+    outputs[0] = values[0] if len(values) == 1 else values
+    out = visit.node(*outputs)
+    results = list(out) if isinstance(out, tuple) else [out]
+    return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
+
+
+def through(visit: Visit) -> None:
+    """The gradient passes unchanged, in row-major order: views, reshapes, copies, casts."""
+    for group in visit.groups():
+        target = visit.input(0).shape
+        visit.send(0, group.layout, lambda g=group, t=target: g.values.reshape(g.layout.stacked, *t))  # type: ignore[misc]
+
+
+def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
+    """An operation that acts apart on each index of some dimensions and mixes the others.
+
+    `maps` gives for each edge which output dimension is which input dimension; the node itself is called.
+    """
+
+    def rule(visit: Visit) -> None:
+        per_edge = maps(visit)
+        wanted = [m for e, m in enumerate(per_edge) if visit.wants(e)]
+        shape = visit.output().shape
+        common = {d for d in range(len(shape)) if all(m is not None and d in m for m in wanted)}
+        groups = [visit.keep_only(g, common, MIXES) for g in visit.groups()]
+        outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
+        outputs[0] = None if visit.dry else stacked(groups)
+        results = visit.pulled(outputs)
+        for edge, to_dim in enumerate(per_edge):
+            if visit.wants(edge):
+                kept = {d: e for d, e in (to_dim or {}).items() if d in common}
+                for group, value in zip(groups, unstacked(groups, results[edge]), strict=True):
+                    target = visit.input(edge).shape
+                    visit.send(edge, layouts.carry(group.layout, shape, target, kept), value)
+
+    return rule
+
+
+def all_but(dims: Callable[[Visit], Sequence[int]]) -> Rule:
+    """Input and output have the same dimensions, of which `dims` are mixed."""
+
+    def maps(visit: Visit) -> list[DimMap | None]:
+        mixed = set(dims(visit))
+        return [{d: d for d in range(len(visit.output().shape)) if d not in mixed}]
+
+    return carried(maps)
+
+
+def leading(count: Callable[[Visit], int]) -> Rule:
+    """The first `count` dimensions are apart in the output and in every input."""
+
+    def maps(visit: Visit) -> list[DimMap | None]:
+        shape = visit.output().shape
+        out: list[DimMap | None] = []
+        for edge in range(len(visit.edges)):
+            target = visit.input(edge).shape if visit.wants(edge) else ()
+            out.append({d: d for d in range(min(count(visit), len(target))) if target[d] == shape[d]})
+        return out
+
+    return carried(maps)
+
+
+def permuted(order: Callable[[Visit], Sequence[int]]) -> Rule:
+    """Output dimension d is input dimension order[d]."""
+
+    def rule(visit: Visit) -> None:
+        forward = list(order(visit))
+        back = [0] + [1 + forward.index(d) for d in range(len(forward))]
+        target, shape = visit.input(0).shape, visit.output().shape
+        for group in visit.groups():
+            group = _splittable(visit, group)
+            layout = layouts.carry(group.layout, shape, target, dict(enumerate(forward)))
+            visit.send(0, layout, None if visit.dry else group.values.permute(back))
+
+    return rule
+
+
+def _splittable(visit: Visit, group: Group) -> Group:
+    """Give up batch axes that overlap a dimension without nesting in it."""
+    if layouts.diagonal_dims(group.layout, group.shape) is None:
+        return visit.densified(group, None, "cuts across a batch axis that a reshape has merged")
+    return group
+
+
+def reduction(dims: Callable[[Visit], Sequence[int]], keepdim: Callable[[Visit], bool], scale: Callable[[Visit], float] | None = None) -> Rule:
+    """Sum or mean over dimensions: the cotangent is expanded."""
+
+    def rule(visit: Visit) -> None:
+        target = visit.input(0).shape
+        gone = {d % max(1, len(target)) for d in dims(visit)} or set(range(len(target)))
+        kept = [d for d in range(len(target)) if d not in gone]
+        factor = None if scale is None else scale(visit)
+        shape = visit.output().shape
+        from_dim = {d: d for d in kept} if keepdim(visit) else dict(enumerate(kept))
+        for group in visit.groups():
+            group = _splittable(visit, group)
+            layout = layouts.carry(group.layout, shape, target, from_dim)
+            flat = [1 if d in gone else n for d, n in enumerate(target)]
+            visit.send(0, layout, lambda g=group, f=flat: _expanded(g.values, f, target, factor))  # type: ignore[misc]
+
+    return rule
+
+
+def _expanded(values: Tensor, flat: list[int], target: tuple[int, ...], factor: float | None) -> Tensor:
+    scaled = values if factor is None else values * factor
+    return scaled.reshape(len(values), *flat).expand(len(values), *target)
+
+
+def moved(visit: Visit, edge: int, group: Group, dim: int, index: layouts.Rows, size: int) -> Layout | None:
+    """The layout after output position p of `dim` came from the distinct input position index[p]."""
+    if not group.layout.diagonal:
+        return layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape))
+    return layouts.scatter(group.layout, group.shape, dim, index, size)
+
+
+__all__ = [
+    "DimMap", "Rule", "all_but", "carried", "leading", "moved", "opaque", "permuted", "pointwise", "pull", "reduction",
+    "stacked", "through", "unstacked",
+]  # fmt: skip

@@ -1,0 +1,260 @@
+"""A visit: what a rule sees of one node, and the only way in which it hands results on.
+
+All invariants of what a rule returns are checked here, in `send`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group, densify, materialised, reduce_to
+from gramjd.engine.factors import Factor, Step
+from gramjd.engine.graph import Graph, Metadata, Node
+from gramjd.engine.rows import Layout, Shape
+from gramjd.errors import RuleError
+
+Message = Group | Factor
+
+
+@dataclass
+class Loss:
+    """Where batch axes were lost: the operation and why."""
+
+    operation: str
+    reason: str
+
+
+@dataclass
+class Ledger:
+    """What a walk may use and what it noticed."""
+
+    dry: bool
+    charge: Callable[[int], None]
+    dense: list[Loss] = field(default_factory=list)
+
+
+class Visit:
+    """One node of the graph with the cotangents that arrived at its outputs."""
+
+    def __init__(self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, leads: Callable[[Node], bool]):
+        self.graph = graph
+        self.node = node
+        self.name: str = node.name()
+        self.arrivals = arrivals
+        self.ledger = ledger
+        self._leads = leads
+        self._saved: dict[str, Any] = {}
+        self.sent: list[tuple[int, Message]] = []
+        self.edges: list[tuple[Node, int] | None] = [
+            (child, nr) if child is not None and (child in graph.wanted) else None for child, nr in node.next_functions
+        ]
+
+    # -- what the node says ------------------------------------------------------------------------------------------
+
+    @property
+    def dry(self) -> bool:
+        """Whether this walk only plans: values are on the meta device and nothing is computed."""
+        return self.ledger.dry
+
+    def output(self, nr: int = 0) -> Metadata:
+        """Shape and dtype of the node's output (where cotangents arrive)."""
+        return self.graph.metadata(self.node)[nr]
+
+    def input(self, edge: int) -> Metadata:
+        """Shape and dtype of what an edge leads to (where cotangents go)."""
+        target = self.edges[edge]
+        assert target is not None, "asked for an edge that leads nowhere"
+        return self.graph.metadata(target[0])[target[1]]
+
+    def wants(self, edge: int) -> bool:
+        """Whether an input of interest lies behind this edge."""
+        return edge < len(self.edges) and self.edges[edge] is not None
+
+    def parametric(self, edge: int) -> bool:
+        """Whether the edge leads straight to a parameter, through isometries only."""
+        target = self.edges[edge]
+        return target is not None and self._leads(target[0])
+
+    def saved(self, name: str) -> Any:
+        """A saved value, read once: a second read would recompute a checkpointed segment."""
+        if name not in self._saved:
+            self._saved[name] = getattr(self.node, f"_saved_{name}")
+        return self._saved[name]
+
+    def integer(self, name: str) -> int:
+        """A saved integer; negative ones arrive as unsigned 64-bit."""
+        return signed(self.saved(name))
+
+    def integers(self, name: str) -> list[int]:
+        """Saved integers; negative ones arrive as unsigned 64-bit."""
+        return [signed(n) for n in self.saved(name)]
+
+    def dim(self, name: str = "dim", of: int | None = None) -> int:
+        """A saved dimension as an index from the front of a tensor with `of` dimensions (default: of the output)."""
+        count = len(self.output().shape) if of is None else of
+        return self.integer(name) % max(1, count)
+
+    # -- cotangents --------------------------------------------------------------------------------------------------
+
+    def groups(self, nr: int = 0) -> list[Group]:
+        """The groups that arrived at an output."""
+        return self.arrivals.get(nr, [])
+
+    def densified(self, group: Group, dims: set[int] | None, reason: str) -> Group:
+        """Spread over rows the batch axes in `dims` (None: all of them), and note where the last one was lost."""
+        if not group.layout.diagonal:
+            return group
+        if dims is not None:
+            where = layouts.diagonal_dims(group.layout, group.shape)
+            if where is not None and not where & dims:
+                return group
+        new = densify(group, dims, self.ledger.charge)
+        if not new.layout.diagonal and group.layout.losses > 1:
+            self.ledger.dense.append(Loss(self.name, reason))
+        return new
+
+    def keep_only(self, group: Group, dims: set[int], reason: str) -> Group:
+        """Spread all batch axes but those in `dims`."""
+        return self.densified(group, set(range(len(group.shape))) - dims, reason)
+
+    def pulled(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Call the node: cotangents [K, *output] (None: zero) to [K, *input] for every edge."""
+        if self.dry:
+            return [None] * len(self.node.next_functions)
+        return pull(self.node, values)
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def send(self, edge: int, layout: Layout, values: Tensor | Callable[[], Tensor | None] | None, shape: Shape | None = None) -> None:
+        """Hand a cotangent to an edge: [K, *shape], where a `shape` broadcast from the edge's is summed down to it."""
+        if not self.wants(edge):
+            return
+        target = self.input(edge)
+        shape = target.shape if shape is None else tuple(shape)
+        if self.dry:
+            value: Tensor | None = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
+        else:
+            value = values() if callable(values) else values
+        if value is None or not math.prod(target.shape):
+            return
+        value = self._cast(value, target)
+        if tuple(value.shape) != (layout.stacked, *shape):
+            raise RuleError(
+                f"the rule of {self.name} returned shape {tuple(value.shape)} for input {edge}; expected "
+                f"{(layout.stacked, *shape)} (stacked rows first)"
+            )
+        if math.prod(p.size for p in layout.pieces) != math.prod(shape):
+            raise RuleError(f"the rule of {self.name} returned a layout for another size than {tuple(shape)}")
+        self.sent.append((edge, reduce_to(Group(layout, value), target.shape, self.ledger.charge)))
+
+    def _cast(self, value: Tensor, target: Metadata) -> Tensor:
+        if value.layout != torch.strided:
+            value = value.to_dense()
+        if value.is_complex() and not target.dtype.is_complex:
+            value = value.real
+        return value if value.dtype == target.dtype else value.to(target.dtype)
+
+    def send_factor(self, edge: int, factor: Factor) -> None:
+        """Hand an unmultiplied factor to an edge that `parametric` is true of."""
+        target, shape = self.input(edge).shape, factor.shape
+        if math.prod(shape) != math.prod(target):
+            raise RuleError(f"the rule of {self.name} returned a factor of shape {shape} for an input of shape {target}")
+        if not math.prod(target):
+            return
+        if tuple(shape) != tuple(target):
+            view = Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
+            factor = factor.through(view)
+        self.sent.append((edge, factor))
+
+    def send_rows(self, edge: int, factor: Factor) -> None:
+        """Multiply a factor out for an edge that leads to no parameter, and send its rows."""
+        shape = self.input(edge).shape
+        self.ledger.charge(len(factor.rows) * math.prod(shape) * factor.dtype.itemsize)
+        if self.dry:
+            values = torch.empty(len(factor.rows), *shape, dtype=factor.dtype, device="meta")
+        else:
+            values = factor.materialise().reshape(-1, *shape)
+        group = materialised(factor.rows, values)
+        self.send(edge, group.layout, group.values)
+
+    def forward_factor(self, edge: int, factor: Factor, step: Step) -> None:
+        """Hand a factor on through an isometry."""
+        self.sent.append((edge, factor.through(step)))
+
+
+def signed(value: int) -> int:
+    """Undo the wrap-around of a negative 64-bit integer."""
+    return value - (1 << 64) if value >= (1 << 63) else value
+
+
+def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
+    stacked = next(len(v) for v in values if v is not None)
+    call = _callable(node)
+    if stacked == 1:
+        return [None if g is None else g.unsqueeze(0) for g in _tuple(call(*(None if v is None else v[0] for v in values)))]
+    if not _is_python(node):
+        try:
+            return _vmapped(call, values)
+        except RuntimeError as error:
+            if not _blames_vmap(error):
+                raise
+    rows = [_tuple(call(*(None if v is None else v[k] for v in values))) for k in range(stacked)]
+    return [_stacked_column(column) for column in zip(*rows, strict=True)]
+
+
+def _stacked_column(column: Sequence[Tensor | None]) -> Tensor | None:
+    """One edge's gradients of all rows; a node may leave out what is zero."""
+    given = [g for g in column if g is not None]
+    if not given:
+        return None
+    strided = [g.to_dense() if g.layout != torch.strided else g for g in given]
+    if len(given) == len(column):
+        return torch.stack(strided)
+    rest = iter(strided)
+    return torch.stack([torch.zeros_like(strided[0]) if g is None else next(rest) for g in column])
+
+
+def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A formula for one row's cotangent applied to stacked rows."""
+    return function(values[0]).unsqueeze(0) if len(values) == 1 else torch.vmap(function)(values)
+
+
+def _vmapped(call: Callable[..., Any], values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    present = [n for n, v in enumerate(values) if v is not None]
+    defined: list[bool] = []
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        full: list[Tensor | None] = [None] * len(values)
+        for n, g in zip(present, given, strict=True):
+            full[n] = g
+        out = _tuple(call(*full))
+        defined[:] = [g is not None for g in out]
+        return tuple(g for g in out if g is not None)
+
+    results = iter(torch.vmap(run, randomness="same")(*(values[n] for n in present)))
+    return [next(results) if there else None for there in defined]
+
+
+def _blames_vmap(error: RuntimeError) -> bool:
+    text = str(error)
+    return any(word in text for word in ("vmap", "functorch", "batching rule", "BatchedTensor", "data-dependent", "inplace arithmetic"))
+
+
+def _is_python(node: Node) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _callable(node: Node) -> Callable[..., Any]:
+    return node.apply if _is_python(node) else node  # type: ignore[no-any-return]
+
+
+def _tuple(out: Any) -> tuple[Tensor | None, ...]:
+    return out if isinstance(out, tuple) else (out,)

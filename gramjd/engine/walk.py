@@ -1,0 +1,210 @@
+"""The walk: every node once, in reverse order of the forward pass, messages dropped as soon as they are used."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gramjd.engine import rules
+from gramjd.engine.accumulate import Gramian, settle
+from gramjd.engine.cotangent import Group, materialised, unite
+from gramjd.engine.factors import Factor
+from gramjd.engine.graph import LEAF, Edge, Graph, Node, check_strided
+from gramjd.engine.rows import Rows, canonical
+from gramjd.engine.rows import Piece as P
+from gramjd.engine.visit import Ledger, Loss, Message, Visit
+
+OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
+
+
+class OverBudgetError(Exception):
+    """Stacked rows would take more than the budget; the caller walks for fewer losses at a time."""
+
+
+@dataclass
+class Budget:
+    """Bytes of stacked rows that may be alive; `peak` is what was asked for."""
+
+    limit: float
+    alive: int = 0
+    peak: int = 0
+
+    def charge(self, nbytes: int) -> None:
+        """Ask for `nbytes` more; refuse before they are allocated."""
+        self.peak = max(self.peak, self.alive + nbytes)
+        if self.alive + nbytes > self.limit:
+            raise OverBudgetError
+
+
+@dataclass
+class Walk:
+    """One pass over a graph. `on_target` receives what arrives at each input, once it is complete."""
+
+    graph: Graph
+    on_target: OnTarget
+    budget: Budget
+    dry: bool = False
+    dense: list[Loss] = field(default_factory=list)
+
+    def run(self, seeds: Sequence[Group | None]) -> None:
+        """Start from one cotangent a loss tensor (None: not asked for)."""
+        self._waiting = dict(self.graph.arrivals)
+        self._inbox: dict[Node, dict[int, list[Message]]] = {}
+        self._parametric: dict[Node, bool] = {}
+        self._ledger = Ledger(self.dry, self.budget.charge, self.dense)
+        ready: list[tuple[int, int, Node]] = []
+        ticket = itertools.count()
+
+        def push(node: Node) -> None:
+            order = -1 << 62 if node.name() == LEAF else -int(node._sequence_nr())
+            heapq.heappush(ready, (order, next(ticket), node))
+
+        for (node, nr), seed in zip(self.graph.roots, seeds, strict=True):
+            if seed is not None and node in self.graph.wanted:
+                self._deliver(node, nr, seed)
+        for node in dict.fromkeys(node for node, _ in self.graph.roots):
+            if not self._waiting.get(node):
+                push(node)
+        while ready:
+            _, _, node = heapq.heappop(ready)
+            self._visit(node)
+            for child, _ in self.graph.children[node]:
+                self._waiting[child] -= 1
+                if not self._waiting[child]:
+                    push(child)
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, node: Node, nr: int, message: Message) -> None:
+        queue = self._inbox.setdefault(node, {}).setdefault(nr, [])
+        if isinstance(message, Group):
+            for n, other in enumerate(queue):
+                if isinstance(other, Group) and other.layout.key == message.layout.key:
+                    queue[n] = Group(other.layout, other.values + message.values)
+                    return
+            self.budget.alive += _stacked_bytes(message)
+        queue.append(message)
+
+    def _visit(self, node: Node) -> None:
+        inbox = self._inbox.pop(node, None)
+        if not inbox:
+            return
+        for nr, messages in inbox.items():
+            if (node, nr) in self.graph.targets:
+                factors = [f for f in messages if isinstance(f, Factor)]
+                self.on_target((node, nr), [g for g in messages if isinstance(g, Group)], factors)
+        if node.name() != LEAF and any(child in self.graph.wanted for child, _ in self.graph.children[node]):
+            self._send_on(node, inbox)
+        self.budget.alive -= sum(_stacked_bytes(m) for queue in inbox.values() for m in queue if isinstance(m, Group))
+
+    def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
+        factors = [(nr, f) for nr, queue in inbox.items() for f in queue if isinstance(f, Factor)]
+        step = rules.ISOMETRIES.get(node.name()) if factors else None
+        groups = {nr: [g for g in queue if isinstance(g, Group)] for nr, queue in inbox.items()}
+        if step is None:
+            for nr, factor in factors:
+                groups[nr].append(self._multiplied(factor, self.graph.metadata(node)[nr].shape))
+        arrivals = {nr: unite(queue, self.budget.charge) for nr, queue in groups.items() if queue}
+        visit = Visit(self.graph, node, arrivals, self._ledger, self._leads)
+        check_strided(self.graph, node)
+        if step is not None:
+            for nr, factor in factors:
+                visit.forward_factor(0, factor, step(visit, nr))
+        if arrivals:
+            rules.rule_for(node)(visit)
+        for edge, message in visit.sent:
+            target = visit.edges[edge]
+            assert target is not None
+            self._deliver(*target, message)
+
+    def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Group:
+        """A factor that meets an operation which is no isometry becomes rows of `shape`."""
+        if len(factor.rows) > 1:
+            self.budget.charge(len(factor.rows) * math.prod(shape) * factor.dtype.itemsize)
+        if self.dry:
+            values = torch.empty(len(factor.rows), *shape, dtype=factor.dtype, device="meta")
+            return materialised(factor.rows, values)
+        return materialised(factor.rows, factor.materialise())
+
+    def _leads(self, node: Node) -> bool:
+        """Whether a node is an input of interest or an isometry of one."""
+        if node not in self._parametric:
+            if node.name() == LEAF:
+                found = (node, 0) in self.graph.targets
+            else:
+                edges = self.graph.children[node]
+                found = node.name() in rules.ISOMETRIES and len(edges) == 1 and self._leads(edges[0][0])
+            self._parametric[node] = found
+        return self._parametric[node]
+
+
+def _stacked_bytes(group: Group) -> int:
+    return group.values.numel() * group.values.element_size() if group.layout.stacked > 1 else 0
+
+
+def seeds_for(losses: Sequence[Tensor], owned: Rows | None = None, dry: bool = False) -> list[Group | None]:
+    """The identity: loss i owns element i. With `owned` (a mask over all m) only those losses are asked for."""
+    seeds: list[Group | None] = []
+    start = 0
+    for loss in losses:
+        rows = np.arange(start, start + loss.numel(), dtype=np.int64)
+        start += loss.numel()
+        if owned is not None:
+            rows = np.where(owned[rows], rows, -1)
+        if not (rows >= 0).any():
+            seeds.append(None)
+            continue
+        layout = canonical([P(loss.numel(), True)], rows[None] if loss.numel() > 1 else rows)
+        device = torch.device("meta") if dry else loss.device
+        seeds.append(Group(layout, _ones(loss, rows, device)))
+    return seeds
+
+
+def _ones(loss: Tensor, rows: Rows, device: torch.device) -> Tensor:
+    if (rows >= 0).all():
+        return torch.ones(1, *loss.shape, dtype=loss.dtype, device=device)
+    mask = torch.from_numpy(rows >= 0).to(loss.device).view(1, *loss.shape)
+    return mask.to(dtype=loss.dtype, device=device)
+
+
+def gramian_of(graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Rows | None = None) -> list[Loss]:
+    """Add the Gramian of the losses (those in the mask `owned`) to `gramian`; returns where batch axes were lost."""
+
+    def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+        settle(gramian, graph.targets[edge].shape, groups, factors)
+
+    walk = Walk(graph, add, budget)
+    walk.run(seeds_for(losses, owned))
+    return walk.dense
+
+
+class _InGraphTask(torch.autograd.Function):
+    """Runs a function inside a backward pass, where checkpointed segments recompute once and not at every read."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, function: Callable[[], None]) -> Tensor:
+        ctx.function = function
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        with torch.no_grad():
+            ctx.function()
+        return None, None
+
+
+def in_graph_task(function: Callable[[], None]) -> None:
+    """Call `function` as part of a backward pass of its own."""
+    with torch.enable_grad():
+        anchor = torch.zeros((), requires_grad=True)
+        out = _InGraphTask.apply(anchor, function)
+    # Without `inputs=`: with it the engine would tell the nodes that nobody needs their results.
+    torch.autograd.backward(out)

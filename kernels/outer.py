@@ -1,0 +1,139 @@
+"""Gram matrix of rows that are sums of outer products: linear layers, matrix products, attention projections.
+
+    J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T per group g,    G[(k,n), (l,m)] = <J_(k,n), J_(l,m)>
+
+with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one result:
+
+    product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations a group
+    pairwise  tiles of both   sum_ts (x_nt.x_ms)(c_nt.c_ms)         2 (b T)^2 i + 2 (R T)^2 o
+    rows      slabs of J      J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
+    shared    b = 1           <c_k, (X X^T) c_l>                    2 T^2 i + 2 R T^2 o + 2 R^2 T o
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements of the largest temporary; 4 Mi floats keep a slab in a last-level cache of common size.
+SLAB = 1 << 22
+# Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
+TILE_COST = 24
+
+
+class Extent(NamedTuple):
+    """The sizes that decide the route."""
+
+    g: int
+    K: int
+    b: int
+    T: int
+    i: int
+    o: int
+
+
+def extent(x: Tensor, c: Tensor) -> Extent:
+    """Sizes of x [g, b, T, i] and c [K, g, b, T, o]."""
+    g, b, T, i = x.shape
+    return Extent(g, c.shape[0], b, T, i, c.shape[-1])
+
+
+def operations(route: str, e: Extent) -> int:
+    """Multiply-adds of a route, with the tiles of `pairwise` weighted by what moving them costs."""
+    R = e.K * e.b
+    return e.g * {
+        "product": e.b * e.b * e.i + R * R * e.o,
+        "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * (e.o + TILE_COST)) // 2,
+        "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
+        "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
+    }[route]
+
+
+def route(e: Extent) -> str:
+    """The cheapest route."""
+    if e.T == 1:
+        return "product"
+    options = ["rows", "shared"] if e.b == 1 else ["rows", "pairwise"]
+    return min(options, key=lambda name: operations(name, e))
+
+
+def gram_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """G [K b, K b] by the cheapest route, accumulated in `dtype`."""
+    return ROUTES[route(extent(x, c))](x, c, dtype)
+
+
+def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
+    """The definition, in float64."""
+    J = torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).reshape(c.shape[0] * x.shape[1], -1)
+    return J @ J.T
+
+
+def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    g, K, b, _, i, o = extent(x, c)
+    x = x.reshape(g, b, i).to(dtype)
+    c = c.transpose(0, 1).reshape(g, K * b, o).to(dtype)
+    if g == 1:
+        grams = c[0] @ c[0].T
+        inner = x[0] @ x[0].T
+        return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(inner[:, None, :]).view(K * b, K * b)
+    grams = (c @ c.mT).view(g, K, b, K, b).mul_((x @ x.mT)[:, None, :, None, :])
+    return grams.sum(0).view(K * b, K * b)
+
+
+def _pairwise(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    g, K, b, T, i, o = extent(x, c)
+    G = torch.zeros(b, K, b, K, dtype=dtype, device=c.device)
+    step = max(1, SLAB // max(1, K * K * T * T * b))
+    for group in range(g):
+        X = x[group].to(dtype).reshape(b * T, i)
+        C = c[:, group].to(dtype).transpose(0, 1).reshape(b * K * T, o)
+        for n in range(0, b, step):
+            s = min(step, b - n)
+            tile = (C[n * K * T : (n + s) * K * T] @ C[n * K * T :].T).view(s, K, T, b - n, K, T)
+            inner = (X[n * T : (n + s) * T] @ X[n * T :].T).view(s, 1, T, b - n, 1, T)
+            G[n : n + s, :, n:] += tile.mul_(inner).sum((2, 5))
+    return _mirrored(G.transpose(0, 1).transpose(2, 3).reshape(K * b, K, b), K, b, step)
+
+
+def _mirrored(G: Tensor, K: int, b: int, step: int) -> Tensor:
+    """Fill the tiles below the block diagonal (n before m was computed only) from those above."""
+    G = G.view(K, b, K, b)
+    block = torch.arange(b, device=G.device) // step
+    upper = block[:, None] <= block[None, :]
+    return torch.where(upper[:, None, :], G, G.permute(2, 3, 0, 1)).reshape(K * b, K * b)
+
+
+def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    g, K, b, _, i, o = extent(x, c)
+    G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
+    step = max(1, min(o, SLAB // max(1, K * b * i)))
+    for group in range(g):
+        for lo in range(0, o, step):
+            J = outer_rows(x[group], c[:, group, :, :, lo : lo + step], dtype).reshape(K * b, -1)
+            G.addmm_(J, J.T)
+    return G
+
+
+def outer_rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """J [K, b, o, i] of one group, from x [b, T, i] and c [K, b, T, o]."""
+    K, b, T, o = c.shape
+    C = c.to(dtype).permute(1, 0, 3, 2).reshape(b, K * o, T)
+    return torch.bmm(C, x.to(dtype)).view(b, K, o, -1).transpose(0, 1)
+
+
+def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    g, K, _, T, i, o = extent(x, c)
+    G = torch.zeros(K, K, dtype=dtype, device=c.device)
+    for group in range(g):
+        X = x[group, 0].to(dtype)
+        C = c[:, group, 0].to(dtype)
+        S = X @ X.T
+        step = max(1, SLAB // max(1, T * o))
+        for lo in range(0, K, step):
+            G[lo : lo + step] += torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o) @ C.reshape(K, T * o).T
+    return G
+
+
+ROUTES = {"product": _product, "pairwise": _pairwise, "rows": _rows, "shared": _shared}

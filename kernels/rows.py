@@ -1,0 +1,23 @@
+"""Gram matrix of given rows: biases, norm scales, broadcast parameters, anything materialised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
+    """`J J^T` for J [R, d]: 2 R^2 d operations, one pass over J while R is small."""
+    J = J.to(dtype)
+    return J @ J.T
+
+
+def gram_rows_reference(J: Tensor) -> Tensor:
+    """The definition, in float64."""
+    return torch.einsum("rd,sd->rs", J.double(), J.double())
+
+
+def gram_own_slices(J: Tensor, dtype: torch.dtype) -> Tensor:
+    """Blocks [b, K, K] for J [b, K, d] whose slices n lie in disjoint parts of the parameter."""
+    J = J.to(dtype)
+    return J @ J.mT
