@@ -2,20 +2,132 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.oracle import leaves, oracle_gramian
+import gramjd
+from gramjd.errors import GramjdError
+from tests.oracle import (
+    TOLERANCE,
+    assert_close_gramian,
+    assert_gramian,
+    flatten,
+    leaves,
+    oracle_gramian,
+    oracle_jacobian,
+    relative_error,
+)
 from tests.zoo import CASES, Case
 
-EACH = [pytest.param(c, marks=[pytest.mark.slow] * c.slow, id=name) for name, c in CASES.items()]
+pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
+F64, F32 = torch.float64, torch.float32
 
 
-@pytest.mark.parametrize("case", EACH)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-def test_case_itself(case: Case, dtype: torch.dtype) -> None:
-    if dtype not in case.dtypes:
-        pytest.skip("not in this dtype")
+def some(every: int = 1, layout: str | None = "any", slow: bool = True) -> list:
+    """Parameters for a test: every n-th case, of one layout or of any, that must not refuse."""
+    chosen = [c for c in CASES.values() if layout in ("any", c.layout) and (slow or not c.slow)]
+    return [pytest.param(c, marks=[pytest.mark.slow] * c.slow, id=c.name) for c in chosen[::every]]
+
+
+PAIRS = [
+    pytest.param(case, dtype, marks=[pytest.mark.slow] * case.slow, id=f"{case.name}-{str(dtype)[6:]}")
+    for case in CASES.values()
+    for dtype in case.dtypes
+]
+
+
+def tolerance(case: Case, dtype: torch.dtype) -> float:
+    return TOLERANCE[dtype] if case.tol is None else case.tol
+
+
+@pytest.mark.parametrize(("case", "dtype"), PAIRS)
+def test_gramian_is_exact(case: Case, dtype: torch.dtype) -> None:
+    try:
+        losses, _ = assert_gramian(case, dtype)
+    except GramjdError as error:
+        if not case.may_refuse:
+            raise
+        assert str(error)
+        return
+    reached = leaves(losses)
+    assert all(leaf.grad is None for leaf in reached)
+    sum(loss.double() for loss in flatten(losses)).backward()
+    assert any(leaf.grad is not None for leaf in reached)
+
+
+@pytest.mark.parametrize("case", some(layout="sample"))
+def test_batch_axis_survives(case: Case) -> None:
+    losses, inputs = case.make(case.dtypes[0])
+    assert [tuple(entry) for entry in gramjd.explain(losses, inputs=inputs).dense] == []
+
+
+@pytest.mark.parametrize("case", some(layout="dense"))
+def test_mixing_is_reported(case: Case) -> None:
+    losses, inputs = case.make(case.dtypes[0])
+    dense = gramjd.explain(losses, inputs=inputs).dense
+    assert len(dense) >= 1
+    assert all(operation and reason for operation, reason in dense)
+
+
+@pytest.mark.parametrize("case", some(every=5, slow=False))
+def test_second_call_and_half_of_the_inputs(case: Case) -> None:
+    if case.may_refuse:
+        pytest.skip("may refuse")
+    dtype = case.dtypes[0]
     losses, inputs = case.make(dtype)
-    gramian = oracle_gramian(losses, inputs)
-    assert gramian.isfinite().all()
-    assert gramian.diagonal().max() > 0
-    assert leaves(losses)
+    half = list(inputs or leaves(losses))[::2]
+    first, second = gramjd.gramian(losses, inputs=half), gramjd.gramian(losses, inputs=half)
+    assert_close_gramian(first, oracle_gramian(losses, half), tolerance(case, dtype), case.name)
+    assert relative_error(second, first) <= 1e-15
+
+
+@pytest.mark.parametrize("case", some(every=7, slow=False))
+def test_mean_is_plain_training(case: Case) -> None:
+    if case.may_refuse:
+        pytest.skip("may refuse")
+    dtype = case.dtypes[0]
+    losses, inputs = case.make(dtype)
+    targets = list(inputs or leaves(losses))
+    expected = [jacobian.mean(0) for jacobian in oracle_jacobian(losses, targets)]
+    gramjd.gram_backward(losses, gramjd.Mean(), inputs=inputs)
+    for target, mean in zip(targets, expected, strict=True):
+        grad = torch.zeros_like(target) if target.grad is None else target.grad
+        torch.testing.assert_close(_wide(grad), mean, rtol=1e-9, atol=1e-11 if case.tol is None else case.tol)
+
+
+def _wide(grad: Tensor) -> Tensor:
+    return grad.to_dense().to(torch.complex128 if grad.is_complex() else F64)
+
+
+@pytest.mark.parametrize("case", some(layout="dense"))
+def test_blocks_give_the_same_gramian(case: Case) -> None:
+    """A memory budget too small for all rows: the Gramian is put together from blocks."""
+    losses, inputs = case.make(case.dtypes[0])
+    expected = oracle_gramian(losses, inputs)
+    for budget in (1 << 14, 1 << 12, 1 << 10):
+        try:
+            got = gramjd.gramian(losses, inputs=inputs, memory_budget=budget)
+        except gramjd.errors.BudgetError:
+            return
+        assert_close_gramian(got, expected, tolerance(case, case.dtypes[0]), f"{case.name} in {budget} bytes")
+
+
+@pytest.mark.parametrize("name", ["mlp-two-layers", "conv-2d", "table-tied", "norm-batch-train", "pde-poisson-1d"])
+def test_graphs_may_be_interleaved(name: str) -> None:
+    """Building and using another graph on the same parameters leaves the first one alone."""
+    losses, inputs = CASES[name].make(F64)
+    expected = oracle_gramian(losses, inputs)
+    parameters = list(inputs or leaves(losses))
+    others = torch.stack([p.square().sum() for p in parameters])
+    assert_close_gramian(gramjd.gramian(others), oracle_gramian(others), 1e-12, "the other graph")
+    both = [*([losses] if isinstance(losses, Tensor) else losses), others]
+    assert_close_gramian(gramjd.gramian(both, parameters), oracle_gramian(both, parameters), 1e-12, "both graphs")
+    others.sum().backward()
+    assert_close_gramian(gramjd.gramian(losses, inputs), expected, 1e-12, name)
+
+
+@pytest.mark.parametrize("name", ["mlp-five-layers", "attention-encoder", "conv-2d", "mixing-info-nce", "gru-outputs"])
+def test_single_precision_accumulates_in_double_on_request(name: str) -> None:
+    losses, inputs = CASES[name].make(F32)
+    got = gramjd.gramian(losses, inputs=inputs, dtype=F64)
+    assert got.dtype == F64
+    assert_close_gramian(got, oracle_gramian(losses, inputs), 2e-6, name)

@@ -1,19 +1,26 @@
 """The zoo: small models, each with a trap, that the Gramian must get exactly right.
 
-Importing the package fills ``CASES``; every module registers one family.
+Importing the package fills ``CASES``; every module registers one family or a few.
 """
 
 from tests.zoo import (  # noqa: F401
     activations,
     attention,
     convolution,
+    graph_traps,
+    huggingface,
     loss_shapes,
     losses,
+    mixing,
     mlp,
     normalisation,
+    physics,
     products,
     recurrent,
+    reductions,
+    reparametrised,
     routing,
+    shapes_of_tensors,
     tables,
     vision,
 )

@@ -237,7 +237,6 @@ add(
         "regularised-all": regularised_all,
         "regulariser-as-task": regulariser_as_task,
         "regulariser-per-loss": regulariser_per_loss,
-        "with-constants": with_constants,
         "one-detached": one_detached,
         "deep-supervision": deep_supervision,
         "mixed-kinds": mixed_kinds,
@@ -264,3 +263,5 @@ add(
         "scalar-inputs": scalar_inputs,
     },
 )
+
+add("shape", None, {"with-constants": with_constants}, may_refuse=True)

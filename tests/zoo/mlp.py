@@ -184,7 +184,6 @@ add(
         "frozen-first": frozen_first,
         "frozen-weights": frozen_weight_only,
         "frozen-bias": frozen_bias_only,
-        "unused-parameters": unused_parameters,
         "inputs-subset": inputs_subset,
         "last-layer-only": last_layer_only,
         "unfrozen-later": unfrozen_later,
@@ -211,3 +210,5 @@ add(
         "linear-1d-out": lambda: fit(nn.functional.linear(data(), param(I)).unsqueeze(1)),
     },
 )
+
+add("mlp", None, {"unused-parameters": unused_parameters}, may_refuse=True)
