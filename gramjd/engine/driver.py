@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import graph as graphs
+from gramjd.engine import hooks
 from gramjd.engine.accumulate import Gramian
 from gramjd.engine.graph import Graph
 from gramjd.engine.visit import Loss
@@ -21,6 +22,7 @@ from gramjd.errors import BudgetError, DenseRowsWarning
 def compute(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: torch.dtype | None, memory_budget: int | None) -> Tensor:
     """The Gramian [m, m] of the losses with respect to the inputs; the graph stays usable."""
     graph = graphs.read(losses, inputs)
+    graph.hooks = hooks.find(graph)
     m = sum(loss.numel() for loss in losses)
     gramian = Gramian(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
     limit = memory_budget if memory_budget is not None else default_budget(losses[0].device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ Node = Any
 Edge = tuple[Node, int]
 
 LEAF = "torch::autograd::AccumulateGrad"
+PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Graph:
     children: dict[Node, tuple[Edge, ...]] = field(default_factory=dict)
     arrivals: dict[Node, int] = field(default_factory=dict)
     wanted: set[Node] = field(default_factory=set)
+    hooks: Any = None
     _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
 
     def metadata(self, node: Node) -> list[Metadata]:
@@ -95,6 +97,45 @@ def _topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, 
         stack.append((node, True))
         stack.extend((child, False) for child, _ in children[node] if child not in children)
     return order, children
+
+
+@dataclass
+class Ancestry:
+    """What lies below a node, remembered for one walk. `isometries`: names that a factor may pass through."""
+
+    graph: Graph
+    isometries: Container[str]
+    _leads: dict[Node, bool] = field(default_factory=dict)
+    _parameters: dict[Node, bool] = field(default_factory=dict)
+
+    def leads(self, node: Node) -> bool:
+        """Whether a node is an input of interest or an isometry of one."""
+        if node not in self._leads:
+            if node.name() == LEAF:
+                found = (node, 0) in self.graph.targets
+            else:
+                edges = self.graph.children[node]
+                found = node.name() in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
+            self._leads[node] = found
+        return self._leads[node]
+
+    def parameters_only(self, node: Node) -> bool:
+        """Whether no data enters below, as far as the graph shows: data enter a product that has one operand in it."""
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            if top in self._parameters:
+                stack.pop()
+                continue
+            below = [child for child, _ in self.graph.children[top]]
+            missing = [child for child in below if child not in self._parameters]
+            if missing:
+                stack += missing
+                continue
+            constant = top.name() in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
+            self._parameters[top] = not constant and all(self._parameters[child] for child in below)
+            stack.pop()
+        return self._parameters[node]
 
 
 def check_strided(graph: Graph, node: Node) -> None:

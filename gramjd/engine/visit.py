@@ -6,6 +6,7 @@ All invariants of what a rule returns are checked here, in `send`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,17 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group, densify, materialised, reduce_to
+from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
 from gramjd.engine.factors import Factor, Step
-from gramjd.engine.graph import Graph, Metadata, Node
+from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
+from gramjd.engine.hooks import at_edge, through_node
 from gramjd.engine.rows import Layout, Shape
 from gramjd.errors import RuleError
 
 Message = Group | Factor
+
+# torch's own batching rules give wrong numbers for these; rows are computed one by one.
+WRONG_UNDER_VMAP = {"CdistBackward0"}
 
 
 @dataclass
@@ -43,13 +48,13 @@ class Ledger:
 class Visit:
     """One node of the graph with the cotangents that arrived at its outputs."""
 
-    def __init__(self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, leads: Callable[[Node], bool]):
+    def __init__(self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, depends: Ancestry):
         self.graph = graph
         self.node = node
         self.name: str = node.name()
         self.arrivals = arrivals
         self.ledger = ledger
-        self._leads = leads
+        self._depends = depends
         self._saved: dict[str, Any] = {}
         self.sent: list[tuple[int, Message]] = []
         self.edges: list[tuple[Node, int] | None] = [
@@ -80,7 +85,7 @@ class Visit:
     def parametric(self, edge: int) -> bool:
         """Whether the edge leads straight to a parameter, through isometries only."""
         target = self.edges[edge]
-        return target is not None and self._leads(target[0])
+        return target is not None and self._depends.leads(target[0])
 
     def saved(self, name: str) -> Any:
         """A saved value, read once: a second read would recompute a checkpointed segment."""
@@ -128,7 +133,17 @@ class Visit:
         """Call the node: cotangents [K, *output] (None: zero) to [K, *input] for every edge."""
         if self.dry:
             return [None] * len(self.node.next_functions)
+        if self.node in self.graph.hooks.nodes:
+            return through_node(self.graph, self.graph.hooks, self.node, list(values))
         return pull(self.node, values)
+
+    def hooked(self, nr: int, groups: list[Group]) -> list[Group]:
+        """Groups that arrived at an output whose tensor has hooks, as those leave them."""
+        alone = [self.densified(g, None, "has a hook, which must see one whole row") for g in groups]
+        if self.dry:
+            return alone
+        united = unite(alone, self.ledger.charge)
+        return [Group(g.layout, at_edge((self.node, nr), g.values)) for g in united]
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +167,16 @@ class Visit:
             )
         if math.prod(p.size for p in layout.pieces) != math.prod(shape):
             raise RuleError(f"the rule of {self.name} returned a layout for another size than {tuple(shape)}")
-        self.sent.append((edge, reduce_to(Group(layout, value), target.shape, self.ledger.charge)))
+        group = reduce_to(Group(layout, value), target.shape, self.ledger.charge)
+        if layout.diagonal and not group.layout.diagonal:
+            self.note_sum(edge, group.layout)
+        self.sent.append((edge, group))
+
+    def note_sum(self, edge: int, layout: Layout) -> None:
+        """Note that the batch axis was summed over on the way to something computed from data."""
+        target = self.edges[edge]
+        if target is not None and layout.losses > 1 and not self._depends.parameters_only(target[0]):
+            self.ledger.dense.append(Loss(self.name, "sums over the batch axis"))
 
     def _cast(self, value: Tensor, target: Metadata) -> Tensor:
         if value.layout != torch.strided:
@@ -200,7 +224,7 @@ def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     call = _callable(node)
     if stacked == 1:
         return [None if g is None else g.unsqueeze(0) for g in _tuple(call(*(None if v is None else v[0] for v in values)))]
-    if not _is_python(node):
+    if not _is_python(node) and node.name() not in WRONG_UNDER_VMAP:
         try:
             return _vmapped(call, values)
         except RuntimeError as error:
@@ -224,7 +248,11 @@ def _stacked_column(column: Sequence[Tensor | None]) -> Tensor | None:
 
 def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """A formula for one row's cotangent applied to stacked rows."""
-    return function(values[0]).unsqueeze(0) if len(values) == 1 else torch.vmap(function)(values)
+    if len(values) == 1:
+        return function(values[0]).unsqueeze(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.vmap(function)(values)
 
 
 def _vmapped(call: Callable[..., Any], values: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -239,7 +267,10 @@ def _vmapped(call: Callable[..., Any], values: Sequence[Tensor | None]) -> list[
         defined[:] = [g is not None for g in out]
         return tuple(g for g in out if g is not None)
 
-    results = iter(torch.vmap(run, randomness="same")(*(values[n] for n in present)))
+    with warnings.catch_warnings():
+        # vmap warns where it loops inside; that is what would be done here otherwise.
+        warnings.simplefilter("ignore")
+        results = iter(torch.vmap(run, randomness="same")(*(values[n] for n in present)))
     return [next(results) if there else None for there in defined]
 
 

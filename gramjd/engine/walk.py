@@ -17,7 +17,7 @@ from gramjd.engine import rules
 from gramjd.engine.accumulate import Gramian, settle
 from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
-from gramjd.engine.graph import LEAF, Edge, Graph, Node, check_strided
+from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, check_strided
 from gramjd.engine.rows import Rows, canonical
 from gramjd.engine.rows import Piece as P
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
@@ -58,7 +58,7 @@ class Walk:
         """Start from one cotangent a loss tensor (None: not asked for)."""
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
-        self._parametric: dict[Node, bool] = {}
+        self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
         self._ledger = Ledger(self.dry, self.budget.charge, self.dense)
         ready: list[tuple[int, int, Node]] = []
         ticket = itertools.count()
@@ -97,33 +97,45 @@ class Walk:
         inbox = self._inbox.pop(node, None)
         if not inbox:
             return
-        for nr, messages in inbox.items():
+        held = sum(_stacked_bytes(m) for queue in inbox.values() for m in queue if isinstance(m, Group))
+        for nr in inbox:
+            if (node, nr) in self.graph.hooks.edges:
+                inbox[nr] = list(self._hooked(node, nr, inbox[nr]))
             if (node, nr) in self.graph.targets:
-                factors = [f for f in messages if isinstance(f, Factor)]
-                self.on_target((node, nr), [g for g in messages if isinstance(g, Group)], factors)
+                factors = [f for f in inbox[nr] if isinstance(f, Factor)]
+                self.on_target((node, nr), [g for g in inbox[nr] if isinstance(g, Group)], factors)
         if node.name() != LEAF and any(child in self.graph.wanted for child, _ in self.graph.children[node]):
             self._send_on(node, inbox)
-        self.budget.alive -= sum(_stacked_bytes(m) for queue in inbox.values() for m in queue if isinstance(m, Group))
+        self.budget.alive -= held
+
+    def _hooked(self, node: Node, nr: int, messages: list[Message]) -> list[Group]:
+        visit = Visit(self.graph, node, {}, self._ledger, self._ancestry)
+        return visit.hooked(nr, [self._as_group(m, node, nr) for m in messages])
 
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
-        factors = [(nr, f) for nr, queue in inbox.items() for f in queue if isinstance(f, Factor)]
-        step = rules.ISOMETRIES.get(node.name()) if factors else None
-        groups = {nr: [g for g in queue if isinstance(g, Group)] for nr, queue in inbox.items()}
-        if step is None:
-            for nr, factor in factors:
-                groups[nr].append(self._multiplied(factor, self.graph.metadata(node)[nr].shape))
-        arrivals = {nr: unite(queue, self.budget.charge) for nr, queue in groups.items() if queue}
-        visit = Visit(self.graph, node, arrivals, self._ledger, self._leads)
         check_strided(self.graph, node)
-        if step is not None:
-            for nr, factor in factors:
-                visit.forward_factor(0, factor, step(visit, nr))
+        step = rules.ISOMETRIES.get(node.name()) if node not in self.graph.hooks.nodes else None
+        passing = [(nr, m) for nr, queue in inbox.items() for m in queue if step and isinstance(m, Factor)]
+        arrivals: dict[int, list[Group]] = {}
+        for nr, queue in inbox.items():
+            groups = [self._as_group(m, node, nr) for m in queue if not (step and isinstance(m, Factor))]
+            if groups:
+                arrivals[nr] = unite(groups, self.budget.charge)
+        visit = Visit(self.graph, node, arrivals, self._ledger, self._ancestry)
+        for nr, factor in passing:
+            assert step is not None
+            visit.forward_factor(0, factor, step(visit, nr))
         if arrivals:
-            rules.rule_for(node)(visit)
+            rules.rule_for(node, self.graph.hooks)(visit)
         for edge, message in visit.sent:
             target = visit.edges[edge]
             assert target is not None
             self._deliver(*target, message)
+
+    def _as_group(self, message: Message, node: Node, nr: int) -> Group:
+        if isinstance(message, Group):
+            return message
+        return self._multiplied(message, self.graph.metadata(node)[nr].shape)
 
     def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Group:
         """A factor that meets an operation which is no isometry becomes rows of `shape`."""
@@ -133,17 +145,6 @@ class Walk:
             values = torch.empty(len(factor.rows), *shape, dtype=factor.dtype, device="meta")
             return materialised(factor.rows, values)
         return materialised(factor.rows, factor.materialise())
-
-    def _leads(self, node: Node) -> bool:
-        """Whether a node is an input of interest or an isometry of one."""
-        if node not in self._parametric:
-            if node.name() == LEAF:
-                found = (node, 0) in self.graph.targets
-            else:
-                edges = self.graph.children[node]
-                found = node.name() in rules.ISOMETRIES and len(edges) == 1 and self._leads(edges[0][0])
-            self._parametric[node] = found
-        return self._parametric[node]
 
 
 def _stacked_bytes(group: Group) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gramjd.engine.graph import Node
-from gramjd.engine.rules import attention, convolution, index, linear, norm, pointwise, reduce, shape
+from gramjd.engine.hooks import Hooks
+from gramjd.engine.rules import attention, convolution, index, linear, norm, pointwise, reduce, selection, shape
 from gramjd.engine.rules.vocabulary import Rule, opaque
-from gramjd.errors import InputError
+from gramjd.errors import RuleError
 
 ISOMETRIES = shape.ISOMETRIES
 
@@ -19,15 +20,45 @@ TABLE: dict[str, Rule] = {
     **convolution.RULES,
     **norm.RULES,
     **index.RULES,
+    **selection.RULES,
     **attention.RULES,
 }
 
 
-def rule_for(node: Node) -> Rule:
-    """The node's rule; a node without one is handled as opaque: dense rows, always right."""
-    return TABLE.get(node.name(), opaque)
+def rule_for(node: Node, hooks: Hooks) -> Rule:
+    """The node's rule; a node without one, or with hooks, is handled as opaque: dense rows, always right."""
+    return opaque if node in hooks.nodes else TABLE.get(node.name(), opaque)
 
 
-def register_rule(name: str, rule: Rule | None = None) -> Callable[[Rule], Rule]:
-    """Add a rule for the backward node called `name`."""
-    raise InputError("unfinished")
+def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
+    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or as a decorator of a function of a `Visit`.
+
+    Args:
+        name: what `tensor.grad_fn.name()` says (a custom `autograd.Function` called `Cube` has the node `CubeBackward`).
+        rule: a function that takes the `Visit` of a node and sends a cotangent to each of its inputs. The definers in
+            `gramjd.engine.rules.vocabulary` make one from an algebraic fact: `pointwise`, `through`, `permuted`,
+            `all_but`, `leading`, `carried`, `reduction`, `opaque`.
+        replace: allow a node that has a rule.
+
+    Raises:
+        RuleError: the name has a rule already, or is no node's name, or the rule cannot be called.
+
+    >>> from gramjd.engine.rules.vocabulary import pointwise
+    >>> _ = register_rule("MyActivationBackward", pointwise)
+    >>> "MyActivationBackward" in TABLE
+    True
+    """
+    if not isinstance(name, str) or "Backward" not in name:
+        raise RuleError(f"{name!r} is not the name of a backward node; take it from `tensor.grad_fn.name()`")
+    if name in TABLE and not replace:
+        raise RuleError(f"{name} has a rule already; pass replace=True to put another in its place")
+
+    def add(function: Rule) -> Rule:
+        if not callable(function):
+            raise RuleError(f"a rule is a function of a Visit; got a {type(function).__name__}")
+        TABLE[name] = function
+        return function
+
+    if rule is not None:
+        add(rule)
+    return add

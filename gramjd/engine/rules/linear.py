@@ -17,7 +17,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
-from gramjd.engine.rules.vocabulary import Rule, opaque
+from gramjd.engine.rules.vocabulary import MIXES, Rule, opaque
 from gramjd.engine.visit import Visit
 
 Load = Callable[[], Tensor]
@@ -163,6 +163,8 @@ def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> Non
     i = math.prod(target) // (g * (p if operand.left else q))
     inner = (g, p, i) if operand.left else (g, i, q)
     layout = _rest_layout(pieces, summed, moved, inner, operand.left)
+    if not layout.diagonal:
+        visit.note_sum(operand.edge, layout)
     visit.ledger.charge(len(moved) * math.prod(target) * group.values.element_size())
 
     def compute() -> Tensor:
@@ -261,6 +263,39 @@ def dot(visit: Visit) -> None:
     product(visit, visit.groups(), (1, 1, 1), operands)
 
 
+def trilinear(visit: Visit) -> None:
+    """nn.Bilinear: out [n, o] = x1 [n, a] weight [o, a, b] x2 [n, b]; other patterns of `_trilinear` go dense."""
+    pattern = [visit.integers(name) for name in ("expand1", "expand2", "expand3", "sumdim")]
+    if pattern != [[1, 3], [0], [1, 2], [2, 3]]:
+        opaque(visit)
+        return
+    for group in visit.groups():
+        group = visit.keep_only(group, {0}, MIXES)
+        for edge, equation, name in ((0, "kno,oab,nb->kna", "i3"), (2, "kno,oab,na->knb", "i1")):
+            if visit.wants(edge):
+                layout = layouts.carry(group.layout, group.shape, visit.input(edge).shape, {0: 0})
+
+                def compute(g: Group = group, e: str = equation, n: str = name) -> Tensor:
+                    return torch.einsum(e, g.values, visit.saved("i2"), visit.saved(n))
+
+                visit.send(edge, layout, compute)
+        if visit.wants(1):
+            _bilinear_weight(visit, group)
+
+
+def _bilinear_weight(visit: Visit, group: Group) -> None:
+    o, a, b = visit.input(1).shape
+    n = group.shape[0]
+    whole = Group(group.layout, group.values.reshape(-1, 1, n, o))
+    if visit.dry:
+        pairs = torch.empty(1, n, a * b, device="meta", dtype=group.values.dtype)
+    else:
+        pairs = (visit.saved("i1")[:, :, None] * visit.saved("i3")[:, None, :]).view(1, n, a * b)
+    x, c, rows = batched(whole, pairs)
+    factor = Outer(rows, (o, a * b), visit.name, x, c)
+    (visit.send_factor if visit.parametric(1) else visit.send_rows)(1, factor)
+
+
 RULES: dict[str, Rule] = {
     "MmBackward0": mm,
     "BmmBackward0": bmm,
@@ -270,4 +305,5 @@ RULES: dict[str, Rule] = {
     "AddmvBackward0": addmv,
     "DotBackward0": dot,
     "VdotBackward0": dot,
+    "TrilinearBackward0": trilinear,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -130,21 +132,14 @@ def weight_norm(visit: Visit) -> None:
     for group in groups:
         for edge in (0, 1):
             if visit.wants(edge):
-                layout = layouts.dense(group.layout.rows, visit.input(edge).shape.__len__() and _numel(visit, edge))
+                layout = layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape))
                 visit.send(edge, layout, lambda g=group, e=edge: _weight_norm(visit, g.values, dim)[e])  # type: ignore[misc]
-
-
-def _numel(visit: Visit, edge: int) -> int:
-    total = 1
-    for n in visit.input(edge).shape:
-        total *= n
-    return total
 
 
 def _weight_norm(visit: Visit, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     v, g = visit.saved("v"), visit.saved("g")
     dims = [d for d in range(v.ndim) if d != dim % v.ndim]
-    norm = v.norm(dim=dims, keepdim=True)
+    norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
     unit = v / norm
     along = (values * unit).sum([d + 1 for d in dims], keepdim=True)
     return (values - unit * along) * (g.view(norm.shape) / norm), along.view(len(values), *g.shape)

@@ -14,7 +14,7 @@ SpecialI1 SpecialI1E SpecialLogNdtr NativeDropout BernoulliBackward
 _BINARY = """
 Add Addcdiv Addcmul Atan2 Copysign Div Fmax Fmin Fmod Hypot Lerp LogAddExp LogAddExp2 Logaddexp Logaddexp2 MaskedFill
 Maximum Minimum Mul Pow PreluKernel Remainder Rsub Sub Where Xlogy SpecialXlog1Py FusedDropout
-MaskedScale ClampMin ClampMax
+MaskedScale ClampMin ClampMax Ldexp Real Imag Angle Conj Complex ConjPhysical Heaviside
 """.split()
 _DOUBLE = """
 EluBackward GeluBackward HardshrinkBackward HardswishBackward HardtanhBackward LeakyReluBackward LogSigmoidBackward

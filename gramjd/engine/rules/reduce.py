@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, reduction
+from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, opaque, reduction
 from gramjd.engine.visit import Visit
 
 
 def _dims(visit: Visit) -> list[int]:
     """Saved reduction dimensions of the input: one, several, or none for all."""
-    saved = visit.saved("dim")
+    saved = visit.saved("dim") if hasattr(visit.node, "_saved_dim") else None
     count = len(visit.input(0).shape)
     if saved is None:
         return list(range(count))
@@ -19,7 +19,7 @@ def _dims(visit: Visit) -> list[int]:
 
 
 def _keepdim(visit: Visit) -> bool:
-    return bool(visit.saved("keepdim"))
+    return hasattr(visit.node, "_saved_keepdim") and bool(visit.saved("keepdim"))
 
 
 def _reduced(visit: Visit) -> list[DimMap | None]:
@@ -66,8 +66,41 @@ def _glu(visit: Visit) -> list[int]:
     return [visit.dim()]
 
 
+def _cdist(visit: Visit) -> None:
+    """Batch dimensions that both operands have stay apart; broadcast ones go dense."""
+    lead = visit.output().shape[:-2]
+    wanted = [e for e in range(2) if visit.wants(e)]
+    if all(visit.input(e).shape[:-2] == lead for e in wanted) and visit.saved("x1").shape[:-2] == visit.saved("x2").shape[:-2]:
+        leading(lambda v: len(lead))(visit)
+    else:
+        opaque(visit)
+
+
+def _cross(visit: Visit) -> None:
+    """Cross product along one dimension, of operands that may broadcast."""
+    shape = visit.output().shape
+    if all(visit.input(e).shape == shape for e in range(2) if visit.wants(e)):
+        all_but(lambda v: [v.dim()])(visit)
+    else:
+        opaque(visit)
+
+
+def _fft(visit: Visit) -> list[int]:
+    return [d % len(visit.output().shape) for d in visit.integers("dim")]
+
+
+def _same_lead(visit: Visit) -> None:
+    """All dimensions but the pair of real and imaginary part."""
+    leading(lambda v: min(len(v.output().shape), len(v.input(0).shape)))(visit)
+
+
+def _matrices(visit: Visit) -> int:
+    """Batch dimensions of a decomposition of [*, p, q] matrices."""
+    return len(visit.input(0).shape) - 2
+
+
 _REDUCED = """
-Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Median Nanmedian Mode Kthvalue Nansum
+Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Median Nanmedian Mode Kthvalue Nansum VarMean StdMean
 """.split()
 _ALONG = "Softmax LogSoftmax SafeSoftmax Cumsum Cumprod Logcumsumexp Cummax Cummin Glu Sort".split()
 _ALL = "Renorm".split()
@@ -88,7 +121,7 @@ RULES: dict[str, Rule] = {
     **{f"{name}Backward{n}": carried(_reduced) for name in _REDUCED for n in range(1, 5)},
     **{
         f"{name}Backward0": carried(_reduced)
-        for name in "Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Mode Kthvalue".split()
+        for name in "Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Mode Kthvalue Median Nanmedian Nansum VarMean StdMean".split()
     },
     **{f"{name}Backward{n}": all_but(lambda visit: [visit.dim()]) for name in _ALONG for n in range(3)},
     **{f"{name}Backward{n}": _spatial(count) for count, names in _PLANES.items() for name in names.split() for n in range(2)},
@@ -99,7 +132,7 @@ RULES: dict[str, Rule] = {
     },
     **{name: leading(lambda visit: 2) for name in ("PixelShuffleBackward0", "PixelUnshuffleBackward0")},
     "CtcLossBackward0": carried(lambda visit: [{0: 1}]),
-    "CdistBackward0": leading(lambda visit: len(visit.output().shape) - 2),
+    "CdistBackward0": _cdist,
     "GridSampler2DBackward0": leading(lambda visit: 1),
     "GridSampler3DBackward0": leading(lambda visit: 1),
     "Im2ColBackward0": leading(lambda visit: 1),
@@ -108,5 +141,12 @@ RULES: dict[str, Rule] = {
         f"{name}Backward0": leading(lambda visit: len(visit.output().shape) - 2)
         for name in "LinalgInvEx LinalgSolveEx LinalgSolveTriangular LinalgCholeskyEx LinalgMatrixExp LinalgQr".split()
     },
-    "LinalgDetBackward0": leading(lambda visit: len(visit.output().shape)),
+    **{
+        f"{name}Backward0": leading(_matrices)
+        for name in "LinalgDet LinalgSlogdet LinalgPinv LinalgSvd LinalgEigh LinalgEig LinalgLuFactorEx".split()
+    },
+    **{f"Fft{kind}Backward0": all_but(_fft) for kind in ("R2C", "C2R", "C2C")},
+    "LinalgCrossBackward0": _cross,
+    **{name: _same_lead for name in ("ViewAsRealBackward0", "ViewAsComplexBackward0")},
+    "AffineGridGeneratorBackward0": leading(lambda visit: 1),
 }

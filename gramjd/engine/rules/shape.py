@@ -12,7 +12,8 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group, reduce_to
 from gramjd.engine.factors import Step
-from gramjd.engine.rules.vocabulary import Rule, all_but, carried, opaque, permuted, through
+from gramjd.engine.rules.selection import selection
+from gramjd.engine.rules.vocabulary import Rule, all_but, carried, permuted, through
 from gramjd.engine.visit import Visit, pull
 
 CUTS = "cuts across a batch axis that a reshape has merged"
@@ -49,8 +50,8 @@ def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
     dim = visit.dim(of=len(sizes))
     if "Select" in visit.name:
         return dim, np.array([visit.integer("index") % sizes[dim]])
-    start, end, step = (visit.integer(name) for name in ("start", "end", "step"))
-    return dim, np.arange(sizes[dim])[start : min(end, sizes[dim]) : step]
+    start, end = (None if visit.saved(name) is None else visit.integer(name) for name in ("start", "end"))
+    return dim, np.arange(sizes[dim])[start : end : visit.integer("step")]
 
 
 def taken(visit: Visit) -> None:
@@ -203,25 +204,23 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
 
 
 def flip(visit: Visit) -> None:
-    """Flip: one dimension by its permutation; several keep only the batch axes they do not touch."""
+    """Flip along one dimension; several at once are found by asking the node."""
     dims = [d % len(visit.output().shape) for d in visit.integers("dims")]
     if len(dims) == 1:
         moves(lambda v: (dims[0], np.arange(v.output().shape[dims[0]])[::-1]))(visit)
     else:
-        all_but(lambda _: dims)(visit)
+        selection(visit)
 
 
 def roll(visit: Visit) -> None:
-    """Roll along one dimension; other forms keep only the batch axes they do not touch."""
+    """Roll along one dimension; other forms are found by asking the node."""
     dims, shifts = visit.integers("dims"), visit.integers("shifts")
     if len(dims) == 1:
         dim = dims[0] % len(visit.output().shape)
         size = visit.output().shape[dim]
         moves(lambda _: (dim, (np.arange(size) - shifts[0]) % size))(visit)
-    elif dims:
-        all_but(lambda _: [d % len(visit.output().shape) for d in dims])(visit)
     else:
-        opaque(visit)
+        selection(visit)
 
 
 def repeat(visit: Visit) -> None:
@@ -244,12 +243,10 @@ def pad(visit: Visit) -> None:
     carried(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(visit)
 
 
-def diagonal_of(visit: Visit) -> None:
-    """Diagonal: the dimensions that are not part of it."""
-    target = visit.input(0).shape
-    pair = {visit.integer("dim1") % len(target), visit.integer("dim2") % len(target)}
-    rest = [d for d in range(len(target)) if d not in pair]
-    carried(lambda _: [dict(enumerate(rest))])(visit)
+def unfold(visit: Visit) -> None:
+    """Windows along one dimension, laid out in a new last one."""
+    dim = visit.dim("dimension", of=len(visit.input(0).shape))
+    carried(lambda v: [{d: d for d in range(len(v.input(0).shape)) if d != dim}])(visit)
 
 
 # -- isometries: what a factor may pass through -----------------------------------------------------------------------
@@ -297,7 +294,7 @@ _transpose = _step(lambda visit, t, nr: t.permute(_transposed(visit)))
 ISOMETRIES: dict[str, Callable[[Visit, int], Step]] = {
     **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], _same),
     **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], _view),
-    **dict.fromkeys(["UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"], _view),
+    **dict.fromkeys(["UnsqueezeBackward0", *(f"SqueezeBackward{n}" for n in range(7))], _view),
     **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], _transpose),
     "TBackward0": _step(lambda visit, t, nr: t.t()),
     "PermuteBackward0": _step(lambda visit, t, nr: t.permute(_permutation(visit))),
@@ -308,7 +305,7 @@ ISOMETRIES: dict[str, Callable[[Visit, int], Step]] = {
 RULES: dict[str, Rule] = {
     **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], through),
     **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], through),
-    **dict.fromkeys(["UnsqueezeBackward0", "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2"], through),
+    **dict.fromkeys(["UnsqueezeBackward0", *(f"SqueezeBackward{n}" for n in range(7))], through),
     **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], permuted(_transposed)),
     "TBackward0": permuted(lambda visit: list(range(len(visit.output().shape)))[::-1]),
     "PermuteBackward0": permuted(_permutation),
@@ -322,7 +319,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["CatBackward0", "StackBackward0"], joins),
     "FlipBackward0": flip,
     "RollBackward0": roll,
-    **dict.fromkeys(["ConstantPadNdBackward0", "UnfoldBackward0"], pad),
-    "DiagonalBackward0": diagonal_of,
+    "ConstantPadNdBackward0": pad,
+    "UnfoldBackward0": unfold,
     **dict.fromkeys(["TrilBackward0", "TriuBackward0"], all_but(lambda visit: [len(visit.output().shape) - d for d in (1, 2)])),
 }

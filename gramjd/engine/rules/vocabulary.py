@@ -39,8 +39,9 @@ def opaque(visit: Visit) -> None:
     pulled = visit.pulled(values)
     for edge in range(len(visit.edges)):
         if visit.wants(edge):
-            layout = layouts.dense(owners, math.prod(visit.input(edge).shape))
-            visit.send(edge, layout, pulled[edge])
+            value = pulled[edge]
+            shape = visit.input(edge).shape if value is None else tuple(value.shape[1:])
+            visit.send(edge, layouts.dense(owners, math.prod(shape)), value, shape)
 
 
 def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
@@ -71,6 +72,9 @@ def pointwise(visit: Visit) -> None:
     """Output element e depends on element e of each operand (operands broadcast from the right)."""
     groups = visit.groups()
     shape = visit.output().shape
+    if set(visit.arrivals) != {0}:
+        opaque(visit)
+        return
     if not all(_broadcasts(visit.input(e).shape, shape) for e in range(len(visit.edges)) if visit.wants(e)):
         opaque(visit)
         return
@@ -97,6 +101,9 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     """Pointwise formulas broadcast over a leading axis: no vmap needed."""
     outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
     outputs[0] = values[0] if len(values) == 1 else values
+    if isinstance(visit.node, torch.autograd.function.BackwardCFunction):
+        outputs[0] = values
+        return visit.pulled(outputs)
     out = visit.node(*outputs)
     results = list(out) if isinstance(out, tuple) else [out]
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
@@ -116,14 +123,19 @@ def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
     """
 
     def rule(visit: Visit) -> None:
-        per_edge = maps(visit)
+        given = list(maps(visit))
+        per_edge = given + [None] * (len(visit.edges) - len(given))
         wanted = [m for e, m in enumerate(per_edge) if visit.wants(e)]
-        shape = visit.output().shape
+        metas = visit.graph.metadata(visit.node)
+        shapes = {metas[nr].shape for nr in visit.arrivals}
+        if len(shapes) > 1:
+            opaque(visit)
+            return
+        (shape,) = shapes
         common = {d for d in range(len(shape)) if all(m is not None and d in m for m in wanted)}
-        groups = [visit.keep_only(g, common, MIXES) for g in visit.groups()]
-        outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
-        outputs[0] = None if visit.dry else stacked(groups)
-        results = visit.pulled(outputs)
+        arrived = [(nr, visit.keep_only(g, common, MIXES)) for nr, queue in visit.arrivals.items() for g in queue]
+        groups = [g for _, g in arrived]
+        results = visit.pulled([_placed_rows(arrived, nr) for nr in range(len(metas))] if not visit.dry else [])
         for edge, to_dim in enumerate(per_edge):
             if visit.wants(edge):
                 kept = {d: e for d, e in (to_dim or {}).items() if d in common}
@@ -134,12 +146,24 @@ def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
     return rule
 
 
+def _placed_rows(arrived: Sequence[tuple[int, Group]], nr: int) -> Tensor | None:
+    """The rows of output `nr`: its own cotangents, zeros for those of other outputs; None if it has none."""
+    if all(place != nr for place, _ in arrived):
+        return None
+    if all(place == nr for place, _ in arrived):
+        return stacked([g for _, g in arrived])
+    return torch.cat([g.values if place == nr else torch.zeros_like(g.values) for place, g in arrived])
+
+
 def all_but(dims: Callable[[Visit], Sequence[int]]) -> Rule:
     """Input and output have the same dimensions, of which `dims` are mixed."""
 
     def maps(visit: Visit) -> list[DimMap | None]:
         mixed = set(dims(visit))
-        return [{d: d for d in range(len(visit.output().shape)) if d not in mixed}]
+        shape = visit.output().shape
+        same = {d: d for d in range(len(shape)) if d not in mixed}
+        targets = [visit.input(e).shape if visit.wants(e) else None for e in range(len(visit.edges))]
+        return [same if t is not None and len(t) == len(shape) else {} for t in targets]
 
     return carried(maps)
 
