@@ -4,7 +4,21 @@
 """
 
 from gramjd.aggregation import Constant, Mean, Sum, UPGrad
-from gramjd.backward import GramStep, gram_backward, gramian
+from gramjd.backward import GramStep, gram_backward, gramian, mtl_backward
+from gramjd.engine.rules import register_rule
+from gramjd.explain import Explanation, explain
 
-__all__ = ["Constant", "GramStep", "Mean", "Sum", "UPGrad", "gram_backward", "gramian"]
+__all__ = [
+    "Constant",
+    "Explanation",
+    "GramStep",
+    "Mean",
+    "Sum",
+    "UPGrad",
+    "explain",
+    "gram_backward",
+    "gramian",
+    "mtl_backward",
+    "register_rule",
+]
 __version__ = "0.1.0"

@@ -18,10 +18,14 @@ Charge = Callable[[int], None]
 
 @dataclass
 class Group:
-    """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk."""
+    """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk.
+
+    `operation` names the node that sent it.
+    """
 
     layout: Layout
     values: Tensor
+    operation: str = ""
 
     @property
     def shape(self) -> torch.Size:

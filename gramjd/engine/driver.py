@@ -15,14 +15,13 @@ from gramjd.engine import hooks
 from gramjd.engine.accumulate import Gramian
 from gramjd.engine.graph import Graph
 from gramjd.engine.visit import Loss
-from gramjd.engine.walk import Budget, OverBudgetError, Walk, gramian_of, in_graph_task, seeds_for
+from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, in_graph_task, seeds_for
 from gramjd.errors import BudgetError, DenseRowsWarning
 
 
 def compute(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: torch.dtype | None, memory_budget: int | None) -> Tensor:
     """The Gramian [m, m] of the losses with respect to the inputs; the graph stays usable."""
-    graph = graphs.read(losses, inputs)
-    graph.hooks = hooks.find(graph)
+    graph = read(losses, inputs)
     m = sum(loss.numel() for loss in losses)
     gramian = Gramian(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
     limit = memory_budget if memory_budget is not None else default_budget(losses[0].device)
@@ -38,6 +37,13 @@ def compute(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: to
     in_graph_task(run)
     notify(noticed)
     return gramian.finished()
+
+
+def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
+    """The graph between losses and inputs, with its hooks."""
+    graph = graphs.read(losses, inputs)
+    graph.hooks = hooks.find(graph)
+    return graph
 
 
 def accumulation_dtype(losses: Sequence[Tensor], graph: Graph, dtype: torch.dtype | None) -> torch.dtype:
@@ -113,6 +119,15 @@ def notify(noticed: Sequence[Loss]) -> None:
             DenseRowsWarning,
             stacklevel=4,
         )
+
+
+def plan(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: OnTarget) -> tuple[Graph, list[Loss], int]:
+    """A walk that computes nothing: what arrives at each input, where batch axes are lost, bytes of stacked rows."""
+    graph = read(losses, inputs)
+    budget = Budget(float("inf"))
+    walk = Walk(graph, on_target, budget, dry=True)
+    in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
+    return graph, walk.dense, budget.peak
 
 
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:

@@ -78,6 +78,16 @@ class Factor:
         """Route and operations of `gram`."""
         raise TypeError("an abstract factor")
 
+    def samples(self) -> tuple[int, int]:
+        """K stacked rows and the length b of the batch axis (1: none)."""
+        raise TypeError("an abstract factor")
+
+    def describe(self) -> str:
+        """The rows in words, as `explain` prints them."""
+        K, b = self.samples()
+        stacked = f"{K} row{'s' if K > 1 else ''}"
+        return f"batch axis {b}, {stacked}" if b > 1 else stacked
+
 
 @dataclass(frozen=True)
 class Outer(Factor):
@@ -106,6 +116,9 @@ class Outer(Factor):
         e = outer.extent(self.x, self.c)
         name = outer.route(e)
         return name, 2 * outer.operations(name, e)
+
+    def samples(self) -> tuple[int, int]:  # noqa: D102
+        return self.c.shape[0], self.c.shape[2]
 
     def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
         return outer.gram_outer(self.x, self.c, dtype)
@@ -164,6 +177,9 @@ class Gathered(Factor):
         K, b, T, d = self.c.shape
         return "ids", 2 * (K * b * T) ** 2 * d
 
+    def samples(self) -> tuple[int, int]:  # noqa: D102
+        return self.c.shape[0], self.c.shape[1]
+
     def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
         return gathered.gram_gathered(self.ids, self.c, dtype)
 
@@ -206,6 +222,9 @@ class Convolution(Factor):
         R, numel = len(self.rows), math.prod(self.shape)
         pixels = math.prod(self.x.shape[2:] if self.transposed else self.c.shape[3:])
         return "rows", 2 * R * numel * (pixels + R)
+
+    def samples(self) -> tuple[int, int]:  # noqa: D102
+        return self.c.shape[0], self.c.shape[1]
 
     def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
         R = len(self.rows)

@@ -18,6 +18,9 @@ from gramjd.engine.graph import LEAF, Edge, Graph, Node
 from gramjd.errors import GraphError
 
 
+MODULE_HOOK = "BackwardHookFunctionBackward"
+
+
 @dataclass
 class Hooks:
     """Edges whose tensor has a hook, and nodes that have one themselves (as modules with backward hooks make)."""
@@ -35,6 +38,11 @@ def find(graph: Graph) -> Hooks:
             if node.variable._backward_hooks:
                 hooks.edges.add((node, 0))
             continue
+        if node.name() == MODULE_HOOK:
+            raise GraphError(
+                "a module has a full backward hook (Module.register_full_backward_hook), which pairs gradients of its inputs "
+                "and outputs and cannot follow stacked rows: remove it, or put hooks on tensors (Tensor.register_hook)"
+            )
         if _has_own(node):
             hooks.nodes.add(node)
         for nr, meta in enumerate(graph.metadata(node)):

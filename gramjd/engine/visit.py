@@ -28,7 +28,7 @@ Message = Group | Factor
 WRONG_UNDER_VMAP = {"CdistBackward0"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loss:
     """Where batch axes were lost: the operation and why."""
 
@@ -170,6 +170,7 @@ class Visit:
         group = reduce_to(Group(layout, value), target.shape, self.ledger.charge)
         if layout.diagonal and not group.layout.diagonal:
             self.note_sum(edge, group.layout)
+        group.operation = self.name
         self.sent.append((edge, group))
 
     def note_sum(self, edge: int, layout: Layout) -> None:

@@ -88,7 +88,7 @@ class Walk:
         if isinstance(message, Group):
             for n, other in enumerate(queue):
                 if isinstance(other, Group) and other.layout.key == message.layout.key:
-                    queue[n] = Group(other.layout, other.values + message.values)
+                    queue[n] = Group(other.layout, other.values + message.values, other.operation)
                     return
             self.budget.alive += _stacked_bytes(message)
         queue.append(message)

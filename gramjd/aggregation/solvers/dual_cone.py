@@ -1,0 +1,121 @@
+"""Projections of combinations of gradients onto the dual cone of all gradients, in Gramian form.
+
+`argmin {v^T G v : v >= u}` for many u that share one G. Three stages, each on the rows that the one before left over:
+splitting guesses which constraints bind (a matrix product an iteration, for all rows together), pivoting makes that
+exact, an active-set method is the backup. What is returned has passed the optimality test; nothing else is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gramjd.aggregation.solvers.active_set import nonnegative_least_squares, root_of
+from gramjd.aggregation.solvers.pivoting import FreeSolver, by_cholesky, by_either, pivot
+from gramjd.aggregation.solvers.scaling import Cosines, cosines
+from gramjd.aggregation.solvers.splitting import approximate, guess_free
+from gramjd.errors import AggregatorError
+
+_ACCURACY = 1e-9
+_PROXIMAL = (1e-6, 1e-6, 1e-6, 1e-6, 1e-7, 1e-8, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
+_ROUNDS = 60
+# From here on products of all rows with C beat a factorisation for each of them.
+_MANY = 96
+_FEW = 16
+
+
+def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
+    """`w in argmin {v^T G v : v >= u}` for each row u of `U`; `J^T w` is then the projection of `J^T u`.
+
+    With `tol=None` every w is exact to float64: `w >= u` without any error, and, in units of `|g_j| |J^T u|` for a
+    component and `|J^T u|^2` for the whole, `G w >= 0` and `u^T G w = w^T G w` to 1e-9 or to the rounding of
+    evaluating them. `tol` asks for an update within about `tol |J^T u|` only; `w >= u` still holds without error.
+    For a singular G the minimiser is not unique (though `J^T w` is): one of them is returned.
+
+    Args:
+        G: [m, m], a Gramian; rounding may have left it slightly indefinite.
+        U: [r, m], nonnegative. UPGrad's are the rows of the identity.
+        tol: None, or a relative accuracy above zero.
+
+    Returns:
+        W: [r, m] in float64, on the device of `G`.
+
+    Raises:
+        AggregatorError: `G` is not finite, symmetric and positive semi-definite up to rounding, or (never seen)
+            no stage reached the accuracy.
+
+    Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization (2024), proposition 1.
+
+    >>> import torch
+    >>> dual_cone(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), torch.eye(2))
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.0000]], dtype=torch.float64)
+    """
+    U = U.double()
+    if not G.numel():
+        return U.clone()
+    cone = cosines(G)
+    V = U * cone.norms
+    size = V.amax(1, keepdim=True)
+    V = torch.where(size > 0, V / size, 0.0)
+    Q = V @ cone.C
+    if bool((Q >= 0).all()):
+        return U.clone()
+    mu = approximate(cone.C, V, cone.typical, tol) if tol is not None else None
+    if mu is None:
+        mu = _exact(cone, V, Q)
+    return U + mu * size * cone.inverse_norms
+
+
+def _exact(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
+    """Multipliers `mu >= 0` [r, m] with `(v + mu) C >= 0` and `mu (v + mu) C = 0` for each row v of `V`."""
+    C, m = cone.C, len(cone.C)
+    start = -Q if m <= _FEW else guess_free(C, V, cone.typical)
+    solve = by_cholesky if m < _MANY else by_either
+    if cone.singular:
+        mu = _proximal(C, Q, start.clamp_min(0), solve)
+    else:
+        mu = pivot(C, Q, start, solve, _ROUNDS)
+    wrong = (~(optimality_error(C, Q, mu) <= _ACCURACY)).nonzero()[:, 0]
+    if len(wrong):
+        mu[wrong] = _by_active_set(C, Q[wrong], V[wrong])
+    return mu
+
+
+def _proximal(C: Tensor, Q: Tensor, mu: Tensor, solve: FreeSolver) -> Tensor:
+    """Solve for singular cosines as a short sequence of regular problems, each warm-started by the one before.
+
+    Each adds `d |mu - mu_before|^2 / 2` to the objective (the proximal point method): its fixed point solves the
+    problem as it stands, so unlike a ridge it moves nothing. Large d is easy to pivot on, small d gets there faster.
+    """
+    eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
+    center, wrong = mu, torch.arange(len(Q), device=Q.device)
+    for d in _PROXIMAL:
+        step = pivot(C + d * eye, Q[wrong] - d * center[wrong], center[wrong], solve, _ROUNDS)
+        center[wrong] = step
+        wrong = wrong[~(optimality_error(C, Q[wrong], step) <= _ACCURACY)]
+        if not len(wrong):
+            break
+    return center
+
+
+def _by_active_set(C: Tensor, Q: Tensor, V: Tensor) -> Tensor:
+    R = root_of(C)
+    mu = torch.stack([nonnegative_least_squares(R, -(R @ v)) for v in V.cpu()]).to(C.device)
+    worst = float(optimality_error(C, Q, mu).amax())
+    if not worst <= 10 * _ACCURACY:
+        raise AggregatorError(
+            f"could not project onto the dual cone: the optimality residual is {worst:.1e}, allowed is"
+            f" {10 * _ACCURACY:.0e}. Compute the Gramian in float64, or pass tol= to accept a rougher answer"
+        )
+    return mu
+
+
+def optimality_error(C: Tensor, Q: Tensor, mu: Tensor) -> Tensor:
+    """Per row [r], how far `y = q + mu C` and `mu` are from `y >= 0, mu y = 0`, less what rounding must leave."""
+    y = torch.addmm(Q, mu, C)
+    total = 1 + mu.sum(1)
+    rounding = 4 * torch.finfo(C.dtype).eps * total
+    infeasible = -y.amin(1) - rounding
+    gap = (mu * y).sum(1).abs() - rounding * total
+    return torch.maximum(infeasible, gap)

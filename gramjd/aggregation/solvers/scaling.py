@@ -1,0 +1,83 @@
+"""A Gramian with unit diagonal: the cosines between the gradients, which know nothing of their sizes.
+
+Every solver here works on cosines in float64. Scaling row and column i of G by 1 / |g_i| changes no projection,
+makes absolute tolerances meaningful, and is what first-order methods need in order to converge at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gramjd.aggregation._check import asymmetry_limit, explain_bad_values
+from gramjd.errors import AggregatorError
+
+# Below this smallest pivot the cosines are treated as singular: a solve could lose more than half of the digits.
+_SINGULAR = 1e-8
+# A negative eigenvalue beyond this part of the largest one is no rounding, not even in bfloat16.
+_INDEFINITE = 0.05
+# Entries of a row without length, relative to the largest squared norm: noise in bfloat16 reaches this.
+_STRAY = 1e-3
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """`C` [m, m], positive semi-definite with `G = diag(norms) C diag(norms)`, and what the solvers ask about it."""
+
+    C: Tensor
+    norms: Tensor
+    singular: bool
+    typical: float  # geometric mean of C's eigenvalues, held away from zero: the penalty that suits splitting
+
+    @property
+    def inverse_norms(self) -> Tensor:
+        """`1 / norms`, and 0 for a gradient that is zero: no multiple of it helps anybody."""
+        return _reciprocal(self.norms)
+
+
+def cosines(G: Tensor) -> Cosines:
+    """Check the values of `G` [m, m] and scale it, reading the device once (twice when `G` is close to singular).
+
+    Rounding can leave `G` with slightly negative eigenvalues. The cosines then get the smallest multiple of the
+    identity that lifts them to zero, which is no more than the noise that is in them already.
+
+    Raises:
+        AggregatorError: `G` is not finite, not symmetric, or has eigenvalues below zero that no rounding explains.
+    """
+    H = G.detach().double()
+    norms = H.diagonal().clamp_min(0).sqrt()
+    inverse = _reciprocal(norms)
+    raw = H * inverse[:, None] * inverse
+    C = (raw + raw.mT).mul_(0.5)
+    C.fill_diagonal_(1.0)
+    L, info = torch.linalg.cholesky_ex(C)
+    pivots = L.diagonal().square()
+    stray = torch.where(norms > 0, 0.0, H.abs().amax(1)).amax() / H.diagonal().amax().clamp_min(1e-300)
+    typical = pivots.clamp_min(1e-2).log().mean().exp()
+    facts = torch.stack([(raw - raw.mT).abs().amax(), stray, info.double(), pivots.amin(), typical])
+    asymmetry, stray_, failed, pivot, typical_ = facts.tolist()
+    if not (asymmetry <= asymmetry_limit(G.dtype) and stray_ <= _STRAY):
+        raise explain_bad_values(G.detach(), norms)
+    if not failed and pivot >= _SINGULAR:
+        return Cosines(C, norms, False, typical_)
+    return _repaired(C, norms)
+
+
+def _repaired(C: Tensor, norms: Tensor) -> Cosines:
+    eigenvalues = torch.linalg.eigvalsh(C)
+    typical = eigenvalues.clamp_min(1e-2).log().mean().exp()
+    low, high, typical_ = torch.stack([eigenvalues[0], eigenvalues[-1], typical]).tolist()
+    if low < -_INDEFINITE * high:
+        raise AggregatorError(
+            f"the Gramian must be positive semi-definite, as J J^T is; the cosines between its rows have an eigenvalue"
+            f" of {low:.3g} beside a largest one of {high:.3g}, more than rounding explains. Pass J J^T"
+        )
+    if low < 0:
+        C.diagonal().sub_(1.01 * low)
+    return Cosines(C, norms, True, typical_)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x.reciprocal(), 0.0)

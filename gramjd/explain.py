@@ -1,0 +1,129 @@
+"""What the walk would do, without doing it: one line a use of a parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gramjd.engine import driver
+from gramjd.engine.cotangent import Group
+from gramjd.engine.factors import Factor
+from gramjd.engine.graph import Edge
+from gramjd.engine.visit import Loss
+from gramjd.losses import Inputs, Losses, as_inputs, as_losses
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a parameter: where its rows come from and how they enter the Gramian."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    operation: str
+    rows: str
+    route: str
+    operations: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of a Gramian: `print` it, or take `to_dict()`.
+
+    `dense` lists the operations at which the last batch axis was lost, with the reason; empty when every layer is
+    reached with one row's worth of memory. `operations` are floating-point operations of the Gramian's products;
+    `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds.
+    """
+
+    losses: int
+    uses: tuple[Use, ...]
+    dense: tuple[Loss, ...]
+    row_bytes: int
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of all products."""
+        return sum(use.operations for use in self.uses)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all cotangents that factors keep until a parameter's last use."""
+        return sum(use.bytes for use in self.uses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self) | {"operations": self.operations, "bytes": self.bytes}
+
+    def __str__(self) -> str:
+        head = ("parameter", "shape", "operation", "rows", "route", "operations", "bytes")
+        body = [
+            (u.parameter, str(list(u.shape)), u.operation, u.rows, u.route, _short(u.operations), _short(u.bytes, "B"))
+            for u in self.uses
+        ]
+        total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
+        widths = [max(len(row[c]) for row in [head, *body, total]) for c in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body, total]]
+        rule = "-" * max(map(len, lines))
+        lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
+        tail = lost or ["a batch axis reaches every layer: no dense rows"]
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *tail, f"stacked rows: {_short(self.row_bytes, 'B')}"])
+
+
+def _short(number: int, unit: str = "") -> str:
+    power = 0 if number < 1000 else min(5, int(math.log10(number) // 3))
+    return f"{number / 1000**power:.3g} {' kMGTP'[power].strip()}{unit}".rstrip()
+
+
+def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
+    """Which operation every parameter is used by, where its batch axis was found, and what its share of G costs.
+
+    Args:
+        losses: as in `gramian`.
+        inputs: as in `gramian`; a mapping from names (`dict(model.named_parameters())`) puts names in the table.
+
+    Returns:
+        An Explanation. Nothing is computed but index tensors read; the graph stays usable.
+
+    Raises:
+        LossError, InputError: as `gramian` does.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> plan = explain(layer(torch.ones(5, 3)).square().sum(1))
+    >>> [(use.operation, use.rows, use.route) for use in plan.uses]
+    [('AddmmBackward0', 'batch axis 5, 1 row', 'product'), ('AddmmBackward0', '5 rows', 'rows')]
+    >>> plan.dense
+    ()
+    """
+    names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
+    arrived: list[tuple[Edge, Group | Factor]] = []
+
+    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+        arrived.extend((edge, message) for message in (*groups, *factors))
+
+    found = as_losses(losses)
+    graph, dense, peak = driver.plan(found, as_inputs(inputs), note)
+    order = {edge: n for n, edge in enumerate(graph.targets)}
+    arrived.sort(key=lambda pair: order[pair[0]])
+    uses = tuple(_use(message, graph.targets[edge], names, order[edge]) for edge, message in arrived)
+    return Explanation(sum(loss.numel() for loss in found), uses, tuple(dict.fromkeys(dense)), peak)
+
+
+def _use(message: Group | Factor, target: Tensor, names: Mapping[int, str], place: int) -> Use:
+    name = names.get(id(target), f"input {place}")
+    shape = tuple(target.shape)
+    if isinstance(message, Factor):
+        route, operations = message.plan()
+        return Use(name, shape, message.operation, message.describe(), route, operations, message.nbytes)
+    layout = message.layout
+    route = "own slices" if layout.diagonal else "rows"
+    span = message.values.nbytes
+    operations = 2 * layout.stacked * message.values.numel()
+    return Use(name, shape, message.operation, layout.describe(), route, operations, span)
+
+
+__all__: Sequence[str] = ["Explanation", "Use", "explain"]
