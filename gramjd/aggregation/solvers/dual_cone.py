@@ -61,17 +61,19 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
     Q = V @ cone.C
     if bool((Q >= 0).all()):
         return U.clone()
-    mu = approximate(cone.C, V, cone.typical, tol) if tol is not None else None
-    if mu is None:
-        mu = _exact(cone, V, Q)
+    S, good_enough = -Q, False
+    if tol is not None:
+        S, good_enough = approximate(cone.C, V, cone.typical, tol)
+    elif len(G) > _FEW:
+        S = guess_free(cone.C, V, cone.typical)
+    mu = S.clamp_min(0) if good_enough else _exact(cone, V, Q, S)
     return U + mu * size * cone.inverse_norms
 
 
-def _exact(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
+def _exact(cone: Cosines, V: Tensor, Q: Tensor, start: Tensor) -> Tensor:
     """Multipliers `mu >= 0` [r, m] with `(v + mu) C >= 0` and `mu (v + mu) C = 0` for each row v of `V`."""
-    C, m = cone.C, len(cone.C)
-    start = -Q if m <= _FEW else guess_free(C, V, cone.typical)
-    solve = by_cholesky if m < _MANY else by_either
+    C = cone.C
+    solve = by_cholesky if len(C) < _MANY else by_either
     if cone.singular:
         mu = _proximal(C, Q, start.clamp_min(0), solve)
     else:

@@ -115,7 +115,9 @@ def by_cholesky(A: Tensor, b: Tensor, free: Tensor, start: Tensor) -> Tensor:
         chosen = free[part].gather(1, index)
         block = A[index[:, :, None], index[:, None, :]]
         block.mul_(chosen[:, :, None] & chosen[:, None, :])
-        x[part] = torch.zeros_like(b[part]).scatter_(1, index, _factor_and_solve(block, b[part].gather(1, index), chosen))
+        x[part] = torch.zeros_like(b[part]).scatter_(
+            1, index, _factor_and_solve(block, b[part].gather(1, index), chosen)
+        )
     return x
 
 
