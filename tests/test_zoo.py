@@ -7,7 +7,6 @@ from torch import Tensor
 import gramjd
 from gramjd.errors import GramjdError
 from tests.oracle import (
-    TOLERANCE,
     assert_close_gramian,
     assert_gramian,
     flatten,
@@ -15,6 +14,7 @@ from tests.oracle import (
     oracle_gramian,
     oracle_jacobian,
     relative_error,
+    tolerance,
 )
 from tests.zoo import CASES, Case
 
@@ -35,18 +35,13 @@ PAIRS = [
 ]
 
 
-def tolerance(case: Case, dtype: torch.dtype) -> float:
-    return TOLERANCE[dtype] if case.tol is None else case.tol
-
-
 @pytest.mark.parametrize(("case", "dtype"), PAIRS)
 def test_gramian_is_exact(case: Case, dtype: torch.dtype) -> None:
     try:
         losses, _ = assert_gramian(case, dtype)
-    except GramjdError as error:
+    except GramjdError:
         if not case.may_refuse:
             raise
-        assert str(error)
         return
     reached = leaves(losses)
     assert all(leaf.grad is None for leaf in reached)
@@ -91,7 +86,7 @@ def test_mean_is_plain_training(case: Case) -> None:
     gramjd.gram_backward(losses, gramjd.Mean(), inputs=inputs)
     for target, mean in zip(targets, expected, strict=True):
         grad = torch.zeros_like(target) if target.grad is None else target.grad
-        torch.testing.assert_close(_wide(grad), mean, rtol=1e-9, atol=1e-11 if case.tol is None else case.tol)
+        torch.testing.assert_close(_wide(grad), mean, rtol=1e-9, atol=10 * tolerance(case, dtype))
 
 
 def _wide(grad: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tests.zoo import (  # noqa: F401
     reparametrised,
     routing,
     shapes_of_tensors,
+    sizes,
     tables,
     vision,
 )

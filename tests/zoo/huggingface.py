@@ -143,12 +143,16 @@ add(
         "bert-classifier-sdpa": bert("BertForSequenceClassification", "sdpa"),
         "bert-masked-lm": bert("BertForMaskedLM"),
         "bert-masked-lm-padding": bert("BertForMaskedLM", masked=True, train=False),
-        "t5": t5,
-        "t5-untied": lambda: t5(False),
         "vit": vit,
         "vit-sdpa": lambda: vit("sdpa"),
         "convnext": convnext,
     },
 )
-add("hf", None, {"mixtral": lambda: mixtral("eager"), "mixtral-batched": lambda: mixtral("batched_mm"), "mamba": mamba})
+add("hf", "sample", {"t5": t5, "t5-untied": lambda: t5(False)}, tol=1e-6)
+add(
+    "hf",
+    None,
+    {"mixtral": lambda: mixtral("eager"), "mixtral-batched": lambda: mixtral("batched_mm"), "mamba": mamba},
+    tol=1e-6,
+)
 add("hf", None, {"mixtral-grouped": lambda: mixtral("grouped_mm")}, dtypes=(torch.float32,))

@@ -101,7 +101,6 @@ add(
         "two-towers": two_towers,
         "nt-xent": nt_xent,
         "supervised-contrastive": of(supervised_contrastive),
-        "pairwise-products": of(lambda z: z @ z.t()),
         "pairwise-sums": of(lambda z: (z @ z.t()).square().sum(1)),
         "pairwise-distances": of(lambda z: torch.cdist(z, z.flip(0) + 1).mean(1)),
         "centred": of(lambda z: fit(z - z.mean(0))),
@@ -129,6 +128,7 @@ add(
     None,
     {
         "prototypes": prototypes,
+        "pairwise-products": of(lambda z: z @ z.t()),
         "barlow": of(barlow),
         "pairwise-ranking": of(pairwise_ranking),
         "neighbour-differences": of(lambda z: (z[1:] - z[:-1]).square().sum(1)),

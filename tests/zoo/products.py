@@ -50,7 +50,6 @@ add(
         "matmul-broadcast": lambda: fit(data(B, 1, 2, I) @ param(3, I, O)),
         "matmul-broadcast-both": lambda: fit(data(B, 1, 2, I) @ param(2, 1, I, O).expand(2, 3, I, O)[:1]),
         "gram-of-sample": by(lambda x, w: (x.view(B, 2, 3) @ x.view(B, 2, 3).mT) * w, 1),
-        "lowrank": by(lambda x, w: (x @ param(I, 2)) @ (param(2, O) * 0.5) * w, 1),
         "block-diagonal": by(lambda x, w: torch.einsum("bgi,gio->bgo", x.view(B, 2, 3), w), 2, 3, 4),
         "toeplitz-sum": by(lambda x, w: sum(x.roll(k, 1) * w[k] for k in range(3)), 3),  # type: ignore[misc]
         "twice": by(lambda x, w: (x @ w).tanh() @ w, I, I),
@@ -68,6 +67,7 @@ add(
         "bias-of-other": by(lambda x, w: torch.addmm(w[0], x, w)),
         "column-of-weight": by(lambda x, w: torch.mv(x, w[:, 0]).unsqueeze(1)),
         "chain-of-weights": by(lambda x, w: x @ (w @ param(O, O))),
+        "lowrank": by(lambda x, w: (x @ param(I, 2)) @ (param(2, O) * 0.5) * w, 1),
         "multi-dot": by(lambda x, w: torch.linalg.multi_dot([x, w, param(O, 2), param(2, 4)])),
         "quadratic-form": by(lambda x, w: torch.einsum("bi,ij,bj->b", x, w @ w.t(), x).unsqueeze(1)),
         "weight-power": by(lambda x, w: x @ (w @ w), I, I),

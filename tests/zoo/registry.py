@@ -24,7 +24,8 @@ class Case:
     """A small model with data: ``make(dtype)`` builds it under a fixed seed.
 
     ``layout``: "sample" (the batch axis survives to the first layer), "dense" (an operation must be reported as dense)
-    or None (no claim). ``may_refuse``: an error of gramjd is as good as the exact Gramian.
+    or None (no claim). ``tol`` loosens both dtypes (a model that computes in float32 whatever it is given).
+    ``may_refuse``: an error of gramjd is as good as the exact Gramian.
     """
 
     name: str

@@ -255,8 +255,16 @@ add(
         "functional-call": functional,
         "weight-as-view": lambda: fit(F.linear(data(), param(O * I).view(O, I))),
         "weight-as-permuted": lambda: fit(F.linear(data(), param(I, 1, O).permute(2, 0, 1).reshape(O, I))),
-        "weight-cast": lambda: fit(F.linear(data().float(), param(O, I).float())),
         "weight-cloned": lambda: fit(F.linear(data(), param(O, I).clone())),
         "weight-contiguous": lambda: fit(F.linear(data(), param(I, O).t().contiguous())),
     },
+)
+
+add(
+    "sharing",
+    "sample",
+    {
+        "weight-cast": lambda: fit(F.linear(data().float(), param(O, I).float())),
+    },
+    tol=1e-6,
 )
