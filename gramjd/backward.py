@@ -26,7 +26,9 @@ class GramStep(NamedTuple):
     gramian: Tensor
 
 
-def gramian(losses: Losses, inputs: Inputs = None, *, dtype: torch.dtype | None = None, memory_budget: int | None = None) -> Tensor:
+def gramian(
+    losses: Losses, inputs: Inputs = None, *, dtype: torch.dtype | None = None, memory_budget: int | None = None
+) -> Tensor:
     """`G = J J^T`, where row i of J is the gradient of loss i.
 
     Args:
@@ -116,7 +118,9 @@ def weights_of(aggregator: Aggregator, G: Tensor) -> Tensor:
     return weights.detach()
 
 
-def weighted_backward(losses: Sequence[Tensor], weights: Tensor, inputs: Sequence[Tensor] | None, retain_graph: bool) -> None:
+def weighted_backward(
+    losses: Sequence[Tensor], weights: Tensor, inputs: Sequence[Tensor] | None, retain_graph: bool
+) -> None:
     """`losses.backward(weights)` for a list of tensors."""
     parts = weights.split([loss.numel() for loss in losses])
     cotangents = [w.to(loss.dtype).view(loss.shape) for w, loss in zip(parts, losses, strict=True)]

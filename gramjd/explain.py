@@ -59,6 +59,7 @@ class Explanation:
         return asdict(self) | {"operations": self.operations, "bytes": self.bytes}
 
     def __str__(self) -> str:
+        """The table."""
         head = ("parameter", "shape", "operation", "rows", "route", "operations", "bytes")
         body = [
             (u.parameter, str(list(u.shape)), u.operation, u.rows, u.route, _short(u.operations), _short(u.bytes, "B"))
@@ -66,11 +67,16 @@ class Explanation:
         ]
         total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
         widths = [max(len(row[c]) for row in [head, *body, total]) for c in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body, total]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *body, total]
+        ]
         rule = "-" * max(map(len, lines))
         lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
         tail = lost or ["a batch axis reaches every layer: no dense rows"]
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *tail, f"stacked rows: {_short(self.row_bytes, 'B')}"])
+        return "\n".join(
+            [lines[0], rule, *lines[1:-1], rule, lines[-1], *tail, f"stacked rows: {_short(self.row_bytes, 'B')}"]
+        )
 
 
 def _short(number: int, unit: str = "") -> str:

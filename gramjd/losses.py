@@ -55,5 +55,7 @@ def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name}[{place}] is a {type(tensor).__name__}; expected a tensor")
         if not tensor.requires_grad:
-            raise InputError(f"{name}[{place}] (shape {tuple(tensor.shape)}) does not require grad: set requires_grad first")
+            raise InputError(
+                f"{name}[{place}] (shape {tuple(tensor.shape)}) does not require grad: set requires_grad first"
+            )
     return list({id(t): t for t in found}.values())

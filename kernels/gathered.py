@@ -11,9 +11,8 @@ for ids [b, T] and c [K, b, T, d]; never a tensor of [m, V, d].
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from gramjd.kernels.outer import SLAB, TILE_COST
+from torch import Tensor
 
 
 def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,7 +37,7 @@ def gram_gathered_reference(ids: Tensor, c: Tensor, size: int) -> Tensor:
 
 def gathered_rows(ids: Tensor, c: Tensor, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
     """J [K b, hi - lo, d]: the part of the table between two ids."""
-    K, b, T, d = c.shape
+    K, b, _, d = c.shape
     J = torch.zeros(K * b, hi - lo + 1, d, dtype=dtype, device=c.device)
     inside = (ids >= lo) & (ids < hi)
     slot = torch.where(inside, ids - lo, hi - lo)
@@ -72,8 +71,9 @@ def _unique(place: Tensor, used: int, c: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def cross_outer_gathered(x: Tensor, c: Tensor, ids: Tensor, e: Tensor, dtype: torch.dtype) -> Tensor:
-    """<head rows, embedding rows> [K b, L n] of a table used as both: x [b, T, d], c [K, b, T, V], ids [n, S], e [L, n, S, d].
+    """<head rows, embedding rows> [K b, L n] of a table used as both.
 
+    x [b, T, d], c [K, b, T, V] of the head; ids [n, S], e [L, n, S, d] of the embedding;
     sum_ts c_(k,b,t)[ids_(n,s)] (x_(b,t) . e_(l,n,s)), in tiles over b.
     """
     K, b, T, _ = c.shape

@@ -43,12 +43,15 @@ def extent(x: Tensor, c: Tensor) -> Extent:
 def operations(route: str, e: Extent) -> int:
     """Multiply-adds of a route, with the tiles of `pairwise` weighted by what moving them costs."""
     R = e.K * e.b
-    return e.g * {
-        "product": e.b * e.b * e.i + R * R * e.o,
-        "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * (e.o + TILE_COST)) // 2,
-        "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
-        "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
-    }[route]
+    return (
+        e.g
+        * {
+            "product": e.b * e.b * e.i + R * R * e.o,
+            "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * (e.o + TILE_COST)) // 2,
+            "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
+            "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
+        }[route]
+    )
 
 
 def route(e: Extent) -> str:
@@ -124,7 +127,7 @@ def outer_rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    g, K, _, T, i, o = extent(x, c)
+    g, K, _, T, _, o = extent(x, c)
     G = torch.zeros(K, K, dtype=dtype, device=c.device)
     for group in range(g):
         X = x[group, 0].to(dtype)

@@ -18,7 +18,9 @@ from torch.nn.functional import pad
 CHUNK = 1 << 20
 
 
-def patches(x: Tensor, kernel: Sequence[int], out: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def patches(
+    x: Tensor, kernel: Sequence[int], out: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
     """View [n, channels, *kernel, *out] of a padded input [n, channels, *spatial]."""
     n, channels = x.shape[:2]
     steps = x.stride()[2:]
@@ -34,7 +36,14 @@ def patches(x: Tensor, kernel: Sequence[int], out: Sequence[int], stride: Sequen
     )
 
 
-def padded(x: Tensor, kernel: Sequence[int], out: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def padded(
+    x: Tensor,
+    kernel: Sequence[int],
+    out: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
     """Zero-pad so that every patch lies inside."""
     amounts: list[int] = []
     for d in reversed(range(len(kernel))):

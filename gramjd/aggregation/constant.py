@@ -26,6 +26,7 @@ class Constant(Weighting):
     """
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
+        """Keep `weights` [m] in float64."""
         self._weights = as_vector(weights, "weights", positive=False)
 
     def __call__(self, G: Tensor) -> Tensor:

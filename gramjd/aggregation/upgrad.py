@@ -43,6 +43,7 @@ class UPGrad(Weighting):
     """
 
     def __init__(self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None) -> None:
+        """Check the options; nothing depends on m until the first call."""
         self._preference = None if preference is None else as_vector(preference, "preference", positive=True)
         if tol is not None and not (isinstance(tol, (int, float)) and 0 < tol < math.inf):
             raise AggregatorError(f"tol must be a positive number, or None for exact weights; got {tol!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class Gramian:
     value: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        """Start from zero."""
         self.value = torch.zeros(self.m, self.m, dtype=self.dtype, device=self.device)
         self._everyone = np.arange(self.m)
 
@@ -96,7 +98,11 @@ def _region(factor: Factor, shape: Sequence[int]) -> Region | None:
     except RuntimeError:
         return None
     sizes = [n for n in place.shape if n != 1]
-    return tuple(sizes), tuple(s for n, s in zip(place.shape, place.stride(), strict=True) if n != 1), place.storage_offset()
+    return (
+        tuple(sizes),
+        tuple(int(s) for n, s in zip(place.shape, place.stride(), strict=True) if n != 1),
+        int(place.storage_offset()),
+    )
 
 
 def _upright(factor: Factor, shape: Sequence[int]) -> Factor:
@@ -121,7 +127,7 @@ def _separate(regions: Sequence[Region | None]) -> bool:
         sizes, strides, offset = region
         spans.append((offset, offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))))
     spans.sort()
-    return all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+    return all(a[1] < b[0] for a, b in itertools.pairwise(spans))
 
 
 def _one_region(gramian: Gramian, factors: list[Factor]) -> None:
@@ -144,7 +150,9 @@ def _one_region(gramian: Gramian, factors: list[Factor]) -> None:
 
 
 def _tied(factors: list[Factor]) -> bool:
-    return all(isinstance(f, Gathered) or (isinstance(f, Outer) and not f.flipped and f.x.shape[0] == 1) for f in factors)
+    return all(
+        isinstance(f, Gathered) or (isinstance(f, Outer) and not f.flipped and f.x.shape[0] == 1) for f in factors
+    )
 
 
 def _add_tied(gramian: Gramian, factors: list[Factor], dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Cotangents: values with a layout, and what happens when they meet, spread over rows or are summed to a smaller shape."""
+"""Cotangents: values with a layout; how they meet, spread over rows, and are summed to a smaller shape."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def densify(group: Group, dims: set[int] | None, charge: Charge = free, shape: S
 
 
 def _distinct(rows: Rows) -> tuple[Rows, Rows]:
-    """For each row its index among the distinct rows (-1 where it owns nothing), and those rows, in first-seen order."""
+    """For each row its index among the distinct ones (-1 if it owns nothing), and those, in first-seen order."""
     seen: dict[bytes, int] = {}
     owner = np.empty(len(rows), dtype=np.int64)
-    kept = []
+    kept: list[Rows] = []
     for u, row in enumerate(rows):
         if not (row >= 0).any():
             owner[u] = -1
@@ -149,7 +149,7 @@ def compact(group: Group) -> Group:
 
 
 def unite(groups: Sequence[Group], charge: Charge = free) -> list[Group]:
-    """As few groups as possible: equal owners are added, equal structures stacked, and one is spread where that is free."""
+    """As few groups as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
     if len(groups) < 2:
         return list(groups)
     buckets: dict[object, list[Group]] = {}
@@ -228,7 +228,9 @@ def _fits(layout: Layout, host: Layout) -> bool:
     diagonal = {d for d, p in enumerate(host.pieces) if p.diagonal}
     pieces, rows = cut
     inside = [p for p in pieces if p.dim in diagonal]
-    if not all(p.diagonal for p in inside) or [p.size for p in inside] != [host.pieces[d].size for d in sorted(diagonal)]:
+    if not all(p.diagonal for p in inside) or [p.size for p in inside] != [
+        host.pieces[d].size for d in sorted(diagonal)
+    ]:
         return False
     gone = [1 + a for a, p in enumerate(p for p in pieces if p.diagonal) if p.dim not in diagonal]
     stay = [a for a in range(1, rows.ndim) if a not in gone]

@@ -19,7 +19,9 @@ from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_
 from gramjd.errors import BudgetError, DenseRowsWarning
 
 
-def compute(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: torch.dtype | None, memory_budget: int | None) -> Tensor:
+def compute(
+    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: torch.dtype | None, memory_budget: int | None
+) -> Tensor:
     """The Gramian [m, m] of the losses with respect to the inputs; the graph stays usable."""
     graph = read(losses, inputs)
     m = sum(loss.numel() for loss in losses)
@@ -98,8 +100,8 @@ def _block_count(graph: Graph, losses: Sequence[Tensor], m: int, limit: float) -
             return blocks
         if blocks == m:
             raise BudgetError(
-                f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is {limit / 2**20:.1f} MiB: "
-                f"raise it to at least {int(needed)} bytes"
+                f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is "
+                f"{limit / 2**20:.1f} MiB: raise it to at least {int(needed)} bytes"
             )
 
 
@@ -121,7 +123,9 @@ def notify(noticed: Sequence[Loss]) -> None:
         )
 
 
-def plan(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: OnTarget) -> tuple[Graph, list[Loss], int]:
+def plan(
+    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: OnTarget
+) -> tuple[Graph, list[Loss], int]:
     """A walk that computes nothing: what arrives at each input, where batch axes are lost, bytes of stacked rows."""
     graph = read(losses, inputs)
     budget = Budget(float("inf"))

@@ -136,7 +136,7 @@ class Outer(Factor):
         J = outer.outer_rows(x, c, dtype).flatten(0, 1)
         return J.mT if self.flipped else J
 
-    def join(self, other: Factor) -> Factor | None:  # noqa: D102
+    def join(self, other: Factor) -> Factor | None:
         """Concatenate along T where rows and orientation agree."""
         if not isinstance(other, Outer) or other.shape != self.shape or self.x.device != other.x.device:
             return None

@@ -1,7 +1,7 @@
 """Hooks: functions of users that change gradients on their way.
 
-A hook sees one whole gradient, so it must be given one row at a time. The autograd engine runs it: asked for the gradient
-of an edge with respect to itself, it returns what the hooks of that tensor make of it.
+A hook sees one whole gradient, so it must be given one row at a time. The autograd engine runs it: asked for the
+gradient of an edge with respect to itself, it returns what the hooks of that tensor make of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.autograd.variable import Variable
 
 from gramjd.engine.graph import LEAF, Edge, Graph, Node
 from gramjd.errors import GraphError
-
 
 MODULE_HOOK = "BackwardHookFunctionBackward"
 
@@ -40,8 +39,9 @@ def find(graph: Graph) -> Hooks:
             continue
         if node.name() == MODULE_HOOK:
             raise GraphError(
-                "a module has a full backward hook (Module.register_full_backward_hook), which pairs gradients of its inputs "
-                "and outputs and cannot follow stacked rows: remove it, or put hooks on tensors (Tensor.register_hook)"
+                "a module has a full backward hook (Module.register_full_backward_hook), which pairs gradients of its "
+                "inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
+                "(Tensor.register_hook)"
             )
         if _has_own(node):
             hooks.nodes.add(node)

@@ -139,7 +139,7 @@ def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int])
     cut = split(layout, shape)
     assert cut is not None, "the caller densifies what cannot be split"
     pieces, rows = cut
-    axis_of = {}
+    axis_of: dict[int, int] = {}
     for piece in pieces:
         if piece.diagonal:
             axis_of[id(piece)] = len(axis_of) + 1
@@ -177,7 +177,7 @@ def along(layout: Layout, shape: Shape, dim: int) -> tuple[list[Piece], list[Pie
 
 
 def rejoin(before: list[Piece], after: list[Piece], rows: Rows) -> Layout | None:
-    """The layout with a diagonal piece between `before` and `after`, coarsened where owners repeat; None if all is -1."""
+    """The layout with a diagonal piece between `before` and `after`, coarser where owners repeat; None if all is -1."""
     if not (rows >= 0).any():
         return None
     axis = 1 + sum(p.diagonal for p in before)

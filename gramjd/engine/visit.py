@@ -147,7 +147,9 @@ class Visit:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def send(self, edge: int, layout: Layout, values: Tensor | Callable[[], Tensor | None] | None, shape: Shape | None = None) -> None:
+    def send(
+        self, edge: int, layout: Layout, values: Tensor | Callable[[], Tensor | None] | None, shape: Shape | None = None
+    ) -> None:
         """Hand a cotangent to an edge: [K, *shape], where a `shape` broadcast from the edge's is summed down to it."""
         if not self.wants(edge):
             return
@@ -190,7 +192,9 @@ class Visit:
         """Hand an unmultiplied factor to an edge that `parametric` is true of."""
         target, shape = self.input(edge).shape, factor.shape
         if math.prod(shape) != math.prod(target):
-            raise RuleError(f"the rule of {self.name} returned a factor of shape {shape} for an input of shape {target}")
+            raise RuleError(
+                f"the rule of {self.name} returned a factor of shape {shape} for an input of shape {target}"
+            )
         if not math.prod(target):
             return
         if tuple(shape) != tuple(target):
@@ -224,7 +228,9 @@ def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     stacked = next(len(v) for v in values if v is not None)
     call = _callable(node)
     if stacked == 1:
-        return [None if g is None else g.unsqueeze(0) for g in _tuple(call(*(None if v is None else v[0] for v in values)))]
+        return [
+            None if g is None else g.unsqueeze(0) for g in _tuple(call(*(None if v is None else v[0] for v in values)))
+        ]
     if not _is_python(node) and node.name() not in WRONG_UNDER_VMAP:
         try:
             return _vmapped(call, values)
@@ -277,7 +283,10 @@ def _vmapped(call: Callable[..., Any], values: Sequence[Tensor | None]) -> list[
 
 def _blames_vmap(error: RuntimeError) -> bool:
     text = str(error)
-    return any(word in text for word in ("vmap", "functorch", "batching rule", "BatchedTensor", "data-dependent", "inplace arithmetic"))
+    return any(
+        word in text
+        for word in ("vmap", "functorch", "batching rule", "BatchedTensor", "data-dependent", "inplace arithmetic")
+    )
 
 
 def _is_python(node: Node) -> bool:

@@ -18,8 +18,7 @@ from gramjd.engine.accumulate import Gramian, settle
 from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, check_strided
-from gramjd.engine.rows import Rows, canonical
-from gramjd.engine.rows import Piece as P
+from gramjd.engine.rows import Piece, Rows, canonical
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
 
 OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
@@ -163,7 +162,7 @@ def seeds_for(losses: Sequence[Tensor], owned: Rows | None = None, dry: bool = F
         if not (rows >= 0).any():
             seeds.append(None)
             continue
-        layout = canonical([P(loss.numel(), True)], rows[None] if loss.numel() > 1 else rows)
+        layout = canonical([Piece(loss.numel(), True)], rows[None] if loss.numel() > 1 else rows)
         device = torch.device("meta") if dry else loss.device
         seeds.append(Group(layout, _ones(loss, rows, device)))
     return seeds
@@ -176,7 +175,9 @@ def _ones(loss: Tensor, rows: Rows, device: torch.device) -> Tensor:
     return mask.to(dtype=loss.dtype, device=device)
 
 
-def gramian_of(graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Rows | None = None) -> list[Loss]:
+def gramian_of(
+    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Rows | None = None
+) -> list[Loss]:
     """Add the Gramian of the losses (those in the mask `owned`) to `gramian`; returns where batch axes were lost."""
 
     def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:

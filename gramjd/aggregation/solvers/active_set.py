@@ -21,7 +21,7 @@ def root_of(C: Tensor) -> Tensor:
 
 
 def nonnegative_least_squares(R: Tensor, target: Tensor) -> Tensor:
-    """x [m] that minimises `|R x - target|` over x >= 0, for R [k, m] and a target [k]; at most 3 m + 10 outer steps."""
+    """x [m] that minimises `|R x - target|` over x >= 0, for R [k, m] and a target [k], in 3 m + 10 steps at most."""
     m = R.shape[1]
     x = R.new_zeros(m)
     free = torch.zeros(m, dtype=torch.bool)

@@ -21,7 +21,7 @@ _PROXIMAL = (1e-6, 1e-6, 1e-6, 1e-6, 1e-7, 1e-8, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
 _ROUNDS = 60
 # From here on products of all rows with C beat a factorisation for each of them.
 _MANY = 96
-_FEW = 16
+_FEW = 8
 
 
 def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
@@ -74,11 +74,11 @@ def _exact(cone: Cosines, V: Tensor, Q: Tensor, start: Tensor) -> Tensor:
     """Multipliers `mu >= 0` [r, m] with `(v + mu) C >= 0` and `mu (v + mu) C = 0` for each row v of `V`."""
     C = cone.C
     solve = by_cholesky if len(C) < _MANY else by_either
-    if cone.singular:
-        mu = _proximal(C, Q, start.clamp_min(0), solve)
-    else:
-        mu = pivot(C, Q, start, solve, _ROUNDS)
-    wrong = (~(optimality_error(C, Q, mu) <= _ACCURACY)).nonzero()[:, 0]
+    mu = start.clamp_min(0) if cone.singular else pivot(C, Q, start, solve, _ROUNDS)
+    wrong = _unsolved(C, Q, mu)
+    if len(wrong):
+        mu[wrong] = _proximal(C, Q[wrong], mu[wrong], solve)
+        wrong = wrong[_unsolved(C, Q[wrong], mu[wrong])]
     if len(wrong):
         mu[wrong] = _by_active_set(C, Q[wrong], V[wrong])
     return mu
@@ -95,7 +95,7 @@ def _proximal(C: Tensor, Q: Tensor, mu: Tensor, solve: FreeSolver) -> Tensor:
     for d in _PROXIMAL:
         step = pivot(C + d * eye, Q[wrong] - d * center[wrong], center[wrong], solve, _ROUNDS)
         center[wrong] = step
-        wrong = wrong[~(optimality_error(C, Q[wrong], step) <= _ACCURACY)]
+        wrong = wrong[_unsolved(C, Q[wrong], step)]
         if not len(wrong):
             break
     return center
@@ -111,6 +111,11 @@ def _by_active_set(C: Tensor, Q: Tensor, V: Tensor) -> Tensor:
             f" {10 * _ACCURACY:.0e}. Compute the Gramian in float64, or pass tol= to accept a rougher answer"
         )
     return mu
+
+
+def _unsolved(C: Tensor, Q: Tensor, mu: Tensor) -> Tensor:
+    """The indices of the rows that do not pass the optimality test."""
+    return (~(optimality_error(C, Q, mu) <= _ACCURACY)).nonzero()[:, 0]
 
 
 def optimality_error(C: Tensor, Q: Tensor, mu: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 Per problem: `x >= 0, y = q + x A >= 0, x y = 0` with one positive definite `A` [m, m] for all. Each round solves for
 the multipliers that are free, then moves every one that came out negative, and every constraint that came out
-violated, to the other side. From a good guess that is one to three rounds. Rounds that do not lower the number of
-offenders are followed by moves of a single one (the one of largest index), which cannot cycle.
+violated, to the other side. From a good guess that is one to three rounds. That may cycle; a row whose offenders stop
+getting fewer goes on with steps that lower the objective each time, which cannot.
 Source: Judice and Pires, A block principal pivoting algorithm for large-scale strictly monotone linear
-complementarity problems (1994).
+complementarity problems (1994); for the descent, Bertsekas, Projected Newton methods for optimization problems with
+simple constraints (1982), and Nocedal and Wright, Numerical optimization (2006), section 16.5.
 """
 
 from __future__ import annotations

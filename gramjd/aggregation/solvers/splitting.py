@@ -22,6 +22,7 @@ class Splitting:
     """The iteration for `min w C w^T, w >= v`, one problem per row of `V` [r, m], with the penalty `rho`."""
 
     def __init__(self, C: Tensor, V: Tensor, rho: float) -> None:
+        """Factor once, for every iteration and every row."""
         eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
         P = torch.cholesky_inverse(torch.linalg.cholesky_ex(C + rho * eye)[0]) * rho
         self._reflect = _RELAX * (P - 0.5 * eye)
@@ -49,7 +50,7 @@ def guess_free(C: Tensor, V: Tensor, rho: float, max_iterations: int = 60) -> Te
     return iteration.S
 
 
-def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 150) -> tuple[Tensor, bool]:
+def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 80) -> tuple[Tensor, bool]:
     """`S` [r, m] whose positive part is within about `tol` of the multipliers in the norm of C, and whether it is.
 
     The distance is estimated from the residual `min(mu, y)`, `y = (v + mu) C`, over the root of a typical eigenvalue,
@@ -61,6 +62,6 @@ def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: in
         mu = iteration.S.clamp_min(0)
         y = (V + mu) @ C
         residual = torch.linalg.vector_norm(torch.minimum(mu, y), dim=1).amax() / min(rho, 1.0) ** 0.5
-        if float(torch.maximum(residual, (mu * y).sum(1).abs().amax())) <= 0.4 * tol:
+        if float(torch.maximum(residual, (mu * y).sum(1).abs().amax())) <= 0.25 * tol:
             return iteration.S, True
     return iteration.S, False

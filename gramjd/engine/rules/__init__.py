@@ -31,7 +31,7 @@ def rule_for(node: Node, hooks: Hooks) -> Rule:
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
-    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or as a decorator of a function of a `Visit`.
+    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a function of a `Visit`.
 
     Args:
         name: what `tensor.grad_fn.name()` says (a custom `autograd.Function` called `Cube` has the node `CubeBackward`).

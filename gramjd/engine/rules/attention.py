@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from gramjd.engine.rules.vocabulary import Rule, leading
+from gramjd.engine.rules.vocabulary import Rule, leading, named
 
-_KINDS = ("FlashAttention", "FlashAttentionForCpu", "EfficientAttention", "CudnnAttention", "FusedAttentionOverrideable")
+_NAMES = """
+    ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention ScaledDotProductFlashAttention
+    ScaledDotProductFlashAttentionForCpu ScaledDotProductFusedAttentionOverrideable
+"""
 
-RULES: dict[str, Rule] = {f"ScaledDotProduct{kind}Backward0": leading(lambda visit: 2) for kind in _KINDS}
+RULES: dict[str, Rule] = named(_NAMES, leading(lambda visit: 2))

@@ -11,7 +11,7 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Convolution
-from gramjd.engine.rules.vocabulary import MIXES, Rule, opaque
+from gramjd.engine.rules.vocabulary import MIXES, Rule, named, opaque
 from gramjd.engine.visit import Visit
 
 
@@ -116,6 +116,4 @@ def _apart(t: Tensor, sizes: list[int], order: list[int], b: int) -> Tensor:
     return whole.transpose(2, 3)
 
 
-RULES: dict[str, Rule] = {
-    name: convolution for name in ("ConvolutionBackward0", "ConvolutionOverrideableBackward0")
-}
+RULES: dict[str, Rule] = named("Convolution ConvolutionOverrideable", convolution)

@@ -13,7 +13,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Gathered
 from gramjd.engine.rules.linear import batched
-from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, opaque
+from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, opaque
 from gramjd.engine.visit import Visit
 
 # An input slice that more output slices read than this gets dense rows instead of one stacked row a reader.
@@ -106,7 +106,9 @@ def gather(visit: Visit) -> None:
         out: list[DimMap | None] = []
         for edge in range(len(v.edges)):
             target = v.input(edge).shape if v.wants(edge) else ()
-            out.append({d: d for d in range(len(shape)) if d != dim and len(target) == len(shape) and target[d] == shape[d]})
+            out.append(
+                {d: d for d in range(len(shape)) if d != dim and len(target) == len(shape) and target[d] == shape[d]}
+            )
         return out
 
     carried(maps)(visit)
@@ -146,7 +148,9 @@ def taken_at(visit: Visit, edge: int, group: Group, shape: tuple[int, int, int],
         else:
             layout = layouts.carry(group.layout, shape, (A, size, C), {0: 0, 2: 2})
         if layout is not None:
-            visit.send(edge, layout, None if visit.dry else _added(group.values, mine, index, size).reshape(-1, *target))
+            visit.send(
+                edge, layout, None if visit.dry else _added(group.values, mine, index, size).reshape(-1, *target)
+            )
 
 
 def _added(values: Tensor, mine: layouts.Rows, index: Tensor, size: int) -> Tensor:
@@ -264,12 +268,12 @@ def masked_select(visit: Visit) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "EmbeddingBackward0": embedding,
-    "EmbeddingBagBackward0": embedding_bag,
-    **{f"{name}Backward{n}": gather for name in ("Gather", "Scatter", "ScatterAdd", "Topk") for n in range(4)},
-    "IndexSelectBackward0": index_select,
-    "IndexAddBackward0": index_add,
-    "IndexBackward0": index,
-    "IndexPutBackward0": index_put,
-    "MaskedSelectBackward0": masked_select,
+    **named("Embedding", embedding),
+    **named("EmbeddingBag", embedding_bag),
+    **named("Gather Scatter ScatterAdd Topk", gather),
+    **named("IndexSelect", index_select),
+    **named("IndexAdd", index_add),
+    **named("Index", index),
+    **named("IndexPut", index_put),
+    **named("MaskedSelect", masked_select),
 }

@@ -17,7 +17,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
-from gramjd.engine.rules.vocabulary import MIXES, Rule, opaque
+from gramjd.engine.rules.vocabulary import MIXES, Rule, named, opaque
 from gramjd.engine.visit import Visit
 
 Load = Callable[[], Tensor]
@@ -74,12 +74,13 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     g, p, q = group.shape
 
     def compute() -> Tensor:
-        other = operand.other()
-        C = group.values
-        if operand.left:
-            out = C.reshape(-1, q) @ other[0].T if g == 1 else C @ other.mT
-        else:
+        other, C = operand.other(), group.values
+        if not operand.left:
             out = other.mT @ C
+        elif g == 1:
+            out = C.reshape(-1, q) @ other[0].T
+        else:
+            out = C @ other.mT
         return _scaled(out.reshape(-1, *target), operand.scale)
 
     r = math.prod(target) // (g * (p if operand.left else q))
@@ -177,7 +178,9 @@ def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> Non
     visit.send(operand.edge, layout, compute)
 
 
-def _rest_layout(pieces: list[Piece], summed: int, rows: layouts.Rows, inner: tuple[int, int, int], left: bool) -> Layout:
+def _rest_layout(
+    pieces: list[Piece], summed: int, rows: layouts.Rows, inner: tuple[int, int, int], left: bool
+) -> Layout:
     kept = 1 if left else 2
     out: list[Piece] = []
     for dim in range(3):
@@ -297,13 +300,12 @@ def _bilinear_weight(visit: Visit, group: Group) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "MmBackward0": mm,
-    "BmmBackward0": bmm,
-    "AddmmBackward0": addmm,
-    "BaddbmmBackward0": baddbmm,
-    "MvBackward0": mv,
-    "AddmvBackward0": addmv,
-    "DotBackward0": dot,
-    "VdotBackward0": dot,
-    "TrilinearBackward0": trilinear,
+    **named("Mm", mm),
+    **named("Bmm", bmm),
+    **named("Addmm", addmm),
+    **named("Baddbmm", baddbmm),
+    **named("Mv", mv),
+    **named("Addmv", addmv),
+    **named("Dot Vdot", dot),
+    **named("Trilinear", trilinear),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gramjd.engine import rows as layouts
 from gramjd.engine.rules.convolution import per_channel
-from gramjd.engine.rules.vocabulary import MIXES, Rule
+from gramjd.engine.rules.vocabulary import MIXES, Rule, named
 from gramjd.engine.visit import Visit, over_rows
 
 
@@ -46,7 +46,9 @@ def rms_norm(visit: Visit) -> None:
     for group in visit.groups():
         group = visit.keep_only(group, lead, MIXES)
         if visit.wants(1):
-            visit.send(1, group.layout, lambda g=group: g.values * (visit.saved("input") * visit.saved("result1")), shape)  # type: ignore[misc]
+            visit.send(
+                1, group.layout, lambda g=group: g.values * (visit.saved("input") * visit.saved("result1")), shape
+            )  # type: ignore[misc]
         visit.send(0, group.layout, lambda g=group: _rms_input(visit, g.values, dims))  # type: ignore[misc]
 
 
@@ -146,9 +148,9 @@ def _weight_norm(visit: Visit, values: Tensor, dim: int) -> tuple[Tensor, Tensor
 
 
 RULES: dict[str, Rule] = {
-    "NativeLayerNormBackward0": layer_norm,
-    "FusedRmsNormBackward0": rms_norm,
-    "NativeGroupNormBackward0": group_norm,
-    **dict.fromkeys(["NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"], batch_norm),
-    "WeightNormInterfaceBackward0": weight_norm,
+    **named("NativeLayerNorm", layer_norm),
+    **named("FusedRmsNorm", rms_norm),
+    **named("NativeGroupNorm", group_norm),
+    **named("CudnnBatchNorm MiopenBatchNorm NativeBatchNorm", batch_norm),
+    **named("WeightNormInterface", weight_norm),
 }

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from gramjd.engine.rules.vocabulary import Rule, pointwise
+from gramjd.engine.rules.vocabulary import Rule, named, pointwise
 
-_UNARY = """
-Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Clamp Cos Cosh Deg2Rad Digamma Elu Erf Erfc Erfinv Exp Exp2 Expm1 Floor
-Frac Gelu Hardshrink Hardsigmoid Hardswish Hardtanh I0 LeakyRelu Lgamma Log Log10 Log1P Log2 LogSigmoid Logit Mish
-NanToNum Neg Polygamma Positive Rad2Deg Reciprocal Relu Relu6 Round Rrelu RreluWithNoise Rsqrt Sgn Sigmoid Sign Silu Sin Sinc Sinh
-Softplus Softshrink Sqrt Square Tan Tanh Threshold Trunc SpecialNdtri SpecialNdtr SpecialEntr SpecialErfcx SpecialI0E
-SpecialI1 SpecialI1E SpecialLogNdtr NativeDropout BernoulliBackward
-""".split()
-_BINARY = """
-Add Addcdiv Addcmul Atan2 Copysign Div Fmax Fmin Fmod Hypot Lerp LogAddExp LogAddExp2 Logaddexp Logaddexp2 MaskedFill
-Maximum Minimum Mul Pow PreluKernel Remainder Rsub Sub Where Xlogy SpecialXlog1Py FusedDropout
-MaskedScale ClampMin ClampMax Ldexp Real Imag Angle Conj Complex ConjPhysical Heaviside
-""".split()
-_DOUBLE = """
-EluBackward GeluBackward HardshrinkBackward HardswishBackward HardtanhBackward LeakyReluBackward LogSigmoidBackward
-SigmoidBackward SiluBackward SoftplusBackward SoftshrinkBackward TanhBackward ThresholdBackward MishBackward
-""".split()
-_LOSSES = """
-BinaryCrossEntropy BinaryCrossEntropyWithLogits HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
-""".split()
+_FUNCTIONS = """
+    Abs Acos Acosh Add Addcdiv Addcmul Angle Asin Asinh Atan Atan2 Atanh Ceil Celu Clamp ClampMax ClampMin Complex Conj
+    ConjPhysical Copysign Cos Cosh Deg2Rad Digamma Div Elu Erf Erfc Erfinv Exp Exp2 Expm1 Floor Fmax Fmin Fmod Frac
+    FusedDropout Gelu Hardshrink Hardsigmoid Hardswish Hardtanh Heaviside Hypot I0 Imag Ldexp LeakyRelu Lerp Lgamma Log
+    Log10 Log1P Log2 LogAddExp LogAddExp2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill MaskedScale Maximum Minimum
+    Mish Mul NanToNum NativeDropout Neg Polygamma Positive Pow PreluKernel Rad2Deg Real Reciprocal Relu Relu6 Remainder
+    Round Rrelu RreluWithNoise Rsqrt Rsub Sgn Sigmoid Sign Silu Sin Sinc Sinh Softplus Softshrink SpecialEntr
+    SpecialErfcx SpecialI0E SpecialI1 SpecialI1E SpecialLogNdtr SpecialNdtr SpecialNdtri SpecialXlog1Py Sqrt Square Sub
+    Tan Tanh Threshold Trunc Where Xlogy
+"""
+# Nodes of a double backward pass: derivatives of derivatives.
+_DERIVATIVES = """
+    EluBackward GeluBackward HardshrinkBackward HardswishBackward HardtanhBackward LeakyReluBackward LogSigmoidBackward
+    MishBackward SigmoidBackward SiluBackward SoftplusBackward SoftshrinkBackward TanhBackward ThresholdBackward
+"""
+_LOSSES = "BinaryCrossEntropy BinaryCrossEntropyWithLogits HuberLoss MseLoss SmoothL1Loss SoftMarginLoss"
 
-RULES: dict[str, Rule] = {
-    f"{name}Backward{n}": pointwise for name in (*_UNARY, *_BINARY, *_DOUBLE, *_LOSSES) for n in range(5)
-}
+RULES: dict[str, Rule] = named(f"{_FUNCTIONS} {_DERIVATIVES} {_LOSSES}", pointwise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, opaque, reduction
+from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, named, opaque, reduction
 from gramjd.engine.visit import Visit
 
 
@@ -50,11 +50,6 @@ def _numel(visit: Visit) -> float:
     return 1.0 / max(1, total)
 
 
-def _spatial(count: int) -> Rule:
-    """Pooling and resampling over the last `count` dimensions."""
-    return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)))
-
-
 def _loss_dims(visit: Visit) -> list[DimMap | None]:
     """nll_loss [B, C] or [C] to [B] or []: the class dimension is new; a reduced loss keeps nothing apart."""
     if visit.integer("reduction") != 0:
@@ -62,15 +57,14 @@ def _loss_dims(visit: Visit) -> list[DimMap | None]:
     return [{d: (d if d == 0 else d + 1) for d in range(len(visit.output().shape))}]
 
 
-def _glu(visit: Visit) -> list[int]:
-    return [visit.dim()]
-
-
 def _cdist(visit: Visit) -> None:
     """Batch dimensions that both operands have stay apart; broadcast ones go dense."""
     lead = visit.output().shape[:-2]
     wanted = [e for e in range(2) if visit.wants(e)]
-    if all(visit.input(e).shape[:-2] == lead for e in wanted) and visit.saved("x1").shape[:-2] == visit.saved("x2").shape[:-2]:
+    if (
+        all(visit.input(e).shape[:-2] == lead for e in wanted)
+        and visit.saved("x1").shape[:-2] == visit.saved("x2").shape[:-2]
+    ):
         leading(lambda v: len(lead))(visit)
     else:
         opaque(visit)
@@ -99,54 +93,45 @@ def _matrices(visit: Visit) -> int:
     return len(visit.input(0).shape) - 2
 
 
+def _per_channel_plane(count: int) -> Rule:
+    """Pooling and resampling over the last `count` dimensions."""
+    return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)))
+
+
 _REDUCED = """
-Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Median Nanmedian Mode Kthvalue Nansum VarMean StdMean
-""".split()
-_ALONG = "Softmax LogSoftmax SafeSoftmax Cumsum Cumprod Logcumsumexp Cummax Cummin Glu Sort".split()
-_ALL = "Renorm".split()
+    Amax Amin Aminmax Kthvalue LinalgVectorNorm Logsumexp Max Median Min Mode Nanmedian Nansum Norm Prod Std StdMean Var
+    VarMean
+"""
+_ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort"
 _PLANES = {
-    1: "AdaptiveAvgPool1D AvgPool1D ReflectionPad1D ReplicationPad1D UpsampleNearest1D UpsampleNearestExact1D UpsampleLinear1D",
-    2: "AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D MaxPool2DWithIndices MaxPool2D MkldnnMaxPool2D FractionalMaxPool2D "
-    "ReflectionPad2D ReplicationPad2D UpsampleNearest2D UpsampleNearestExact2D UpsampleBilinear2D UpsampleBicubic2D "
-    "UpsampleBilinear2DAa UpsampleBicubic2DAa MaxUnpool2D MkldnnAdaptiveAvgPool2D",
-    3: "AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D MaxPool3DWithIndices MaxPool3D FractionalMaxPool3D "
+    1: "AdaptiveAvgPool1D AvgPool1D ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D "
+    "UpsampleNearestExact1D",
+    2: "AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D FractionalMaxPool2D MaxPool2D MaxPool2DWithIndices MaxUnpool2D "
+    "MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D ReflectionPad2D ReplicationPad2D UpsampleBicubic2D UpsampleBicubic2DAa "
+    "UpsampleBilinear2D UpsampleBilinear2DAa UpsampleNearest2D UpsampleNearestExact2D",
+    3: "AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D FractionalMaxPool3D MaxPool3D MaxPool3DWithIndices "
     "ReflectionPad3D ReplicationPad3D UpsampleNearest3D UpsampleNearestExact3D UpsampleTrilinear3D",
 }
+_SOLVED = "LinalgCholeskyEx LinalgInvEx LinalgMatrixExp LinalgQr LinalgSolveEx LinalgSolveTriangular"
+_DECOMPOSED = "LinalgDet LinalgEig LinalgEigh LinalgLuFactorEx LinalgPinv LinalgSlogdet LinalgSvd"
 
 RULES: dict[str, Rule] = {
+    **named(_REDUCED, carried(_reduced)),
     "SumBackward0": reduction(_everything, lambda _: False),
     "SumBackward1": reduction(_dims, _keepdim),
     "MeanBackward0": reduction(_everything, lambda _: False, _numel),
     "MeanBackward1": reduction(_dims, _keepdim, _count),
-    **{f"{name}Backward{n}": carried(_reduced) for name in _REDUCED for n in range(1, 5)},
-    **{
-        f"{name}Backward0": carried(_reduced)
-        for name in "Amax Amin Aminmax Logsumexp Std Var Prod LinalgVectorNorm Norm Max Min Mode Kthvalue Median Nanmedian Nansum VarMean StdMean".split()
-    },
-    **{f"{name}Backward{n}": all_but(lambda visit: [visit.dim()]) for name in _ALONG for n in range(3)},
-    **{f"{name}Backward{n}": _spatial(count) for count, names in _PLANES.items() for name in names.split() for n in range(2)},
-    **{name: carried(_loss_dims) for name in ("NllLossBackward0", "NllLoss2DBackward0")},
-    **{
-        f"{name}Backward0": leading(lambda visit: len(visit.output().shape))
-        for name in "MultiMarginLoss MultilabelMarginLoss".split()
-    },
-    **{name: leading(lambda visit: 2) for name in ("PixelShuffleBackward0", "PixelUnshuffleBackward0")},
-    "CtcLossBackward0": carried(lambda visit: [{0: 1}]),
-    "CdistBackward0": _cdist,
-    "GridSampler2DBackward0": leading(lambda visit: 1),
-    "GridSampler3DBackward0": leading(lambda visit: 1),
-    "Im2ColBackward0": leading(lambda visit: 1),
-    "Col2ImBackward0": leading(lambda visit: 1),
-    **{
-        f"{name}Backward0": leading(lambda visit: len(visit.output().shape) - 2)
-        for name in "LinalgInvEx LinalgSolveEx LinalgSolveTriangular LinalgCholeskyEx LinalgMatrixExp LinalgQr".split()
-    },
-    **{
-        f"{name}Backward0": leading(_matrices)
-        for name in "LinalgDet LinalgSlogdet LinalgPinv LinalgSvd LinalgEigh LinalgEig LinalgLuFactorEx".split()
-    },
-    **{f"Fft{kind}Backward0": all_but(_fft) for kind in ("R2C", "C2R", "C2C")},
-    "LinalgCrossBackward0": _cross,
-    **{name: _same_lead for name in ("ViewAsRealBackward0", "ViewAsComplexBackward0")},
-    "AffineGridGeneratorBackward0": leading(lambda visit: 1),
+    **named(_ALONG, all_but(lambda visit: [visit.dim()])),
+    **{key: rule for count, text in _PLANES.items() for key, rule in named(text, _per_channel_plane(count)).items()},
+    **named("NllLoss NllLoss2D", carried(_loss_dims)),
+    **named("MultiMarginLoss MultilabelMarginLoss", leading(lambda visit: len(visit.output().shape))),
+    **named("PixelShuffle PixelUnshuffle", leading(lambda visit: 2)),
+    **named("AffineGridGenerator Col2Im GridSampler2D GridSampler3D Im2Col", leading(lambda visit: 1)),
+    **named("CtcLoss", carried(lambda visit: [{0: 1}])),
+    **named("Cdist", _cdist),
+    **named(_SOLVED, leading(lambda visit: len(visit.output().shape) - 2)),
+    **named(_DECOMPOSED, leading(_matrices)),
+    **named("FftC2C FftC2R FftR2C", all_but(_fft)),
+    **named("LinalgCross", _cross),
+    **named("ViewAsComplex ViewAsReal", _same_lead),
 }

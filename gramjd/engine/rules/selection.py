@@ -17,7 +17,7 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.rows import Piece, Rows
-from gramjd.engine.rules.vocabulary import Rule, opaque
+from gramjd.engine.rules.vocabulary import Rule, named, opaque
 from gramjd.engine.visit import Visit, pull
 
 
@@ -99,10 +99,8 @@ def _copied(values: Tensor, source: Tensor) -> Tensor:
 
 
 _NAMES = """
-torch::autograd::CopySlices AsStridedBackward0 DiagonalBackward0 DiagEmbedBackward0 Rot90Backward0 ChannelShuffleBackward0
-TakeBackward0 MaskedScatterBackward0 PackPaddedSequenceBackward0 IndexFillBackward0 IndexFillBackward1 IndexCopyBackward0
-BlockDiagBackward0 NativeChannelShuffleBackward0 SelectScatterBackward0 SliceScatterBackward0 DiagonalScatterBackward0
-AsStridedScatterBackward0 IndexPutImplBackward0 CopyBackwards
-""".split()
+    AsStrided AsStridedScatter BlockDiag ChannelShuffle DiagEmbed Diagonal DiagonalScatter IndexCopy IndexFill
+    IndexPutImpl MaskedScatter NativeChannelShuffle PackPaddedSequence Rot90 SelectScatter SliceScatter Take
+"""
 
-RULES: dict[str, Rule] = dict.fromkeys(_NAMES, selection)
+RULES: dict[str, Rule] = {"torch::autograd::CopySlices": selection, **named(_NAMES, selection)}

@@ -13,7 +13,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group, reduce_to
 from gramjd.engine.factors import Step
 from gramjd.engine.rules.selection import selection
-from gramjd.engine.rules.vocabulary import Rule, all_but, carried, permuted, through
+from gramjd.engine.rules.vocabulary import Rule, all_but, carried, named, permuted, through
 from gramjd.engine.visit import Visit, pull
 
 CUTS = "cuts across a batch axis that a reshape has merged"
@@ -66,7 +66,9 @@ def taken(visit: Visit) -> None:
             visit.send(0, layout, lambda g=group, s=shape: _placed(g.values.reshape(-1, *s), dim, index, target))  # type: ignore[misc]
 
 
-def _scattered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]) -> layouts.Layout | None:
+def _scattered(
+    group: Group, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]
+) -> layouts.Layout | None:
     """Owners over `target` of a part of `dim`.
 
     Without another batch axis the part itself becomes one: the columns of a table of task outputs, or the samples of a
@@ -196,9 +198,13 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
         for group in visit.groups():
             group = _whole(visit, group)
             where = layouts.diagonal_dims(group.layout, group.shape) or set()
-            layout = layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
+            layout = (
+                layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
+            )
             if layout is not None:
-                visit.send(0, layout, None if visit.dry else group.values.index_select(1 + dim, back.to(group.values.device)))
+                visit.send(
+                    0, layout, None if visit.dry else group.values.index_select(1 + dim, back.to(group.values.device))
+                )
 
     return rule
 
@@ -252,7 +258,10 @@ def unfold(visit: Visit) -> None:
 # -- isometries: what a factor may pass through -----------------------------------------------------------------------
 
 
-def _step(push: Callable[[Visit, Tensor, int], Tensor]) -> Callable[[Visit, int], Step]:
+MakeStep = Callable[[Visit, int], Step]
+
+
+def _step(push: Callable[[Visit, Tensor, int], Tensor]) -> MakeStep:
     def make(visit: Visit, nr: int) -> Step:
         node, count = visit.node, len(visit.graph.metadata(visit.node))
 
@@ -289,37 +298,35 @@ def _push_part(visit: Visit, t: Tensor, nr: int) -> Tensor:
 
 
 _view = _step(lambda visit, t, nr: t.view(visit.output(nr).shape))
-_transpose = _step(lambda visit, t, nr: t.permute(_transposed(visit)))
 
-ISOMETRIES: dict[str, Callable[[Visit, int], Step]] = {
-    **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], _same),
-    **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], _view),
-    **dict.fromkeys(["UnsqueezeBackward0", *(f"SqueezeBackward{n}" for n in range(7))], _view),
-    **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], _transpose),
-    "TBackward0": _step(lambda visit, t, nr: t.t()),
-    "PermuteBackward0": _step(lambda visit, t, nr: t.permute(_permutation(visit))),
-    **dict.fromkeys(["SliceBackward0", "SelectBackward0"], _step(_push_taken)),
-    **dict.fromkeys(["SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnbindBackward0"], _step(_push_part)),
+_COPIES = "Alias Clone ToCopy ViewAs"
+_VIEWS = "ReshapeAlias UnsafeView View"
+_UNIT_DIMS = "Squeeze Unsqueeze"
+_PARTS = "Split SplitWithSizes Unbind UnsafeSplit UnsafeSplitWithSizes"
+
+ISOMETRIES: dict[str, MakeStep] = {
+    **named(_COPIES, _same),
+    **named(f"{_VIEWS} {_UNIT_DIMS}", _view),
+    **named("Transpose", _step(lambda visit, t, nr: t.permute(_transposed(visit)))),
+    **named("T", _step(lambda visit, t, nr: t.t())),
+    **named("Permute", _step(lambda visit, t, nr: t.permute(_permutation(visit)))),
+    **named("Select Slice", _step(_push_taken)),
+    **named(_PARTS, _step(_push_part)),
 }
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(["AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ViewAsBackward0"], through),
-    **dict.fromkeys(["ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"], through),
-    **dict.fromkeys(["UnsqueezeBackward0", *(f"SqueezeBackward{n}" for n in range(7))], through),
-    **dict.fromkeys(["TransposeBackward0", "TransposeBackward1"], permuted(_transposed)),
-    "TBackward0": permuted(lambda visit: list(range(len(visit.output().shape)))[::-1]),
-    "PermuteBackward0": permuted(_permutation),
-    "ExpandBackward0": expand,
-    "RepeatBackward0": repeat,
-    **dict.fromkeys(["SliceBackward0", "SelectBackward0"], taken),
-    **dict.fromkeys(
-        ["SplitBackward0", "SplitWithSizesBackward0", "UnsafeSplitBackward0", "UnsafeSplitWithSizesBackward0", "UnbindBackward0"],
-        parts,
-    ),
-    **dict.fromkeys(["CatBackward0", "StackBackward0"], joins),
-    "FlipBackward0": flip,
-    "RollBackward0": roll,
-    "ConstantPadNdBackward0": pad,
-    "UnfoldBackward0": unfold,
-    **dict.fromkeys(["TrilBackward0", "TriuBackward0"], all_but(lambda visit: [len(visit.output().shape) - d for d in (1, 2)])),
+    **named(f"{_COPIES} {_VIEWS} {_UNIT_DIMS}", through),
+    **named("Transpose", permuted(_transposed)),
+    **named("T", permuted(lambda visit: list(range(len(visit.output().shape)))[::-1])),
+    **named("Permute", permuted(_permutation)),
+    **named("Expand", expand),
+    **named("Repeat", repeat),
+    **named("Select Slice", taken),
+    **named(_PARTS, parts),
+    **named("Cat Stack", joins),
+    **named("Flip", flip),
+    **named("Roll", roll),
+    **named("ConstantPadNd", pad),
+    **named("Unfold", unfold),
+    **named("Tril Triu", all_but(lambda visit: [len(visit.output().shape) - d for d in (1, 2)])),
 }

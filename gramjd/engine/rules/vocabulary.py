@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,17 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.rows import Layout
-from gramjd.engine.visit import Visit, pull
+from gramjd.engine.visit import Visit
 
 Rule = Callable[[Visit], None]
+Entry = TypeVar("Entry")
 DimMap = dict[int, int]
 MIXES = "mixes the slices of the batch axis"
+
+
+def named(text: str, entry: Entry) -> dict[str, Entry]:
+    """One entry for all backward nodes of some operations, whichever overload they came from."""
+    return {f"{name}Backward{n}": entry for name in text.split() for n in range(7)}
 
 
 def opaque(visit: Visit) -> None:
@@ -204,7 +211,11 @@ def _splittable(visit: Visit, group: Group) -> Group:
     return group
 
 
-def reduction(dims: Callable[[Visit], Sequence[int]], keepdim: Callable[[Visit], bool], scale: Callable[[Visit], float] | None = None) -> Rule:
+def reduction(
+    dims: Callable[[Visit], Sequence[int]],
+    keepdim: Callable[[Visit], bool],
+    scale: Callable[[Visit], float] | None = None,
+) -> Rule:
     """Sum or mean over dimensions: the cotangent is expanded."""
 
     def rule(visit: Visit) -> None:
@@ -233,9 +244,3 @@ def moved(visit: Visit, edge: int, group: Group, dim: int, index: layouts.Rows, 
     if not group.layout.diagonal:
         return layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape))
     return layouts.scatter(group.layout, group.shape, dim, index, size)
-
-
-__all__ = [
-    "DimMap", "Rule", "all_but", "carried", "leading", "moved", "opaque", "permuted", "pointwise", "pull", "reduction",
-    "stacked", "through", "unstacked",
-]  # fmt: skip
