@@ -34,7 +34,7 @@ def step_time(results: Mapping[str, Any]) -> str:
 
 
 def step_memory(results: Mapping[str, Any]) -> str:
-    """Peak memory of a step beyond what was held before it, gradients included: bytes of the plain step, then ratios."""
+    """Peak memory of a step beyond what was held before it, gradients included, over that of the plain step."""
     names = _contenders(results)
     rows = [["case", "m", "plain step, MB", *names]]
     for case in results["cases"].values():
@@ -75,7 +75,8 @@ def render(text: str, root: Path = ROOT) -> str:
     def fill(match: re.Match[str]) -> str:
         file, make = TABLES[match["name"]]
         path = root / RESULTS / file
-        return f"{match[1]}{make(json.loads(path.read_text()))}\n{match[3]}"
+        table = make(json.loads(path.read_text())) if path.is_file() else f"(no {RESULTS / file})"
+        return f"{match[1]}{table}\n{match[3]}"
 
     return MARKED.sub(fill, text)
 

@@ -1,0 +1,49 @@
+"""An unpacked wheel holds every module, each imports, and `import gramjd` loads torch and nothing heavier.
+
+python .ci/check_wheel.py FOLDER
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "torchjd", "tqdm", "scipy", "quadprog"}
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"gramjd": "gramjd", "kernels": "gramjd/kernels", "profiling": "gramjd/profiling"}
+
+
+def module_name(file: Path) -> str:
+    """`gramjd/engine/__init__.py` to `gramjd.engine`."""
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def main(unpacked: Path) -> None:
+    """Exit with a message at the first thing that does not hold."""
+    sys.path.insert(0, str(unpacked))
+    import_module("gramjd")
+    loaded = HEAVY & {name.split(".")[0] for name in sys.modules}
+    if loaded:
+        sys.exit(f"import gramjd loads {', '.join(sorted(loaded))}")
+    sources = {
+        Path(target, file.relative_to(ROOT / folder))
+        for folder, target in FOLDERS.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    shipped = {file.relative_to(unpacked) for file in unpacked.glob("gramjd/**/*.py")}
+    if sources != shipped:
+        sys.exit(f"the wheel and the sources differ by {sorted(map(str, sources ^ shipped))}")
+    for file in sorted(shipped):
+        try:
+            module = import_module(module_name(file))
+        except ModuleNotFoundError as error:
+            if error.name not in HEAVY:  # a module for an extra may ask for that extra's package
+                raise
+            continue
+        if not Path(str(module.__file__)).is_relative_to(unpacked):
+            sys.exit(f"{module_name(file)} came from {module.__file__}")
+    print(f"the wheel holds {len(shipped)} modules and they import")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -1,0 +1,28 @@
+"""Cosine and conflict share from the Gramian, against the Jacobian itself."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from gramjd.demos.signals import conflict_share, cosine_to_mean
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_against_the_jacobian(scale):
+    generator = torch.Generator().manual_seed(0)
+    J = scale * torch.randn(7, 20, generator=generator, dtype=torch.float64)
+    w = torch.rand(7, generator=generator, dtype=torch.float64)
+    J32 = J.float()
+    expected = cosine_similarity(w @ J, J.mean(0), dim=0)
+    # float32 holds 1e-24 well enough; what must not underflow is the product of two such squares
+    assert cosine_to_mean(J32 @ J32.T, w) == pytest.approx(expected.item(), rel=1e-5)
+    pairs = [float(J[i] @ J[j]) < 0 for i in range(7) for j in range(i)]
+    assert conflict_share(J @ J.T) == pytest.approx(sum(pairs) / 21)
+
+
+def test_undefined_is_nan():
+    assert math.isnan(cosine_to_mean(torch.zeros(2, 2), torch.ones(2)))
+    assert math.isnan(cosine_to_mean(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.ones(2)))
+    assert math.isnan(conflict_share(torch.ones(1, 1)))

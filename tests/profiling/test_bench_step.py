@@ -1,0 +1,77 @@
+"""The step benchmark on the smallest case."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from gramjd.profiling import bench_step, contenders
+from gramjd.profiling.cases import CASES
+from gramjd.profiling.environment import KEEP_FREED, describe, keeps_freed
+
+TINY = ["--cases", "tiny", "--rounds", "5", "--seconds", "1"]
+
+
+def test_report(tmp_path, capsys):
+    path = tmp_path / "new" / "step.json"
+    assert bench_step.main([*TINY, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    outcome = report["cases"]["tiny-4"]["contenders"]
+    assert set(outcome) == set(contenders.CONTENDERS)
+    assert outcome["plain"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    for name in ("plain", "gramjd Mean", "gramjd UPGrad"):
+        assert outcome[name]["rounds"] == 5
+        assert outcome[name]["milliseconds"]["median"] > 0
+        assert outcome[name]["peak_bytes"] >= 4 * 95  # at least the gradients of 95 parameters
+    assert "gramjd UPGrad" in capsys.readouterr().out
+
+
+def test_contenders_fill_the_same_gradients():
+    grads = {}
+    for name in ("plain", "gramjd Mean"):
+        setup = CASES["tiny-4"].build()
+        contenders.CONTENDERS[name](setup)(setup.forward())
+        grads[name] = [p.grad for p in setup.model.parameters()]
+    for expected, got in zip(grads["plain"], grads["gramjd Mean"], strict=True):
+        assert (expected - got).abs().max() < 1e-6
+
+
+def test_what_cannot_be_run_is_reported(monkeypatch):
+    def refuse(setup):
+        raise contenders.RefusalError("does not take linear layers")
+
+    monkeypatch.setitem(contenders.CONTENDERS, "other", refuse)
+    outcome = bench_step.measure(CASES["tiny-4"], device="cpu", rounds=5, seconds=1)
+    assert outcome["other"] == {"refused": "does not take linear layers"}
+
+
+def test_missing_torchjd_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    monkeypatch.setitem(sys.modules, "torchjd.autogram", None)
+    with pytest.raises(contenders.RefusalError, match=r"gramjd\[bench\]"):
+        contenders.CONTENDERS["torchjd Mean"](CASES["tiny-4"].build())
+
+
+def test_environment_names_neither_host_nor_folder():
+    text = json.dumps(describe())
+    assert {"date", "cpu", "cores", "threads", "allocator", "versions"} <= set(describe())
+    assert os.uname().nodename not in text.split('"')
+    assert os.getcwd() not in text
+
+
+def test_unknown_case(capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench_step.main(["--cases", "nosuch"])
+    assert stop.value.code == 2
+    assert "got case 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_keep_freed_restarts_with_the_settings(tmp_path):
+    path = tmp_path / "kept.json"
+    command = [sys.executable, "-m", "gramjd.profiling.bench_step", *TINY, "--keep-freed", "--json", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(path.read_text())["environment"]["allocator"] == "freed blocks kept"
+    assert keeps_freed(KEEP_FREED)
+    assert not keeps_freed({})

@@ -1,0 +1,31 @@
+"""Every example runs, cut short, and does what it says."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CHECKS = {
+    "instance_wise": (200, lambda accuracy: accuracy > 0.9),
+    "multi_task": (150, lambda losses: losses[0] < 0.4 and losses[1] < 50),
+    "physics_informed": (150, lambda error: error < 0.2),
+    "monitor_conflict": (60, lambda log: len(log) == 2 and all(0 <= row["conflicting_pairs"] <= 1 for row in log)),
+}
+
+
+def test_every_example_is_checked():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_example(name, capsys):
+    steps, check = CHECKS[name]
+    outcome = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](steps)
+    assert check(outcome), outcome
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_example_fits_a_screen(name):
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
