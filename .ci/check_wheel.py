@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "torchjd", "tqdm", "scipy", "quadprog"}
+HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "torchjd", "scipy", "quadprog"}
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"gramjd": "gramjd", "kernels": "gramjd/kernels", "profiling": "gramjd/profiling"}
 

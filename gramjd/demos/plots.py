@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#4a6fa5", "#c8553d")  # baseline blue, Jacobian descent red: told apart by most colour-blind eyes too
 
+LABEL_GAP = 0.13  # decades of loss that a label takes up
+
 
 def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
     """Training loss after every epoch: the best rate of each method in full, its other rates thin, diverged ones not.
@@ -27,14 +29,14 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         best: those to bring out.
         colours: of each method.
     """
-    shown = [run for run in runs if not run.diverged]
+    shown = [run for method in colours for run in runs if run.method == method and not run.diverged]
     for run in shown:
         style: dict[str, Any] = (
             {"linewidth": 2.4, "zorder": 3} if run in best else {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
         )
         label = f"{run.method}, its best rate {run.rate:g}" if run in best else None
         axes.plot(range(len(run.loss)), run.loss, color=colours[run.method], label=label, **style)
-    for run, height in zip(shown, spread_apart([math.log10(run.loss[-1]) for run in shown]), strict=True):
+    for run, height in zip(shown, spread_apart([math.log10(run.loss[-1]) for run in shown], LABEL_GAP), strict=True):
         axes.annotate(
             f"{run.rate:g}",
             (len(run.loss) - 1, 10**height),
@@ -51,17 +53,17 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.set_ylabel("training loss (log scale)")
-    axes.legend(frameon=False, loc="upper right")
+    if any(run in best for run in shown):
+        axes.legend(frameon=False, loc="upper right")
     return axes
 
 
-def spread_apart(heights: Sequence[float], share: float = 0.035) -> list[float]:
-    """Move numbers up until neighbours are `share` of the whole range apart, so that labels do not overlap.
+def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Move numbers up until neighbours are at least `gap` apart, so that labels do not overlap.
 
-    >>> spread_apart([0.0, 1.0, 0.0], share=0.1)
+    >>> spread_apart([0.0, 1.0, 0.0], gap=0.1)
     [0.0, 1.0, 0.1]
     """
-    gap = share * (max(heights) - min(heights)) if heights else 0.0
     moved = list(heights)
     order = sorted(range(len(heights)), key=lambda k: heights[k])
     for below, above in pairwise(order):
@@ -77,17 +79,18 @@ def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) ->
         best: one run per method of one network.
         colours: of each method.
     """
-    for run in best:
+    for run in (run for run in best if run.cosine):
         epochs = [epoch + 0.5 for epoch in range(len(run.cosine))]  # an average over an epoch belongs to its middle
         colour = colours[run.method]
-        axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to the mean update")
+        axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to mean")
         axes.plot(
             epochs, run.conflicts, color=colour, linewidth=1.3, ls=(0, (4, 2)), label=f"{run.method}: conflicting pairs"
         )
     axes.set_ylim(0, 1.04)
     axes.set_xlabel("epoch")
     axes.set_ylabel("cosine; share of pairs")
-    axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+    if any(run.cosine for run in best):
+        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
     return axes
 
 
