@@ -14,8 +14,9 @@ from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
 from gramjd.engine.accumulate import Gramian
 from gramjd.engine.graph import Graph
+from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
-from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, in_graph_task, seeds_for
+from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, seeds_for
 from gramjd.errors import BudgetError, DenseRowsWarning
 
 

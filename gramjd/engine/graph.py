@@ -16,6 +16,13 @@ Node = Any
 Edge = tuple[Node, int]
 
 LEAF = "torch::autograd::AccumulateGrad"
+REFUSED = {
+    "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which pairs "
+    "gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
+    "(Tensor.register_hook)",
+    "CheckpointFunctionBackward": "a segment is checkpointed with use_reentrant=True, which hides its parameters from the "
+    "graph: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+}
 PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
 
@@ -39,14 +46,26 @@ class Graph:
     wanted: set[Node] = field(default_factory=set)
     hooks: Any = None
     _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
+    _names: dict[Node, str] = field(default_factory=dict)
 
     def metadata(self, node: Node) -> list[Metadata]:
         """One entry an output of the node."""
-        if node not in self._metadata:
-            self._metadata[node] = [
-                Metadata(tuple(int(n) for n in m.shape), m.dtype, m.device) for m in node._input_metadata
-            ]
-        return self._metadata[node]
+        found = self._metadata.get(node)
+        if found is None:
+            given = node._input_metadata
+            if any(m.is_nested_tensor for m in given):
+                raise GraphError(
+                    f"{node.name()} produces a nested tensor, which the walk cannot read: use a padded tensor with a mask"
+                )
+            found = self._metadata[node] = [Metadata(tuple(m.shape), m.dtype, m.device) for m in given]
+        return found
+
+    def name(self, node: Node) -> str:
+        """The node's name, asked for once."""
+        found = self._names.get(node)
+        if found is None:
+            found = self._names[node] = node.name()
+        return found
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -59,6 +78,9 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
     """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
     roots = [edge_of(loss) for loss in losses]
     order, children = _topological([node for node, _ in roots])
+    for node in order:
+        if node.name() in REFUSED:
+            raise GraphError(f"{node.name()}: {REFUSED[node.name()]}")
     if inputs is None:
         targets: dict[Edge, Tensor] = {(node, 0): node.variable for node in order if node.name() == LEAF}
     else:
@@ -111,11 +133,11 @@ class Ancestry:
     def leads(self, node: Node) -> bool:
         """Whether a node is an input of interest or an isometry of one."""
         if node not in self._leads:
-            if node.name() == LEAF:
+            if self.graph.name(node) == LEAF:
                 found = (node, 0) in self.graph.targets
             else:
                 edges = self.graph.children[node]
-                found = node.name() in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
+                found = self.graph.name(node) in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
             self._leads[node] = found
         return self._leads[node]
 
@@ -132,16 +154,7 @@ class Ancestry:
             if missing:
                 stack += missing
                 continue
-            constant = top.name() in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
+            constant = self.graph.name(top) in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
             self._parameters[top] = not constant and all(self._parameters[child] for child in below)
             stack.pop()
         return self._parameters[node]
-
-
-def check_strided(graph: Graph, node: Node) -> None:
-    """Nested and sparse tensors have no rows that could be laid out."""
-    for meta in node._input_metadata:
-        if meta.is_nested_tensor:
-            raise GraphError(
-                f"{node.name()} produces a nested tensor, which the walk cannot read: use a padded tensor with a mask"
-            )

@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
-from torch.autograd.variable import Variable
 
 from gramjd.engine.graph import LEAF, Edge, Graph, Node
+from gramjd.engine.task import by_engine
 from gramjd.errors import GraphError
-
-MODULE_HOOK = "BackwardHookFunctionBackward"
 
 
 @dataclass
@@ -33,16 +30,11 @@ def find(graph: Graph) -> Hooks:
     hooks = Hooks()
     zeros: dict[Any, Tensor] = {}
     for node in graph.wanted:
-        if node.name() == LEAF:
+        name = graph.name(node)
+        if name == LEAF:
             if node.variable._backward_hooks:
                 hooks.edges.add((node, 0))
             continue
-        if node.name() == MODULE_HOOK:
-            raise GraphError(
-                "a module has a full backward hook (Module.register_full_backward_hook), which pairs gradients of its "
-                "inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
-                "(Tensor.register_hook)"
-            )
         if _has_own(node):
             hooks.nodes.add(node)
         for nr, meta in enumerate(graph.metadata(node)):
@@ -69,19 +61,9 @@ def _nothing(*_: Any) -> None:
     """A hook that changes nothing."""
 
 
-def _engine(outputs: list[Edge], rows: list[Tensor], inputs: list[Edge]) -> tuple[Tensor | None, ...]:
-    run = Variable._execution_engine.run_backward
-    starts = tuple(GradientEdge(node, nr) for node, nr in outputs)
-    ends = tuple(GradientEdge(node, nr) for node, nr in inputs)
-    found: tuple[Tensor | None, ...] = run(
-        starts, tuple(rows), True, False, ends, allow_unreachable=True, accumulate_grad=False
-    )
-    return found
-
-
 def _changes(edge: Edge, zero: Tensor) -> bool:
     try:
-        return _engine([edge], [zero], [edge])[0] is not zero
+        return by_engine([edge], [zero], [edge])[0] is not zero
     except RuntimeError:
         # A hook that writes in place cannot write to the shared zero.
         return True
@@ -89,7 +71,7 @@ def _changes(edge: Edge, zero: Tensor) -> bool:
 
 def at_edge(edge: Edge, values: Tensor) -> Tensor:
     """What the hooks of a tensor make of stacked rows."""
-    rows = [_engine([edge], [row], [edge])[0] for row in values.clone()]
+    rows = [by_engine([edge], [row], [edge])[0] for row in values.clone()]
     return torch.stack([values[k] if row is None else row for k, row in enumerate(rows)])
 
 
@@ -108,7 +90,7 @@ def through_node(graph: Graph, hooks: Hooks, node: Node, values: list[Tensor | N
     rows = []
     for k in range(len(stacked)):
         mine = [value[k].clone() for value in values if value is not None]
-        rows.append(_engine(outputs, mine, children))
+        rows.append(by_engine(outputs, mine, children))
     columns = iter(zip(*rows, strict=True))
     out: list[Tensor | None] = []
     for child, _ in node.next_functions:

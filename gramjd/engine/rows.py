@@ -13,15 +13,18 @@ a layout survives every view and reshape as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 Shape = Sequence[int]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,14 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Canonical pieces (neighbours differ in kind, none has size 1) and the owner of each (k, diagonal index)."""
+    """Canonical pieces (neighbours differ in kind, none has size 1) and the owner of each (k, diagonal index).
+
+    Equal layouts made by `canonical` are one object while any is alive, so `memo` holds what was asked of it before.
+    """
 
     pieces: tuple[Piece, ...]
     rows: Rows
+    memo: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def stacked(self) -> int:
@@ -72,6 +79,9 @@ class Layout:
         return f"batch axis {axes}, {stacked}" if axes else stacked
 
 
+_ALIVE: WeakValueDictionary[Any, Layout] = WeakValueDictionary()
+
+
 def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
     """Merge neighbours of one kind and drop pieces of size 1; `rows` has one axis a diagonal piece."""
     merged: list[list[int | bool]] = []
@@ -88,7 +98,21 @@ def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
             if piece.diagonal:
                 sizes.append(piece.size)
     flat = np.ascontiguousarray(rows).reshape(rows.shape[0], *sizes)
-    return Layout(tuple(Piece(int(s), bool(d)) for s, d in merged), flat)
+    layout = Layout(tuple(Piece(int(s), bool(d)) for s, d in merged), flat)
+    return _ALIVE.setdefault(layout.key, layout)
+
+
+def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Ask a layout the same question once: a network repeats its layers."""
+
+    @wraps(function)
+    def ask(layout: Layout, *args: Any) -> Result:
+        question = (function, *args)
+        if question not in layout.memo:
+            layout.memo[question] = function(layout, *args)
+        return layout.memo[question]  # type: ignore[no-any-return]
+
+    return ask
 
 
 def dense(rows: Sequence[int] | Rows, numel: int) -> Layout:
@@ -97,6 +121,12 @@ def dense(rows: Sequence[int] | Rows, numel: int) -> Layout:
 
 
 def split(layout: Layout, shape: Shape) -> tuple[list[Piece], Rows] | None:
+    """`_split`, remembered."""
+    return _split(layout, tuple(shape))
+
+
+@_remembered
+def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Rows] | None:
     """Cut the pieces at the borders of the dimensions of `shape`, so that each lies in one dimension.
 
     Returns None where a diagonal piece and a dimension overlap without nesting.
@@ -134,6 +164,13 @@ def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int])
 
     All diagonal pieces must lie in the dimensions of `to_dim`; the other dimensions of `to_shape` are not diagonal.
     """
+    return _carry(layout, tuple(shape), tuple(to_shape), tuple(to_dim.items()))
+
+
+@_remembered
+def _carry(
+    layout: Layout, shape: tuple[int, ...], to_shape: tuple[int, ...], to_dim: tuple[tuple[int, int], ...]
+) -> Layout:
     if not layout.diagonal:
         return dense(layout.rows, math.prod(to_shape))
     cut = split(layout, shape)
@@ -143,7 +180,7 @@ def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int])
     for piece in pieces:
         if piece.diagonal:
             axis_of[id(piece)] = len(axis_of) + 1
-    source = {to: d for d, to in to_dim.items()}
+    source = {to: d for d, to in to_dim}
     moved: list[Piece] = []
     for d, size in enumerate(to_shape):
         mine = [p for p in pieces if d in source and p.dim == source[d]]

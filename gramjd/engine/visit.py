@@ -6,7 +6,6 @@ All invariants of what a rule returns are checked here, in `send`.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +18,11 @@ from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, uni
 from gramjd.engine.factors import Factor, Step
 from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
 from gramjd.engine.hooks import at_edge, through_node
+from gramjd.engine.pull import pull
 from gramjd.engine.rows import Layout, Shape
 from gramjd.errors import RuleError
 
 Message = Group | Factor
-
-# torch's own batching rules give wrong numbers for these; rows are computed one by one.
-WRONG_UNDER_VMAP = {"CdistBackward0"}
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,12 @@ class Ledger:
 class Visit:
     """One node of the graph with the cotangents that arrived at its outputs."""
 
-    def __init__(self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, depends: Ancestry):
+    def __init__(  # noqa: D107
+        self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, depends: Ancestry
+    ):
         self.graph = graph
         self.node = node
-        self.name: str = node.name()
+        self.name = graph.name(node)
         self.arrivals = arrivals
         self.ledger = ledger
         self._depends = depends
@@ -221,81 +220,3 @@ class Visit:
 def signed(value: int) -> int:
     """Undo the wrap-around of a negative 64-bit integer."""
     return value - (1 << 64) if value >= (1 << 63) else value
-
-
-def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
-    stacked = next(len(v) for v in values if v is not None)
-    call = _callable(node)
-    if stacked == 1:
-        return [
-            None if g is None else g.unsqueeze(0) for g in _tuple(call(*(None if v is None else v[0] for v in values)))
-        ]
-    if not _is_python(node) and node.name() not in WRONG_UNDER_VMAP:
-        try:
-            return _vmapped(call, values)
-        except RuntimeError as error:
-            if not _blames_vmap(error):
-                raise
-    rows = [_tuple(call(*(None if v is None else v[k] for v in values))) for k in range(stacked)]
-    return [_stacked_column(column) for column in zip(*rows, strict=True)]
-
-
-def _stacked_column(column: Sequence[Tensor | None]) -> Tensor | None:
-    """One edge's gradients of all rows; a node may leave out what is zero."""
-    given = [g for g in column if g is not None]
-    if not given:
-        return None
-    strided = [g.to_dense() if g.layout != torch.strided else g for g in given]
-    if len(given) == len(column):
-        return torch.stack(strided)
-    rest = iter(strided)
-    return torch.stack([torch.zeros_like(strided[0]) if g is None else next(rest) for g in column])
-
-
-def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """A formula for one row's cotangent applied to stacked rows."""
-    if len(values) == 1:
-        return function(values[0]).unsqueeze(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.vmap(function)(values)
-
-
-def _vmapped(call: Callable[..., Any], values: Sequence[Tensor | None]) -> list[Tensor | None]:
-    present = [n for n, v in enumerate(values) if v is not None]
-    defined: list[bool] = []
-
-    def run(*given: Tensor) -> tuple[Tensor, ...]:
-        full: list[Tensor | None] = [None] * len(values)
-        for n, g in zip(present, given, strict=True):
-            full[n] = g
-        out = _tuple(call(*full))
-        defined[:] = [g is not None for g in out]
-        return tuple(g for g in out if g is not None)
-
-    with warnings.catch_warnings():
-        # vmap warns where it loops inside; that is what would be done here otherwise.
-        warnings.simplefilter("ignore")
-        results = iter(torch.vmap(run, randomness="same")(*(values[n] for n in present)))
-    return [next(results) if there else None for there in defined]
-
-
-def _blames_vmap(error: RuntimeError) -> bool:
-    text = str(error)
-    return any(
-        word in text
-        for word in ("vmap", "functorch", "batching rule", "BatchedTensor", "data-dependent", "inplace arithmetic")
-    )
-
-
-def _is_python(node: Node) -> bool:
-    return isinstance(node, torch.autograd.function.BackwardCFunction)
-
-
-def _callable(node: Node) -> Callable[..., Any]:
-    return node.apply if _is_python(node) else node  # type: ignore[no-any-return]
-
-
-def _tuple(out: Any) -> tuple[Tensor | None, ...]:
-    return out if isinstance(out, tuple) else (out,)

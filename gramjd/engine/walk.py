@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from gramjd.engine import rules
 from gramjd.engine.accumulate import Gramian, settle
 from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
-from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, check_strided
+from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node
 from gramjd.engine.rows import Piece, Rows, canonical
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
 
@@ -63,7 +62,7 @@ class Walk:
         ticket = itertools.count()
 
         def push(node: Node) -> None:
-            order = -1 << 62 if node.name() == LEAF else -int(node._sequence_nr())
+            order = -1 << 62 if self.graph.name(node) == LEAF else -int(node._sequence_nr())
             heapq.heappush(ready, (order, next(ticket), node))
 
         for (node, nr), seed in zip(self.graph.roots, seeds, strict=True):
@@ -103,7 +102,7 @@ class Walk:
             if (node, nr) in self.graph.targets:
                 factors = [f for f in inbox[nr] if isinstance(f, Factor)]
                 self.on_target((node, nr), [g for g in inbox[nr] if isinstance(g, Group)], factors)
-        if node.name() != LEAF and any(child in self.graph.wanted for child, _ in self.graph.children[node]):
+        if self.graph.name(node) != LEAF and any(child in self.graph.wanted for child, _ in self.graph.children[node]):
             self._send_on(node, inbox)
         self.budget.alive -= held
 
@@ -112,8 +111,7 @@ class Walk:
         return visit.hooked(nr, [self._as_group(m, node, nr) for m in messages])
 
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
-        check_strided(self.graph, node)
-        step = rules.ISOMETRIES.get(node.name()) if node not in self.graph.hooks.nodes else None
+        step = rules.ISOMETRIES.get(self.graph.name(node)) if node not in self.graph.hooks.nodes else None
         passing = [(nr, m) for nr, queue in inbox.items() for m in queue if step and isinstance(m, Factor)]
         arrivals: dict[int, list[Group]] = {}
         for nr, queue in inbox.items():
@@ -125,7 +123,7 @@ class Walk:
             assert step is not None
             visit.forward_factor(0, factor, step(visit, nr))
         if arrivals:
-            rules.rule_for(node, self.graph.hooks)(visit)
+            rules.rule_for(self.graph, node)(visit)
         for edge, message in visit.sent:
             target = visit.edges[edge]
             assert target is not None
@@ -186,27 +184,3 @@ def gramian_of(
     walk = Walk(graph, add, budget)
     walk.run(seeds_for(losses, owned))
     return walk.dense
-
-
-class _InGraphTask(torch.autograd.Function):
-    """Runs a function inside a backward pass, where checkpointed segments recompute once and not at every read."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, function: Callable[[], None]) -> Tensor:
-        ctx.function = function
-        return anchor.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
-        with torch.no_grad():
-            ctx.function()
-        return None, None
-
-
-def in_graph_task(function: Callable[[], None]) -> None:
-    """Call `function` as part of a backward pass of its own."""
-    with torch.enable_grad():
-        anchor = torch.zeros((), requires_grad=True)
-        out = _InGraphTask.apply(anchor, function)
-    # Without `inputs=`: with it the engine would tell the nodes that nobody needs their results.
-    torch.autograd.backward(out)

@@ -14,6 +14,7 @@ from gramjd.aggregation.solvers.active_set import nonnegative_least_squares, roo
 from gramjd.aggregation.solvers.pivoting import FreeSolver, by_cholesky, by_either, pivot
 from gramjd.aggregation.solvers.scaling import Cosines, cosines
 from gramjd.aggregation.solvers.splitting import approximate, guess_free
+from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
@@ -54,7 +55,11 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
     U = U.double()
     if not G.numel():
         return U.clone()
-    cone = cosines(G)
+    with one_thread_if_small(len(G), G.device):
+        return _solve(cosines(G), U, tol)
+
+
+def _solve(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     V = U * cone.norms
     size = V.amax(1, keepdim=True)
     V = torch.where(size > 0, V / size, 0.0)
@@ -64,7 +69,7 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
     S, good_enough = -Q, False
     if tol is not None:
         S, good_enough = approximate(cone.C, V, cone.typical, tol)
-    elif len(G) > _FEW:
+    elif len(cone.C) > _FEW:
         S = guess_free(cone.C, V, cone.typical)
     mu = S.clamp_min(0) if good_enough else _exact(cone, V, Q, S)
     return U + mu * size * cone.inverse_norms

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gramjd.engine.graph import Node
-from gramjd.engine.hooks import Hooks
+from gramjd.engine.graph import Graph, Node
 from gramjd.engine.rules import attention, convolution, index, linear, norm, pointwise, reduce, selection, shape
 from gramjd.engine.rules.vocabulary import Rule, opaque
 from gramjd.errors import RuleError
@@ -25,9 +24,9 @@ TABLE: dict[str, Rule] = {
 }
 
 
-def rule_for(node: Node, hooks: Hooks) -> Rule:
+def rule_for(graph: Graph, node: Node) -> Rule:
     """The node's rule; a node without one, or with hooks, is handled as opaque: dense rows, always right."""
-    return opaque if node in hooks.nodes else TABLE.get(node.name(), opaque)
+    return opaque if node in graph.hooks.nodes else TABLE.get(graph.name(node), opaque)
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rows as layouts
+from gramjd.engine.pull import over_rows
 from gramjd.engine.rules.convolution import per_channel
 from gramjd.engine.rules.vocabulary import MIXES, Rule, named
-from gramjd.engine.visit import Visit, over_rows
+from gramjd.engine.visit import Visit
 
 
 def layer_norm(visit: Visit) -> None:

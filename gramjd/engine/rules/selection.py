@@ -16,9 +16,10 @@ from torch import Tensor
 
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
+from gramjd.engine.pull import pull
 from gramjd.engine.rows import Piece, Rows
 from gramjd.engine.rules.vocabulary import Rule, named, opaque
-from gramjd.engine.visit import Visit, pull
+from gramjd.engine.visit import Visit
 
 
 def selection(visit: Visit) -> None:

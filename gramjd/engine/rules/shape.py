@@ -12,9 +12,10 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group, reduce_to
 from gramjd.engine.factors import Step
+from gramjd.engine.pull import pull
 from gramjd.engine.rules.selection import selection
 from gramjd.engine.rules.vocabulary import Rule, all_but, carried, named, permuted, through
-from gramjd.engine.visit import Visit, pull
+from gramjd.engine.visit import Visit
 
 CUTS = "cuts across a batch axis that a reshape has merged"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
+from gramjd.engine.pull import is_python
 from gramjd.engine.rows import Layout
 from gramjd.engine.visit import Visit
 
@@ -108,7 +109,7 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     """Pointwise formulas broadcast over a leading axis: no vmap needed."""
     outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
     outputs[0] = values[0] if len(values) == 1 else values
-    if isinstance(visit.node, torch.autograd.function.BackwardCFunction):
+    if is_python(visit.node):
         outputs[0] = values
         return visit.pulled(outputs)
     out = visit.node(*outputs)

@@ -1,0 +1,52 @@
+"""Using the autograd engine: running code as part of a backward pass, or a part of the graph as the engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.autograd.variable import Variable
+
+from gramjd.engine.graph import Edge
+
+
+class _InGraphTask(torch.autograd.Function):
+    """Runs a function inside a backward pass, where checkpointed segments recompute once and not at every read."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, function: Callable[[], None]) -> Tensor:
+        ctx.function = function
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        with torch.no_grad():
+            ctx.function()
+        return None, None
+
+
+def in_graph_task(function: Callable[[], None]) -> None:
+    """Call `function` as part of a backward pass of its own."""
+    with torch.enable_grad():
+        anchor = torch.zeros((), requires_grad=True)
+        out = _InGraphTask.apply(anchor, function)
+    # Without `inputs=`: with it the engine would tell the nodes that nobody needs their results.
+    torch.autograd.backward(out)
+
+
+def by_engine(
+    outputs: Sequence[Edge], cotangents: Sequence[Tensor], inputs: Sequence[Edge]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs`, with everything that the engine does around a node: hooks, missing outputs, casts.
+
+    `torch.autograd.grad` without its checks, which would cost more than the small graphs this is used for.
+    """
+    starts = tuple(GradientEdge(node, nr) for node, nr in outputs)
+    ends = tuple(GradientEdge(node, nr) for node, nr in inputs)
+    found: tuple[Tensor | None, ...] = Variable._execution_engine.run_backward(
+        starts, tuple(cotangents), True, False, ends, allow_unreachable=True, accumulate_grad=False
+    )
+    return found
