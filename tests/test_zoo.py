@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd.errors import GramjdError
@@ -126,3 +127,63 @@ def test_single_precision_accumulates_in_double_on_request(name: str) -> None:
     got = gramjd.gramian(losses, inputs=inputs, dtype=F64)
     assert got.dtype == F64
     assert_close_gramian(got, oracle_gramian(losses, inputs), 2e-6, name)
+
+
+def test_what_autograd_refuses_is_refused() -> None:
+    """A weight changed after the forward pass, and a graph that is gone, raise here as they do there."""
+    for spoil in (_step, _free):
+        model, losses = _small()
+        spoil(model, losses)
+        with pytest.raises(RuntimeError):
+            gramjd.gramian(losses)
+
+
+def _small() -> tuple[torch.nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    return model, model(torch.randn(5, 3, dtype=F64)).square().sum(1)
+
+
+def _step(model: torch.nn.Module, losses: Tensor) -> None:
+    with torch.no_grad():
+        model[2].weight.mul_(2.0)  # type: ignore[index]
+
+
+def _free(model: torch.nn.Module, losses: Tensor) -> None:
+    losses.sum().backward()
+
+
+def test_reentrant_checkpoints_are_refused() -> None:
+    """They hide parameters from the graph: without an error those would be missing in silence."""
+    model, _ = _small()
+    x = torch.randn(5, 3, dtype=F64, requires_grad=True)
+    hidden = checkpoint(model, x, use_reentrant=True)
+    with pytest.raises(GramjdError, match=r"(?i)checkpoint"):
+        gramjd.gramian(hidden.square().sum(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp-two-layers", "act-dropout-0.3", "checkpoint-dropout", "custom-linear", "mixing-info-nce"]
+)
+def test_nothing_else_changes(name: str) -> None:
+    """Random state, grad mode, and hooks that wait for a finished gradient stay as they are."""
+    losses, inputs = CASES[name].make(F64)
+    fired: list[Tensor] = []
+    for leaf in leaves(losses):
+        leaf.register_post_accumulate_grad_hook(fired.append)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first = gramjd.gramian(losses, inputs=inputs)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not fired
+    assert not first.requires_grad
+    assert_close_gramian(first, oracle_gramian(losses, inputs), 1e-12, name)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("name", ["mlp-two-layers", "table-small-gpt", "pde-heat", "mixing-centred"])
+def test_anomaly_mode(name: str) -> None:
+    with torch.autograd.detect_anomaly(check_nan=True):
+        losses, inputs = CASES[name].make(F64)
+        assert_close_gramian(gramjd.gramian(losses, inputs=inputs), oracle_gramian(losses, inputs), 1e-12, name)

@@ -6,7 +6,9 @@ Importing the package fills ``CASES``; every module registers one family or a fe
 from tests.zoo import (  # noqa: F401
     activations,
     attention,
+    axes,
     convolution,
+    custom_functions,
     graph_traps,
     huggingface,
     loss_shapes,

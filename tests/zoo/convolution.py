@@ -174,7 +174,6 @@ add(
             shape=(3, 2, 3, 4, 4),
         ),
         "per-pixel-losses": lambda: nn.Conv2d(3, 1, 1)(torch.randn(2, 3, 2, 2)).square().squeeze(1),
-        "per-sample-filters": batch_in_groups,
         "same-filter-twice": same_filter_twice,
         "filter-both-ways": filter_both_ways,
         "two-resolutions": two_resolutions,
@@ -206,5 +205,13 @@ add(
             1
         ),
         "channel-losses": lambda: nn.Conv2d(3, 4, 2)(torch.randn(3, 3, 4, 4)).square().mean((0, 2, 3)),
+    },
+)
+
+add(
+    "conv",
+    None,
+    {
+        "per-sample-filters": batch_in_groups,
     },
 )

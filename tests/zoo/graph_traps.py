@@ -1,4 +1,4 @@
-"""Things done to the graph, not to the numbers: checkpoints, hooks, custom functions, autocast, in-place edits."""
+"""Things done to the graph, not to the numbers: checkpoints, hooks, autocast, in-place edits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from tests.zoo.registry import Built, add, fit, param
+from tests.zoo.registry import Built, add, fit
 
 B, I, H, O = 4, 5, 6, 3
 
@@ -18,135 +18,6 @@ def data(*shape: int) -> Tensor:
 
 def mlp(*middle: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(I, H), nn.Tanh(), *middle, nn.Linear(H, O))
-
-
-class Swish(torch.autograd.Function):
-    """The old style: no vmap."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x.sigmoid()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        s = x.sigmoid()
-        return grad * (s + x * s * (1 - s))
-
-
-class Cube(torch.autograd.Function):
-    """The new style, vmappable."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0] ** 2 * grad
-
-
-class OwnLinear(torch.autograd.Function):
-    """Several inputs, one of them no tensor, gradients only where needed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.scale, ctx.has_bias = scale, b is not None
-        return scale * (x @ w.t() + (0 if b is None else b))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        grad = ctx.scale * grad
-        need = ctx.needs_input_grad
-        return (
-            grad @ w if need[0] else None,
-            grad.flatten(0, -2).t() @ x.flatten(0, -2) if need[1] else None,
-            grad.flatten(0, -2).sum(0) if ctx.has_bias and need[2] else None,
-            None,
-        )
-
-
-class TopHalf(torch.autograd.Function):
-    """Two outputs, the second of which carries no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        values, where = x.topk(x.shape[-1] // 2, -1)
-        ctx.save_for_backward(where)
-        ctx.mark_non_differentiable(where)
-        ctx.shape = x.shape
-        return values, where
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        return grad.new_zeros(ctx.shape).scatter(-1, ctx.saved_tensors[0], grad)
-
-
-class SplitPair(torch.autograd.Function):
-    """Two differentiable outputs; the loss may use only one, whose partner's gradient arrives as None."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        return x * 2, x * 3
-
-    @staticmethod
-    def backward(ctx: Any, first: Tensor | None, second: Tensor | None) -> Tensor:
-        terms = [k * g for k, g in ((2, first), (3, second)) if g is not None]
-        return sum(terms[1:], terms[0])
-
-
-class Reverse(torch.autograd.Function):
-    """Gradient reversal: the backward pass is not the derivative of the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return -0.5 * grad
-
-
-class BatchCentre(torch.autograd.Function):
-    """Mixes the samples inside a node that nobody can look into."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x - x.mean(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad - grad.mean(0)
-
-
-class BatchFlip(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.flip(0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.flip(0)
-
-
-def below_custom(f: Callable[[Tensor], Tensor], width: int = H) -> Callable[[], Tensor]:
-    return lambda: fit(nn.Linear(width, O)(f(nn.Linear(I, H)(data()))))
-
-
-def own_linear(bias: bool, frozen: bool = False) -> Tensor:
-    first, w, b = nn.Linear(I, H), param(O, H), param(O) if bias else None
-    w.requires_grad_(not frozen)
-    return fit(OwnLinear.apply(first(data()).tanh(), w, b, 0.7))
 
 
 def checkpointed(*middle: nn.Module, **options: Any) -> Tensor:
@@ -371,24 +242,6 @@ def compiled() -> Tensor:
 
 
 add(
-    "custom",
-    None,
-    {
-        "pointwise": below_custom(Swish.apply),
-        "pointwise-vmappable": below_custom(Cube.apply),
-        "linear": lambda: own_linear(True),
-        "linear-no-bias": lambda: own_linear(False),
-        "linear-frozen": lambda: own_linear(True, True),
-        "two-outputs-one-index": below_custom(lambda x: TopHalf.apply(x)[0], 3),
-        "two-outputs": below_custom(lambda x: sum(SplitPair.apply(x)) * x),
-        "two-outputs-one-used": below_custom(lambda x: SplitPair.apply(x)[1].tanh()),
-        "reversal": below_custom(Reverse.apply),
-        "mixes-samples": below_custom(BatchCentre.apply),
-        "permutes-samples": below_custom(BatchFlip.apply),
-    },
-)
-
-add(
     "checkpoint",
     None,
     {
@@ -469,3 +322,31 @@ add(
 add("graph", None, {"float64-tail": float64_tail, "promoted": promoted}, tol=1e-5)
 add("graph", None, {"non-leaf-input": non_leaf_input}, may_refuse=True)
 add("graph", None, {"compiled": compiled}, slow=True, may_refuse=True)
+
+
+def low_precision(dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A model whose parameters and losses are all in ``dtype``."""
+
+    def build() -> Tensor:
+        model = mlp().to(dtype)
+        return fit(model(data().to(dtype)))
+
+    return build
+
+
+def mixed_leaves() -> Tensor:
+    """Leaves of three dtypes under one loss."""
+    a, b, c = mlp().float(), nn.Linear(I, O).double(), mlp().bfloat16()
+    x = data()
+    return (a(x.float()) + c(x.bfloat16())).double().sub(b(x.double())).square().sum(1)
+
+
+def complex_leaf() -> Tensor:
+    w = nn.Parameter(torch.complex(torch.randn(I, O), torch.randn(I, O)))
+    return (data().to(w.dtype) @ w).abs().square().sum(1)
+
+
+LOOSE = {"dtypes": (torch.float32,), "tol": 3e-2}
+add("dtype", None, {"bfloat16": low_precision(torch.bfloat16), "float16": low_precision(torch.float16)}, **LOOSE)
+add("dtype", None, {"mixed-leaves": mixed_leaves}, **LOOSE)
+add("dtype", None, {"complex-leaf": complex_leaf}, may_refuse=True)

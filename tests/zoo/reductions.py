@@ -104,7 +104,6 @@ add(
         "pairwise-distance": of(lambda x: F.pairwise_distance(x[:, 0], x[:, 2])),
         "normalize": of(lambda x: F.normalize(x, dim=-1)),
         "cdist-in-sample": of(lambda x: torch.cdist(x, x.flip(1) + 1)),
-        "cdist-to-codes": of(lambda x: torch.cdist(x, param(4, D))),
         "cdist-one": of(lambda x: torch.cdist(x, x.sin() + 2, p=1)),
         "trapezoid": of(lambda x: torch.trapezoid(x, dim=1)),
         "diff": of(lambda x: x.diff(dim=1)),
@@ -152,9 +151,24 @@ add(
         "filter": of(lambda x: torch.fft.irfft(torch.fft.rfft(x) * param(3), n=D)),
         "filter-complex": of(lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.complex(param(3), param(3)), n=D)),
         "shift": of(lambda x: torch.fft.fftshift(x, dim=-1)),
-        "stft": of(lambda x: torch.stft(x.flatten(1), 4, 2, window=torch.ones(4), return_complex=True).abs().square()),
         "complex-product": of(lambda x: (torch.complex(x, x.sin()) * torch.complex(x.cos(), x)).imag),
         "fnet": of(lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=1).real),
     },
 )
 add("fourier", None, {"over-batch": of(lambda x: torch.fft.fft(x, dim=0).real)})
+
+add(
+    "reduce",
+    None,
+    {
+        "cdist-to-codes": of(lambda x: torch.cdist(x, param(4, D))),
+    },
+)
+
+add(
+    "fourier",
+    None,
+    {
+        "stft": of(lambda x: torch.stft(x.flatten(1), 4, 2, window=torch.ones(4), return_complex=True).abs().square()),
+    },
+)

@@ -179,9 +179,6 @@ add(
             lambda x: torch.zeros(B, T, 9).scatter(2, torch.stack([torch.randperm(9)[:D]] * T)[None].expand(B, T, D), x)
         ),
         "scatter-add": through(lambda x: torch.zeros(B, T, 4).scatter_add(2, torch.randint(0, 4, (B, T, D)), x)),
-        "scatter-reduce": through(
-            lambda x: torch.ones(B, T, 4).scatter_reduce(2, torch.randint(0, 4, (B, T, D)), x, "amax")
-        ),
         "index-select-features": through(lambda x: x.index_select(2, torch.tensor([4, 0, 0, 2]))),
         "index-features": through(lambda x: x[..., [1, 3, 1]]),
         "index-positions": through(lambda x: x[:, torch.tensor([2, 0])]),
@@ -228,5 +225,15 @@ add(
         "roll-flat": through(lambda x: x * x.roll(1)),
         "take": through(lambda x: x.take(torch.randint(0, B * D, (3, 2))), B),
         "masked-scatter-batch": through(lambda x: x.masked_scatter(torch.rand(B, D) > 0.6, x.flip(0).tanh()), B),
+    },
+)
+
+add(
+    "route",
+    None,
+    {
+        "scatter-reduce": through(
+            lambda x: torch.ones(B, T, 4).scatter_reduce(2, torch.randint(0, 4, (B, T, D)), x, "amax")
+        ),
     },
 )

@@ -153,14 +153,11 @@ add(
         "one-hot": lambda: fit(F.one_hot(ids(), V).to(torch.get_default_dtype()) @ param(V, D)),
         "bag-sum": bag("sum"),
         "bag-mean": bag("mean"),
-        "bag-max": bag("max"),
         "bag-weighted": bag("sum", weighted=True),
         "bag-padding": bag("mean", padding_idx=1),
-        "bag-frequency": bag("sum", scale_grad_by_freq=True),
         "bag-offsets": bag("sum", offsets=True),
         "bag-offsets-mean": bag("mean", offsets=True),
         "bag-offsets-weighted": bag("sum", weighted=True, offsets=True),
-        "bag-learned-weights": bag_of_activations,
         "tied": tied,
         "tied-bias": lambda: tied(bias=True),
         "tied-per-token": tied_per_token,
@@ -184,3 +181,13 @@ add(
 add("table", None, {"graph-packed": graph_packed})
 add("table", None, {"sparse": lambda: read(nn.Embedding(V, D, sparse=True))}, may_refuse=True)
 add("table", None, {"bag-sparse": bag("sum", sparse=True)}, may_refuse=True)
+
+add(
+    "table",
+    None,
+    {
+        "bag-max": bag("max"),
+        "bag-frequency": bag("sum", scale_grad_by_freq=True),
+        "bag-learned-weights": bag_of_activations,
+    },
+)
