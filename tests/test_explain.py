@@ -1,0 +1,206 @@
+"""`explain`: the plan in words and numbers, found without computing anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from gramjd.kernels import outer
+from gramjd.profiling.memory import peak_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gramjd import Explanation, explain, gramian
+from gramjd.errors import InputError
+from tests.small import F32, F64, batch_norm_net, cnn, encoder, gpt, mlp, squares
+
+GOLDEN = """\
+parameter  shape   operation       rows                 route    operations  bytes
+----------------------------------------------------------------------------------
+0.weight   [6, 5]  AddmmBackward0  batch axis 4, 1 row  product  352         96 B
+0.bias     [6]     AddmmBackward0  4 rows               rows     192         96 B
+2.weight   [4, 6]  AddmmBackward0  batch axis 4, 1 row  product  320         64 B
+2.bias     [4]     AddmmBackward0  4 rows               rows     128         64 B
+----------------------------------------------------------------------------------
+total      m = 4                                                 992         320 B
+a batch axis reaches every layer: no dense rows
+stacked rows: 0 B"""
+
+
+def contrastive(model: nn.Module, x: Tensor) -> Tensor:
+    """Each sample is compared with all others of the batch."""
+    z = F.normalize(model(x), dim=1)
+    return F.cross_entropy(z @ z.T, torch.arange(len(x)), reduction="none")
+
+
+def named(plan: Explanation) -> dict[str, tuple[str, str, int]]:
+    return {use.parameter: (use.rows, use.route, use.operations) for use in plan.uses}
+
+
+def test_table_of_a_small_mlp() -> None:
+    model = mlp(dtype=F32)
+    assert str(explain(squares(model, dtype=F32), dict(model.named_parameters()))) == GOLDEN
+
+
+def test_order_of_the_mapping_is_the_order_of_the_table() -> None:
+    model = mlp()
+    inputs = dict(reversed(list(model.named_parameters())))
+    assert [use.parameter for use in explain(squares(model), inputs).uses] == list(inputs)
+
+
+def test_names_from_a_mapping_and_numbers_without() -> None:
+    model = mlp()
+    losses = squares(model)
+    chosen = {"head": model[2].weight, "tail": model[0].bias}
+    assert [use.parameter for use in explain(losses, chosen).uses] == ["head", "tail"]
+    assert [use.parameter for use in explain(losses, list(chosen.values())).uses] == ["input 0", "input 1"]
+
+
+def test_every_use_of_a_reused_parameter_has_a_line() -> None:
+    layer = nn.Linear(5, 5)
+    losses = layer(layer(layer(torch.randn(3, 5)))).square().sum(1)
+    uses = explain(losses, {"w": layer.weight}).uses
+    assert [use.parameter for use in uses] == ["w"] * 3
+
+
+def test_plain_data_is_json() -> None:
+    model = batch_norm_net()
+    plan = explain(squares(model), dict(model.named_parameters()))
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert data["losses"] == 4
+    assert data["operations"] == sum(use["operations"] for use in data["uses"]) == plan.operations
+    assert data["bytes"] == sum(use["bytes"] for use in data["uses"]) == plan.bytes
+    assert [use["parameter"] for use in data["uses"]] == [use.parameter for use in plan.uses]
+    assert [loss["operation"] for loss in data["dense"]] == ["NativeBatchNormBackward0"]
+    assert data["row_bytes"] == plan.row_bytes
+
+
+MODELS: dict[str, Callable[[], Tensor]] = {
+    "mlp": lambda: squares(mlp()),
+    "cnn": lambda: cnn()(torch.randn(4, 2, 6, 6, dtype=F64)).square().sum(1),
+    "transformer": lambda: encoder()(torch.randn(4, 3, 8, dtype=F64)).square().sum((1, 2)),
+    "language model": lambda: gpt(20, 6, 2)[1](4),
+    "batch norm in evaluation": lambda: squares(batch_norm_net().eval()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_dense_where_samples_stay_apart(name: str) -> None:
+    plan = explain(MODELS[name]())
+    assert plan.dense == ()
+    assert str(plan).splitlines()[-2] == "a batch axis reaches every layer: no dense rows"
+    assert all(
+        use.rows.startswith("batch axis 4") for use in plan.uses if "Addmm" in use.operation and use.route != "rows"
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_planning_agrees_with_walking(name: str) -> None:
+    """No warning of dense rows was planned, and none comes (warnings are errors here)."""
+    losses = MODELS[name]()
+    explain(losses)
+    gramian(losses)
+
+
+def test_batch_norm_in_training_is_reported() -> None:
+    plan = explain(squares(batch_norm_net()))
+    assert [(loss.operation, loss.reason) for loss in plan.dense] == [
+        ("NativeBatchNormBackward0", "normalises over the batch")
+    ]
+    assert plan.row_bytes >= 4 * 4 * 6 * 8
+    assert "dense rows from NativeBatchNormBackward0 on: it normalises over the batch" in str(plan)
+
+
+def test_contrastive_loss_is_reported() -> None:
+    model = mlp()
+    plan = explain(contrastive(model, torch.randn(4, 5, dtype=F64)), dict(model.named_parameters()))
+    assert len(plan.dense) == 1
+    assert plan.dense[0].operation in str(plan)
+    assert named(plan)["0.weight"][0] == "4 rows"
+
+
+def test_numbers_of_linear_layers() -> None:
+    """2 b^2 i + 2 R^2 o for a product; 2 R^2 d for rows."""
+    model = mlp(5, 7, 3)
+    plan = named(explain(squares(model, b=6), dict(model.named_parameters())))
+    assert plan["0.weight"] == ("batch axis 6, 1 row", "product", 2 * 6 * 6 * 5 + 2 * 6 * 6 * 7)
+    assert plan["2.weight"] == ("batch axis 6, 1 row", "product", 2 * 6 * 6 * 7 + 2 * 6 * 6 * 3)
+    assert plan["0.bias"] == ("6 rows", "rows", 2 * 6 * 6 * 7)
+
+
+@pytest.mark.parametrize(("T", "expected"), [(2, "pairwise"), (60, "rows")])
+def test_numbers_with_positions(T: int, expected: str) -> None:
+    layer = nn.Linear(16, 24)
+    losses = layer(torch.randn(8, T, 16)).square().sum((1, 2))
+    rows, route, operations = named(explain(losses, {"w": layer.weight}))["w"]
+    sizes = outer.Extent(g=1, K=1, b=8, T=T, i=16, o=24)
+    assert (rows, route) == ("batch axis 8, 1 row", expected)
+    assert operations == 2 * outer.operations(route, sizes)
+    assert outer.operations("rows", sizes) == 8 * T * 16 * 24 + 8 * 8 * 16 * 24
+
+
+def test_numbers_of_tasks() -> None:
+    """Two rows over one batch: 2 T^2 i + 2 R T^2 o + 2 R^2 T o, or rows at 2 R T i o + 2 R^2 i o."""
+    layer = nn.Linear(5, 4)
+    y = layer(torch.randn(3, 5))
+    losses = torch.stack([y.sin().sum(), y.cos().sum()])
+    rows, route, operations = named(explain(losses, {"w": layer.weight}))["w"]
+    assert rows == "2 rows"
+    assert (
+        operations
+        == {
+            "shared": 2 * 9 * 5 + 2 * 2 * 9 * 4 + 2 * 4 * 3 * 4,
+            "rows": 2 * 2 * 3 * 20 + 2 * 4 * 20,
+        }[route]
+    )
+
+
+def test_numbers_of_a_convolution() -> None:
+    """2 R P n + 2 R^2 n for n weights and P output pixels."""
+    layer = nn.Conv2d(2, 4, 3)
+    losses = layer(torch.randn(5, 2, 6, 7)).square().sum((1, 2, 3))
+    assert named(explain(losses, {"w": layer.weight}))["w"] == (
+        "batch axis 5, 1 row",
+        "rows",
+        2 * 5 * 72 * (4 * 5) + 2 * 25 * 72,
+    )
+
+
+def test_numbers_of_an_embedding() -> None:
+    table = nn.Embedding(10, 3)
+    losses = table(torch.randint(10, (4, 6))).square().sum((1, 2))
+    rows, _, operations = named(explain(losses, {"table": table.weight}))["table"]
+    assert rows == "batch axis 4, 1 row"
+    assert 0 < operations <= 2 * (4 * 6) ** 2 * 3
+
+
+def test_bytes_are_those_of_the_cotangents() -> None:
+    model = mlp(5, 7, 3, dtype=F32)
+    uses = explain(squares(model, b=6, dtype=F32), dict(model.named_parameters())).uses
+    assert {use.parameter: use.bytes for use in uses if "weight" in use.parameter} == {
+        "0.weight": 6 * 7 * 4,
+        "2.weight": 6 * 3 * 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: mlp(64, 256, 256, 8, dtype=F32), lambda: batch_norm_wide()], ids=["mlp", "bn"]
+)
+def test_nothing_is_computed(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    losses = model(torch.randn(64, 64)).square().sum(1)
+    assert peak_bytes(lambda: explain(losses)) < 64 * 64 * 4
+    assert all(p.grad is None for p in model.parameters())
+    losses.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def batch_norm_wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 256), nn.BatchNorm1d(256), nn.Linear(256, 8))
+
+
+def test_inputs_that_are_not_reached() -> None:
+    with pytest.raises(InputError, match="not reached by any loss"):
+        explain(squares(mlp()), {"stranger": torch.ones(2, requires_grad=True)})
