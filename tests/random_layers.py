@@ -54,6 +54,7 @@ def layer_norm(h: Hand, x: Tensor) -> Tensor:
 
 
 def batch_norm(h: Hand, x: Tensor) -> Tensor:
+    """Not on images: where a side has length 1, PyTorch's own backward pass in eval mode can be wrong on a CPU."""
     c = x.shape[1]
     if h.flag():
         return F.batch_norm(x, torch.zeros(c), torch.ones(c), h.weight(c), h.weight(c), training=False)
@@ -153,7 +154,7 @@ LAYERS: dict[str, tuple[Needs, Run]] = {
     "map along axis": (axes(1), along_first),
     "with parameter": (axes(0), with_parameter),
     "layer norm": (axes(1), layer_norm),
-    "batch norm": (axes(2), batch_norm),
+    "batch norm": (axes(2, 3), batch_norm),
     "group norm": (axes(2), group_norm),
     "cat parameter": (axes(2), cat_parameter),
     "einsum": (axes(1), einsum),
