@@ -98,7 +98,7 @@ def _spread(values: Tensor, sizes: list[int], gone: list[int], owner: Rows, coun
     live = owner >= 0
     index = torch.from_numpy(np.concatenate([owner[live, None], place[live, 1:]], axis=1)).to(values.device)
     flat = source.reshape(len(owner), *source.shape[1 + len(gone) :])
-    flat = flat[torch.from_numpy(live).to(values.device)]
+    flat = flat.index_select(0, torch.from_numpy(np.flatnonzero(live)).to(values.device))
     out.permute(0, *front, *rest).index_put_(tuple(index.unbind(1)), flat, accumulate=True)
     return out
 

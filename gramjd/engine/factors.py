@@ -229,7 +229,7 @@ class Convolution(Factor):
     def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
         R = len(self.rows)
         first = self.shape[0]
-        step = max(1, (4 * outer.SLAB) // max(1, R * math.prod(self.shape[1:])))
+        step = max(1, (8 * outer.SLAB) // max(1, R * math.prod(self.shape[1:])))
         if step >= first or self.options["groups"] > 1:
             J = self.slab(0, first, dtype).reshape(R, -1)
             return J @ J.T

@@ -34,7 +34,8 @@ def in_graph_task(function: Callable[[], None]) -> None:
         anchor = torch.zeros((), requires_grad=True)
         out = _InGraphTask.apply(anchor, function)
     # Without `inputs=`: with it the engine would tell the nodes that nobody needs their results.
-    torch.autograd.backward(out)
+    # Keeping the graph: compiled modules ask the running pass whether they may free what they saved.
+    torch.autograd.backward(out, retain_graph=True)
 
 
 def by_engine(

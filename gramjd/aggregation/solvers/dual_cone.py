@@ -21,7 +21,7 @@ _ACCURACY = 1e-9
 _PROXIMAL = (1e-6, 1e-6, 1e-6, 1e-6, 1e-7, 1e-8, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
 _ROUNDS = 60
 # From here on products of all rows with C beat a factorisation for each of them.
-_MANY = 96
+_MANY = 48
 _FEW = 8
 
 

@@ -37,7 +37,7 @@ class Splitting:
         self.S = S
 
 
-def guess_free(C: Tensor, V: Tensor, rho: float, max_iterations: int = 60) -> Tensor:
+def guess_free(C: Tensor, V: Tensor, rho: float, max_iterations: int = 150) -> Tensor:
     """The sign pattern that splitting settles on: `S` [r, m], above zero where a multiplier is thought positive."""
     iteration = Splitting(C, V, rho)
     before = iteration.S > 0
@@ -50,7 +50,7 @@ def guess_free(C: Tensor, V: Tensor, rho: float, max_iterations: int = 60) -> Te
     return iteration.S
 
 
-def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 80) -> tuple[Tensor, bool]:
+def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 100) -> tuple[Tensor, bool]:
     """`S` [r, m] whose positive part is within about `tol` of the multipliers in the norm of C, and whether it is.
 
     The distance is estimated from the residual `min(mu, y)`, `y = (v + mu) C`, over the root of a typical eigenvalue,
