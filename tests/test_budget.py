@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,7 +20,6 @@ from gramjd.errors import BudgetError, DenseRowsWarning
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64
 
-META_MASK = pytest.mark.xfail(strict=True, reason="planning with a mask of losses indexes a meta tensor with booleans")
 quiet = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
 M, WIDTH = 16, 512
 
@@ -53,7 +53,6 @@ def batch_norm(width: int) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {"batch norm": batch_norm, "custom function": CubeNet}
-BROKEN = [pytest.param("batch norm", marks=META_MASK), pytest.param("custom function", marks=META_MASK)]
 
 
 def losses_of(name: str, width: int = WIDTH, m: int = M) -> Tensor:
@@ -69,7 +68,7 @@ def needed(losses: Tensor, count: int) -> int:
 
 
 @quiet
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("blocks", [2, 4, 8, 16])
 def test_blocks_of_losses_give_the_same_gramian(name: str, blocks: int) -> None:
     losses = losses_of(name, 32)
@@ -80,7 +79,7 @@ def test_blocks_of_losses_give_the_same_gramian(name: str, blocks: int) -> None:
 
 
 @quiet
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("m", [5, 7, 13])
 def test_numbers_of_losses_that_do_not_divide(name: str, m: int) -> None:
     losses = losses_of(name, 16, m)
@@ -90,20 +89,31 @@ def test_numbers_of_losses_that_do_not_divide(name: str, m: int) -> None:
 
 
 @quiet
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.xfail(strict=True, reason="a visit and the factors it sent form a cycle that keeps cotangents alive")
+@pytest.mark.parametrize("name", MODELS)
 def test_peak_falls_with_the_budget(name: str) -> None:
     losses = losses_of(name)
     gramian(losses)
     whole = explain(losses).row_bytes
     budgets = [whole, needed(losses, M // 2), needed(losses, M // 4), needed(losses, M // 8)]
-    peaks = [peak_bytes(lambda b=b: gramian(losses, memory_budget=b)) for b in budgets]
+    peaks = [counted(lambda b=b: gramian(losses, memory_budget=b)) for b in budgets]
     assert all(later < 0.75 * earlier for earlier, later in pairwise(peaks))
     plain = M * WIDTH * 8
     assert all(peak <= 4 * budget + 8 * plain for peak, budget in zip(peaks, budgets, strict=True))
 
 
+def counted(work: Callable[[], object]) -> int:
+    """Peak bytes, with no help from the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        return peak_bytes(work)
+    finally:
+        gc.enable()
+
+
 @quiet
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", MODELS)
 def test_gram_backward_keeps_the_budget(name: str) -> None:
     losses = losses_of(name, 32)
     step = gram_backward(losses, memory_budget=needed(losses, 4))
@@ -122,7 +132,7 @@ def test_a_batch_axis_needs_no_budget() -> None:
 
 
 @quiet
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", MODELS)
 def test_impossible_budget_is_refused_before_anything_large(name: str) -> None:
     losses = losses_of(name)
     pair = needed(losses, 2)
@@ -137,7 +147,6 @@ def test_impossible_budget_is_refused_before_anything_large(name: str) -> None:
 
 
 @quiet
-@META_MASK
 def test_a_budget_for_one_loss_alone() -> None:
     """A single loss cannot be cut further."""
     losses = losses_of("batch norm", 32, 8)[0]
@@ -168,7 +177,6 @@ def test_one_warning_for_two_layers_of_a_kind() -> None:
     assert seen[0].filename == __file__
 
 
-@META_MASK
 def test_one_warning_in_blocks() -> None:
     losses = losses_of("batch norm", 16)
     with warnings.catch_warnings(record=True) as seen:
