@@ -2,7 +2,7 @@
 
 `argmin {v^T G v : v >= u}` for many u that share one G. Three stages, each on the rows that the one before left over:
 splitting guesses which constraints bind (a matrix product an iteration, for all rows together), pivoting makes that
-exact, an active-set method is the backup. What is returned has passed the optimality test; nothing else is.
+exact, an active-set method is the backup. An exact answer has passed the optimality test, or an error is raised.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _FEW = 8
 def dual_cone(G: Tensor, U: Tensor, tol: float | None = None) -> Tensor:
     """`w in argmin {v^T G v : v >= u}` for each row u of `U`; `J^T w` is then the projection of `J^T u`.
 
-    With `tol=None` every w is exact to float64: `w >= u` without any error, and, in units of `|g_j| |J^T u|` for a
-    component and `|J^T u|^2` for the whole, `G w >= 0` and `u^T G w = w^T G w` to 1e-9 or to the rounding of
-    evaluating them. `tol` asks for an update within about `tol |J^T u|` only; `w >= u` still holds without error.
+    With `tol=None` every w is exact to float64: `w >= u` without any error, and, with `a = max_j u_j |g_j|` (which is
+    `|J^T u|` for a unit vector), `(G w)_j >= 0` to `1e-9 a |g_j|` and `u^T G w = w^T G w` to `1e-9 a^2`, or to the
+    rounding of evaluating them. `tol` asks for an update within about `tol a` only; `w >= u` still holds without
+    error. A G that is indefinite by rounding is replaced by a neighbour, as far away as it is from semi-definite.
     For a singular G the minimiser is not unique (though `J^T w` is): one of them is returned.
 
     Args:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 _RELAX = 1.8
 _CHECK_EVERY = 5
+# Looks at an unchanged sign pattern after which pivoting will be quicker than going on.
+_SETTLED = 4
 
 
 class Splitting:
@@ -50,13 +52,14 @@ def guess_free(C: Tensor, V: Tensor, rho: float, max_iterations: int = 150) -> T
     return iteration.S
 
 
-def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 100) -> tuple[Tensor, bool]:
+def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: int = 150) -> tuple[Tensor, bool]:
     """`S` [r, m] whose positive part is within about `tol` of the multipliers in the norm of C, and whether it is.
 
     The distance is estimated from the residual `min(mu, y)`, `y = (v + mu) C`, over the root of a typical eigenvalue,
     and from the gap `mu y`, which tells of small eigenvalues. Where that takes too long, exact is the faster way.
     """
     iteration = Splitting(C, V, rho)
+    before, settled = iteration.S > 0, 0
     for _ in range(max_iterations // _CHECK_EVERY):
         iteration.advance()
         mu = iteration.S.clamp_min(0)
@@ -64,4 +67,9 @@ def approximate(C: Tensor, V: Tensor, rho: float, tol: float, max_iterations: in
         residual = torch.linalg.vector_norm(torch.minimum(mu, y), dim=1).amax() / min(rho, 1.0) ** 0.5
         if float(torch.maximum(residual, (mu * y).sum(1).abs().amax())) <= 0.25 * tol:
             return iteration.S, True
+        now = iteration.S > 0
+        settled = settled + 1 if torch.equal(now, before) else 0
+        if settled == _SETTLED:
+            break
+        before = now
     return iteration.S, False
