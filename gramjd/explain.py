@@ -109,7 +109,8 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     arrived: list[tuple[Edge, Group | Factor]] = []
 
     def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        arrived.extend((edge, message) for message in (*groups, *factors))
+        messages: list[Group | Factor] = [*groups, *factors]
+        arrived.extend((edge, message) for message in messages)
 
     found = as_losses(losses)
     graph, dense, peak = driver.plan(found, as_inputs(inputs), note)

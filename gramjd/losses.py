@@ -36,7 +36,8 @@ def _check(which: str, loss: Tensor) -> None:
         raise LossError(f"{which} has dtype {loss.dtype}; a loss must be floating point")
     if not loss.requires_grad:
         raise LossError(
-            f"{which} does not require grad: compute it from parameters with requires_grad=True, outside torch.no_grad()"
+            f"{which} does not require grad: compute it from parameters with requires_grad=True, outside "
+            "torch.no_grad()"
         )
     if not bool(torch.isfinite(loss.detach()).all()):
         raise LossError(f"{which} has NaN or infinite elements: nothing was computed; check the forward pass")

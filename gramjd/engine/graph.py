@@ -17,11 +17,11 @@ Edge = tuple[Node, int]
 
 LEAF = "torch::autograd::AccumulateGrad"
 REFUSED = {
-    "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which pairs "
-    "gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
+    "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which "
+    "pairs gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
     "(Tensor.register_hook)",
-    "CheckpointFunctionBackward": "a segment is checkpointed with use_reentrant=True, which hides its parameters from the "
-    "graph: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+    "CheckpointFunctionBackward": "a segment is checkpointed with use_reentrant=True, which hides its parameters from "
+    "the graph: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
 }
 PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
@@ -55,7 +55,7 @@ class Graph:
             given = node._input_metadata
             if any(m.is_nested_tensor for m in given):
                 raise GraphError(
-                    f"{node.name()} produces a nested tensor, which the walk cannot read: use a padded tensor with a mask"
+                    f"{node.name()} produces a nested tensor, which cannot be walked: use a padded tensor and a mask"
                 )
             found = self._metadata[node] = [Metadata(tuple(m.shape), m.dtype, m.device) for m in given]
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,11 +23,9 @@ def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
     stacked = next(len(v) for v in values if v is not None)
     if stacked > 1 and not is_python(node) and node.name() not in WRONG_UNDER_VMAP:
-        try:
+        # What vmap cannot batch fails in many ways; an error of the node itself comes again below.
+        with contextlib.suppress(RuntimeError):
             return _vmapped(node, values)
-        except RuntimeError as error:
-            if not _blames_vmap(error):
-                raise
     rows = [_called(node, [None if v is None else v[k] for v in values]) for k in range(stacked)]
     if stacked == 1:
         return [None if g is None else g.unsqueeze(0) for g in rows[0]]
@@ -95,6 +94,7 @@ def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 
 def _vmapped(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     present = [n for n, v in enumerate(values) if v is not None]
+    given_values = [v for v in values if v is not None]
     defined: list[bool] = []
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
@@ -108,16 +108,8 @@ def _vmapped(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]
     with warnings.catch_warnings():
         # vmap warns where it loops inside; that is what would be done here otherwise.
         warnings.simplefilter("ignore")
-        results = iter(torch.vmap(run, randomness="same")(*(values[n] for n in present)))
+        results = iter(torch.vmap(run, randomness="same")(*given_values))
     return [next(results) if there else None for there in defined]
-
-
-def _blames_vmap(error: RuntimeError) -> bool:
-    text = str(error)
-    return any(
-        word in text
-        for word in ("vmap", "functorch", "batching rule", "BatchedTensor", "data-dependent", "inplace arithmetic")
-    )
 
 
 def _tuple(out: Any) -> Gradients:

@@ -110,7 +110,7 @@ def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
         question = (function, *args)
         if question not in layout.memo:
             layout.memo[question] = function(layout, *args)
-        return layout.memo[question]  # type: ignore[no-any-return]
+        return layout.memo[question]
 
     return ask
 

@@ -33,7 +33,7 @@ def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False)
     """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a function of a `Visit`.
 
     Args:
-        name: what `tensor.grad_fn.name()` says (a custom `autograd.Function` called `Cube` has the node `CubeBackward`).
+        name: what `tensor.grad_fn.name()` says (a custom function called `Cube` has the node `CubeBackward`).
         rule: a function that takes the `Visit` of a node and sends a cotangent to each of its inputs. The definers in
             `gramjd.engine.rules.vocabulary` make one from an algebraic fact: `pointwise`, `through`, `permuted`,
             `all_but`, `leading`, `carried`, `reduction`, `opaque`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from gramjd.engine.rules.vocabulary import MIXES, Rule, named, opaque
 from gramjd.engine.visit import Visit
 
 
-def per_channel(visit: Visit, edge: int, group: Group, values: Tensor | None) -> None:
+def per_channel(visit: Visit, edge: int, group: Group, values: Callable[[], Tensor]) -> None:
     """Send [K, N, C, *spatial] to a parameter of one number a channel: summed over all but C."""
     if not visit.wants(edge):
         return
@@ -23,7 +24,7 @@ def per_channel(visit: Visit, edge: int, group: Group, values: Tensor | None) ->
     last = (n, *spatial, c)
     order = {0: 0, 1: len(last) - 1, **{d: d - 1 for d in range(2, len(last))}}
     layout = layouts.carry(group.layout, group.shape, last, order)
-    visit.send(edge, layout, None if values is None else values.movedim(2, -1), last)
+    visit.send(edge, layout, lambda: values().movedim(2, -1), last)
 
 
 def _options(visit: Visit) -> dict[str, Any]:
@@ -37,14 +38,16 @@ def convolution(visit: Visit) -> None:
         opaque(visit)
         return
     for group in visit.groups():
-        group = visit.keep_only(group, {0}, MIXES)
-        if visit.wants(0):
-            shape = visit.input(0).shape
-            layout = layouts.carry(group.layout, group.shape, shape, {0: 0})
-            visit.send(0, layout, lambda g=group: _input_gradient(visit, g.values))  # type: ignore[misc]
-        per_channel(visit, 2, group, None if visit.dry else group.values)
-        if visit.wants(1):
-            _weight(visit, group)
+        _operands(visit, visit.keep_only(group, {0}, MIXES))
+
+
+def _operands(visit: Visit, group: Group) -> None:
+    if visit.wants(0):
+        layout = layouts.carry(group.layout, group.shape, visit.input(0).shape, {0: 0})
+        visit.send(0, layout, lambda: _input_gradient(visit, group.values))
+    per_channel(visit, 2, group, lambda: group.values)
+    if visit.wants(1):
+        _weight(visit, group)
 
 
 def _input_gradient(visit: Visit, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
-from gramjd.engine.rules.vocabulary import MIXES, Rule, named, opaque
+from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, opaque
 from gramjd.engine.visit import Visit
 
 Load = Callable[[], Tensor]
@@ -43,7 +43,7 @@ def product(visit: Visit, groups: list[Group], shape: tuple[int, int, int], oper
         for group in groups:
             whole = Group(group.layout, group.values.reshape(-1, *shape))
             if layouts.split(whole.layout, shape) is None:
-                whole = visit.densified(whole, None, "cuts across a batch axis that a reshape has merged")
+                whole = visit.densified(whole, None, CUTS)
             _gradient(visit, operand, whole)
 
 
@@ -224,14 +224,20 @@ def baddbmm(visit: Visit) -> None:
 
 
 def _affine(visit: Visit, first: str, second: str, shape: tuple[int, ...]) -> None:
-    alpha, beta = float(visit.saved("alpha")), float(visit.saved("beta"))
-    for group in visit.groups():
-        visit.send(0, group.layout, lambda g=group: _scaled(g.values, beta), shape)  # type: ignore[misc]
+    alpha = float(visit.saved("alpha"))
+    _added(visit)
     operands = [
         Operand(1, True, lambda: _as3(visit.saved(second)), alpha),
         Operand(2, False, lambda: _as3(visit.saved(first)), alpha),
     ]
     product(visit, visit.groups(), (1, *shape)[-3:], operands)  # type: ignore[arg-type]
+
+
+@each
+def _added(visit: Visit, group: Group) -> None:
+    """The summand `beta * self`, which broadcasts."""
+    beta = float(visit.saved("beta"))
+    visit.send(0, group.layout, lambda: _scaled(group.values, beta), visit.output().shape)
 
 
 def mv(visit: Visit) -> None:
@@ -245,15 +251,13 @@ def mv(visit: Visit) -> None:
 
 def addmv(visit: Visit) -> None:
     """out [p] = beta * self + alpha * mat @ vec."""
-    alpha, beta = float(visit.saved("alpha")), float(visit.saved("beta"))
-    shape = visit.output().shape
-    for group in visit.groups():
-        visit.send(0, group.layout, lambda g=group: _scaled(g.values, beta), shape)  # type: ignore[misc]
+    alpha = float(visit.saved("alpha"))
+    _added(visit)
     operands = [
         Operand(1, True, lambda: visit.saved("vec")[None, :, None], alpha),
         Operand(2, False, lambda: visit.saved("mat")[None], alpha),
     ]
-    product(visit, visit.groups(), (1, shape[0], 1), operands)
+    product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
 
 
 def dot(visit: Visit) -> None:
@@ -274,16 +278,16 @@ def trilinear(visit: Visit) -> None:
         return
     for group in visit.groups():
         group = visit.keep_only(group, {0}, MIXES)
-        for edge, equation, name in ((0, "kno,oab,nb->kna", "i3"), (2, "kno,oab,na->knb", "i1")):
-            if visit.wants(edge):
-                layout = layouts.carry(group.layout, group.shape, visit.input(edge).shape, {0: 0})
-
-                def compute(g: Group = group, e: str = equation, n: str = name) -> Tensor:
-                    return torch.einsum(e, g.values, visit.saved("i2"), visit.saved(n))
-
-                visit.send(edge, layout, compute)
+        _bilinear_input(visit, group, 0, "kno,oab,nb->kna", "i3")
+        _bilinear_input(visit, group, 2, "kno,oab,na->knb", "i1")
         if visit.wants(1):
             _bilinear_weight(visit, group)
+
+
+def _bilinear_input(visit: Visit, group: Group, edge: int, equation: str, other: str) -> None:
+    if visit.wants(edge):
+        layout = layouts.carry(group.layout, group.shape, visit.input(edge).shape, {0: 0})
+        visit.send(edge, layout, lambda: torch.einsum(equation, group.values, visit.saved("i2"), visit.saved(other)))
 
 
 def _bilinear_weight(visit: Visit, group: Group) -> None:

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rows as layouts
+from gramjd.engine.cotangent import Group
 from gramjd.engine.pull import over_rows
 from gramjd.engine.rules.convolution import per_channel
-from gramjd.engine.rules.vocabulary import MIXES, Rule, named
+from gramjd.engine.rules.vocabulary import MIXES, Rule, each, named
 from gramjd.engine.visit import Visit
 
 
-def layer_norm(visit: Visit) -> None:
+@each
+def layer_norm(visit: Visit, group: Group) -> None:
     """Leading dimensions stay apart; the normalised ones mix."""
     shape = visit.output().shape
     normalized = visit.integers("normalized_shape")
-    lead = set(range(len(shape) - len(normalized)))
-    for group in visit.groups():
-        group = visit.keep_only(group, lead, MIXES)
-        visit.send(2, group.layout, group.values, shape)
-        if visit.wants(1):
-            visit.send(1, group.layout, lambda g=group: g.values * _layer_normalised(visit), shape)  # type: ignore[misc]
-        visit.send(0, group.layout, lambda g=group: over_rows(lambda v: _layer_input(visit, v, normalized), g.values))  # type: ignore[misc]
+    group = visit.keep_only(group, set(range(len(shape) - len(normalized))), MIXES)
+    visit.send(2, group.layout, group.values, shape)
+    if visit.wants(1):
+        visit.send(1, group.layout, lambda: group.values * _layer_normalised(visit), shape)
+    visit.send(0, group.layout, lambda: over_rows(lambda g: _layer_input(visit, g, normalized), group.values))
 
 
 def _layer_normalised(visit: Visit) -> Tensor:
@@ -39,35 +39,32 @@ def _layer_input(visit: Visit, g: Tensor, normalized: list[int]) -> Tensor:
     return out
 
 
-def rms_norm(visit: Visit) -> None:
+@each
+def rms_norm(visit: Visit, group: Group) -> None:
     """x / rms(x) * weight over the trailing dimensions."""
     shape = visit.output().shape
     dims = tuple(range(-len(visit.integers("normalized_shape")), 0))
-    lead = set(range(len(shape) + dims[0]))
-    for group in visit.groups():
-        group = visit.keep_only(group, lead, MIXES)
-        if visit.wants(1):
-            visit.send(
-                1, group.layout, lambda g=group: g.values * (visit.saved("input") * visit.saved("result1")), shape
-            )  # type: ignore[misc]
-        visit.send(0, group.layout, lambda g=group: _rms_input(visit, g.values, dims))  # type: ignore[misc]
+    group = visit.keep_only(group, set(range(len(shape) + dims[0])), MIXES)
+    if visit.wants(1):
+        visit.send(1, group.layout, lambda: group.values * (visit.saved("input") * visit.saved("result1")), shape)
+    visit.send(0, group.layout, lambda: _rms_input(visit, group.values, dims))
 
 
 def _rms_input(visit: Visit, values: Tensor, dims: tuple[int, ...]) -> Tensor:
     weight, rstd = visit.saved("weight"), visit.saved("result1")
     normalised = visit.saved("input") * rstd
     g = values if weight is None else values * weight
-    return rstd * (g - normalised * (g * normalised).mean(dims, keepdim=True))  # type: ignore[no-any-return]
+    gradient: Tensor = rstd * (g - normalised * (g * normalised).mean(dims, keepdim=True))
+    return gradient
 
 
-def group_norm(visit: Visit) -> None:
+@each
+def group_norm(visit: Visit, group: Group) -> None:
     """Samples stay apart; channels of a group and pixels mix."""
-    for group in visit.groups():
-        group = visit.keep_only(group, {0}, MIXES)
-        per_channel(visit, 2, group, None if visit.dry else group.values)
-        if visit.wants(1):
-            per_channel(visit, 1, group, None if visit.dry else group.values * _group_normalised(visit))
-        visit.send(0, group.layout, lambda g=group: over_rows(lambda v: _group_input(visit, v), g.values))  # type: ignore[misc]
+    group = visit.keep_only(group, {0}, MIXES)
+    per_channel(visit, 2, group, lambda: group.values)
+    per_channel(visit, 1, group, lambda: group.values * _group_normalised(visit))
+    visit.send(0, group.layout, lambda: over_rows(lambda g: _group_input(visit, g), group.values))
 
 
 def _group_normalised(visit: Visit) -> Tensor:
@@ -85,17 +82,15 @@ def _group_input(visit: Visit, g: Tensor) -> Tensor:
     return out
 
 
-def batch_norm(visit: Visit) -> None:
+@each
+def batch_norm(visit: Visit, group: Group) -> None:
     """In evaluation an affine map of each element; in training each channel's statistics mix the batch."""
-    shape = visit.output().shape
     training = bool(visit.saved("training"))
-    keep = {1} if training else set(range(len(shape)))
-    for group in visit.groups():
-        group = visit.keep_only(group, keep, "normalises over the batch")
-        per_channel(visit, 2, group, None if visit.dry else group.values)
-        if visit.wants(1):
-            per_channel(visit, 1, group, None if visit.dry else group.values * _batch_normalised(visit))
-        visit.send(0, group.layout, lambda g=group: _batch_input(visit, g.values, training))  # type: ignore[misc]
+    keep = {1} if training else set(range(len(visit.output().shape)))
+    group = visit.keep_only(group, keep, "normalises over the batch")
+    per_channel(visit, 2, group, lambda: group.values)
+    per_channel(visit, 1, group, lambda: group.values * _batch_normalised(visit))
+    visit.send(0, group.layout, lambda: _batch_input(visit, group.values, training))
 
 
 def _per_channel_view(visit: Visit, t: Tensor) -> Tensor:
@@ -113,7 +108,8 @@ def _batch_statistics(visit: Visit) -> tuple[Tensor, Tensor]:
 
 def _batch_normalised(visit: Visit) -> Tensor:
     mean, invstd = _batch_statistics(visit)
-    return (visit.saved("input") - mean) * invstd  # type: ignore[no-any-return]
+    normalised: Tensor = (visit.saved("input") - mean) * invstd
+    return normalised
 
 
 def _batch_input(visit: Visit, values: Tensor, training: bool) -> Tensor:
@@ -128,15 +124,14 @@ def _batch_input(visit: Visit, values: Tensor, training: bool) -> Tensor:
     return scale * (centred - normalised * (values * normalised).mean(dims, keepdim=True))
 
 
-def weight_norm(visit: Visit) -> None:
+@each
+def weight_norm(visit: Visit, group: Group) -> None:
     """w = g v / ||v||, the norm over all dimensions but one; both inputs are parameters, rows come dense."""
-    dim = visit.integer("dim")
-    groups = [visit.densified(g, None, MIXES) for g in visit.groups()]
-    for group in groups:
-        for edge in (0, 1):
-            if visit.wants(edge):
-                layout = layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape))
-                visit.send(edge, layout, lambda g=group, e=edge: _weight_norm(visit, g.values, dim)[e])  # type: ignore[misc]
+    group = visit.densified(group, None, MIXES)
+    v, g = (None, None) if visit.dry else _weight_norm(visit, group.values, visit.integer("dim"))
+    for edge, value in enumerate((v, g)):
+        if visit.wants(edge):
+            visit.send(edge, layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape)), value)
 
 
 def _weight_norm(visit: Visit, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:

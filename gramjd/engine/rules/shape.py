@@ -14,17 +14,8 @@ from gramjd.engine.cotangent import Group, reduce_to
 from gramjd.engine.factors import Step
 from gramjd.engine.pull import pull
 from gramjd.engine.rules.selection import selection
-from gramjd.engine.rules.vocabulary import Rule, all_but, carried, named, permuted, through
+from gramjd.engine.rules.vocabulary import CUTS, Rule, all_but, carried, each, named, permuted, through, whole
 from gramjd.engine.visit import Visit
-
-CUTS = "cuts across a batch axis that a reshape has merged"
-
-
-def _whole(visit: Visit, group: Group) -> Group:
-    """Give up batch axes that overlap a dimension without nesting in it."""
-    if layouts.diagonal_dims(group.layout, group.shape) is None:
-        return visit.densified(group, None, CUTS)
-    return group
 
 
 def _transposed(visit: Visit) -> list[int]:
@@ -39,10 +30,10 @@ def _permutation(visit: Visit) -> list[int]:
     return [d % count for d in visit.integers("dims")]
 
 
-def expand(visit: Visit) -> None:
+@each
+def expand(visit: Visit, group: Group) -> None:
     """The cotangent is summed over the expanded dimensions, where slices of a batch axis become rows."""
-    for group in visit.groups():
-        visit.send(0, group.layout, group.values, visit.output().shape)
+    visit.send(0, group.layout, group.values, visit.output().shape)
 
 
 def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
@@ -55,16 +46,16 @@ def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
     return dim, np.arange(sizes[dim])[start : end : visit.integer("step")]
 
 
-def taken(visit: Visit) -> None:
+@each
+def taken(visit: Visit, group: Group) -> None:
     """Slice and select: zeros elsewhere, which belong to no loss."""
     dim, index = _positions(visit)
     target = visit.input(0).shape
-    for group in visit.groups():
-        group = _whole(visit, group)
-        shape = (*target[:dim], len(index), *target[dim + 1 :])
-        layout = _scattered(group, shape, dim, index, target)
-        if layout is not None:
-            visit.send(0, layout, lambda g=group, s=shape: _placed(g.values.reshape(-1, *s), dim, index, target))  # type: ignore[misc]
+    group = whole(visit, group)
+    shape = (*target[:dim], len(index), *target[dim + 1 :])
+    layout = _scattered(group, shape, dim, index, target)
+    if layout is not None:
+        visit.send(0, layout, lambda: _placed(group.values.reshape(-1, *shape), dim, index, target))
 
 
 def _scattered(
@@ -109,7 +100,7 @@ def parts(visit: Visit) -> None:
     apart: list[tuple[layouts.Layout, int, Tensor]] = []
     for nr, queue in visit.arrivals.items():
         for group in queue:
-            group = _whole(visit, group)
+            group = whole(visit, group)
             shape = (*group.shape[:dim], 1, *group.shape[dim:]) if unbind else tuple(group.shape)
             index = np.arange(starts[nr], starts[nr + 1])
             layout = _scattered(group, shape, dim, index, target)
@@ -156,7 +147,7 @@ def joins(visit: Visit) -> None:
     """Cat and stack: each operand gets its part of the cotangent, with the owners of that part."""
     shape, dim = visit.output().shape, visit.dim()
     starts = list(range(len(visit.edges))) if "Stack" in visit.name else _starts(visit, dim)
-    groups = [_whole(visit, g) for g in visit.groups()]
+    groups = [whole(visit, g) for g in visit.groups()]
     for edge, start in enumerate(starts):
         if not visit.wants(edge):
             continue
@@ -197,7 +188,7 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
         target = visit.input(0).shape
         back = torch.from_numpy(np.argsort(index))
         for group in visit.groups():
-            group = _whole(visit, group)
+            group = whole(visit, group)
             where = layouts.diagonal_dims(group.layout, group.shape) or set()
             layout = (
                 layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
@@ -239,8 +230,8 @@ def repeat(visit: Visit) -> None:
     to = [n for size in [1] * lead + list(target) for n in (1, size)]
     for group in visit.groups():
         group = visit.densified(group, None, CUTS) if layouts.split(group.layout, wide) is None else group
-        whole = Group(group.layout, group.values.reshape(-1, *wide))
-        small = reduce_to(whole, to, visit.ledger.charge)
+        tiled = Group(group.layout, group.values.reshape(-1, *wide))
+        small = reduce_to(tiled, to, visit.ledger.charge)
         visit.send(0, small.layout, small.values.reshape(-1, *target))
 
 

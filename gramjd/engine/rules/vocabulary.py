@@ -17,13 +17,13 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.pull import is_python
-from gramjd.engine.rows import Layout
 from gramjd.engine.visit import Visit
 
 Rule = Callable[[Visit], None]
 Entry = TypeVar("Entry")
 DimMap = dict[int, int]
 MIXES = "mixes the slices of the batch axis"
+CUTS = "cuts across a batch axis that a reshape has merged"
 
 
 def named(text: str, entry: Entry) -> dict[str, Entry]:
@@ -117,11 +117,21 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 
-def through(visit: Visit) -> None:
+def each(one: Callable[[Visit, Group], None]) -> Rule:
+    """A rule from what is done with one group of rows."""
+
+    def rule(visit: Visit) -> None:
+        for group in visit.groups():
+            one(visit, group)
+
+    return rule
+
+
+@each
+def through(visit: Visit, group: Group) -> None:
     """The gradient passes unchanged, in row-major order: views, reshapes, copies, casts."""
-    for group in visit.groups():
-        target = visit.input(0).shape
-        visit.send(0, group.layout, lambda g=group, t=target: g.values.reshape(g.layout.stacked, *t))  # type: ignore[misc]
+    target = visit.input(0).shape
+    visit.send(0, group.layout, lambda: group.values.reshape(group.layout.stacked, *target))
 
 
 def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
@@ -193,22 +203,20 @@ def leading(count: Callable[[Visit], int]) -> Rule:
 def permuted(order: Callable[[Visit], Sequence[int]]) -> Rule:
     """Output dimension d is input dimension order[d]."""
 
-    def rule(visit: Visit) -> None:
+    def one(visit: Visit, group: Group) -> None:
         forward = list(order(visit))
         back = [0] + [1 + forward.index(d) for d in range(len(forward))]
-        target, shape = visit.input(0).shape, visit.output().shape
-        for group in visit.groups():
-            group = _splittable(visit, group)
-            layout = layouts.carry(group.layout, shape, target, dict(enumerate(forward)))
-            visit.send(0, layout, None if visit.dry else group.values.permute(back))
+        group = whole(visit, group)
+        layout = layouts.carry(group.layout, visit.output().shape, visit.input(0).shape, dict(enumerate(forward)))
+        visit.send(0, layout, lambda: group.values.permute(back))
 
-    return rule
+    return each(one)
 
 
-def _splittable(visit: Visit, group: Group) -> Group:
+def whole(visit: Visit, group: Group) -> Group:
     """Give up batch axes that overlap a dimension without nesting in it."""
     if layouts.diagonal_dims(group.layout, group.shape) is None:
-        return visit.densified(group, None, "cuts across a batch axis that a reshape has merged")
+        return visit.densified(group, None, CUTS)
     return group
 
 
@@ -219,29 +227,20 @@ def reduction(
 ) -> Rule:
     """Sum or mean over dimensions: the cotangent is expanded."""
 
-    def rule(visit: Visit) -> None:
+    def one(visit: Visit, group: Group) -> None:
         target = visit.input(0).shape
         gone = {d % max(1, len(target)) for d in dims(visit)} or set(range(len(target)))
         kept = [d for d in range(len(target)) if d not in gone]
-        factor = None if scale is None else scale(visit)
-        shape = visit.output().shape
         from_dim = {d: d for d in kept} if keepdim(visit) else dict(enumerate(kept))
-        for group in visit.groups():
-            group = _splittable(visit, group)
-            layout = layouts.carry(group.layout, shape, target, from_dim)
-            flat = [1 if d in gone else n for d, n in enumerate(target)]
-            visit.send(0, layout, lambda g=group, f=flat: _expanded(g.values, f, target, factor))  # type: ignore[misc]
+        flat = [1 if d in gone else n for d, n in enumerate(target)]
+        factor = None if scale is None else scale(visit)
+        group = whole(visit, group)
+        layout = layouts.carry(group.layout, visit.output().shape, target, from_dim)
+        visit.send(0, layout, lambda: _expanded(group.values, flat, target, factor))
 
-    return rule
+    return each(one)
 
 
 def _expanded(values: Tensor, flat: list[int], target: tuple[int, ...], factor: float | None) -> Tensor:
     scaled = values if factor is None else values * factor
     return scaled.reshape(len(values), *flat).expand(len(values), *target)
-
-
-def moved(visit: Visit, edge: int, group: Group, dim: int, index: layouts.Rows, size: int) -> Layout | None:
-    """The layout after output position p of `dim` came from the distinct input position index[p]."""
-    if not group.layout.diagonal:
-        return layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape))
-    return layouts.scatter(group.layout, group.shape, dim, index, size)
