@@ -1,0 +1,47 @@
+"""Random shapes, dtypes and memory layouts for kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: (torch.float64, 1e-13),
+    torch.float32: (torch.float32, 2e-6),
+    torch.bfloat16: (torch.float32, 2e-6),
+    torch.float16: (torch.float32, 2e-6),
+}
+MEMORY = ("contiguous", "transposed", "sliced", "offset", "expanded")
+sizes = st.integers(1, 5)
+dtypes = st.sampled_from(list(DTYPES))
+memory = st.sampled_from(MEMORY)
+seeds = st.integers(0, 2**20)
+
+
+def tensor(shape: Sequence[int], dtype: torch.dtype, how: str, seed: int) -> Tensor:
+    """Random numbers of `shape`; memory around and between them is NaN, so that a wrong stride shows."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    if how == "transposed":
+        axes = list(range(len(shape)))[::-1]
+        return values.permute(axes).contiguous().permute(axes)
+    if how == "sliced":
+        wide = torch.full((*shape[:-1], 2 * shape[-1] + 1), float("nan"), dtype=dtype)
+        wide[..., 1::2] = values
+        return wide[..., 1::2]
+    if how == "offset":
+        wide = torch.full(tuple(n + 2 for n in shape), float("nan"), dtype=dtype)
+        inner = wide[tuple(slice(1, n + 1) for n in shape)]
+        return inner.copy_(values)
+    if how == "expanded":
+        return values[..., :1, :].expand(shape)
+    return values
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Relative Frobenius error; the absolute one where the reference is zero."""
+    scale = expected.norm().item()
+    return (got.double() - expected).norm().item() / (scale if scale > 1e-12 else 1.0)

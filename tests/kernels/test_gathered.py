@@ -1,0 +1,107 @@
+"""Embedding rows: comparing ids and adding up per id give the definition, and so does the pair with a tied head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from gramjd.kernels import gathered, outer
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
+
+SLABS = (1, 9, 50, 1 << 20)
+slabs = st.sampled_from(SLABS)
+vocabularies = st.sampled_from([1, 2, 5, 40])
+
+
+def ids_of(b: int, T: int, V: int, seed: int) -> Tensor:
+    return torch.randint(V, (b, T), generator=torch.Generator().manual_seed(seed))
+
+
+def pairwise(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    return gathered._pairwise(ids, c, dtype)
+
+
+def unique(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    used, place = torch.unique(ids, return_inverse=True)
+    return gathered._unique(place, len(used), c, dtype)
+
+
+ROUTES: dict[str, Callable[[Tensor, Tensor, torch.dtype], Tensor]] = {
+    "pairwise": pairwise,
+    "unique": unique,
+    "cheaper": gathered.gram_gathered,
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+@given(st.tuples(sizes, sizes, sizes, sizes), vocabularies, dtypes, memory, seeds, slabs)
+def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, seed: int, slab: int) -> None:
+    K, b, T, d = shape
+    ids, c = ids_of(b, T, V, seed), tensor((K, b, T, d), dtype, how, seed)
+    into, limit = DTYPES[dtype]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathered, "SLAB", slab)
+        got = ROUTES[name](ids, c, into)
+    assert got.dtype == into
+    assert error(got, gathered.gram_gathered_reference(ids, c, V)) < limit
+
+
+@pytest.mark.parametrize("slab", SLABS)
+@pytest.mark.parametrize("name", ROUTES)
+def test_one_id_everywhere(name: str, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All positions fall into one row: G is the Gram matrix of the sums."""
+    monkeypatch.setattr(gathered, "SLAB", slab)
+    c = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    sums = c.sum(2).reshape(6, 4)
+    assert error(ROUTES[name](torch.full((3, 7), 11), c, torch.float64), sums @ sums.T) < 1e-13
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_no_id_in_common(name: str) -> None:
+    """Samples that share no id are orthogonal, exactly."""
+    c = torch.randn(1, 3, 4, 5)
+    G = ROUTES[name](torch.arange(12).view(3, 4), c, torch.float32)
+    assert torch.equal(G, torch.diag(G.diagonal()))
+    assert error(G.diagonal(), c.double().square().sum((0, 2, 3))) < 1e-6
+
+
+def test_routes_by_cost() -> None:
+    """Short sequences over many ids are compared; long ones over few are added up."""
+    assert gathered.route(4, 2, 8, 512) == "pairwise"
+    assert gathered.route(64, 512, 100, 64) == "unique"
+
+
+@given(sizes, sizes, sizes, sizes, st.data(), seeds, memory)
+def test_gathered_rows_of_a_part(K: int, b: int, T: int, d: int, data: st.DataObject, seed: int, how: str) -> None:
+    V = 6
+    lo = data.draw(st.integers(0, V - 1))
+    hi = data.draw(st.integers(lo + 1, V))
+    ids, c = ids_of(b, T, V, seed), tensor((K, b, T, d), torch.float64, how, seed)
+    expected = torch.zeros(K, b, V, d, dtype=torch.float64)
+    for k, n, t in product(range(K), range(b), range(T)):
+        expected[k, n, ids[n, t]] += c[k, n, t]
+    got = gathered.gathered_rows(ids, c, lo, hi, torch.float64)
+    assert error(got, expected.reshape(K * b, V, d)[:, lo:hi]) < 1e-14
+
+
+@given(st.tuples(*[sizes] * 7), dtypes, memory, seeds, slabs)
+def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: str, seed: int, slab: int) -> None:
+    K, b, T, n, S, L, d = shape
+    V = 7
+    x, c = tensor((b, T, d), dtype, how, seed), tensor((K, b, T, V), dtype, how, seed + 1)
+    ids, e = ids_of(n, S, V, seed), tensor((L, n, S, d), dtype, how, seed + 2)
+    head = outer.outer_rows(x.double(), c.double(), torch.float64).flatten(0, 1)
+    table = gathered.gathered_rows(ids, e, 0, V, torch.float64)
+    expected = torch.einsum("rvd,svd->rs", head, table)
+    into, limit = DTYPES[dtype]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathered, "SLAB", slab)
+        got = gathered.cross_outer_gathered(x, c, ids, e, into)
+    assert got.shape == (K * b, L * n)
+    assert (got.double() - expected).norm() <= 3 * limit * (head.norm() * table.norm() + 1e-12)

@@ -1,0 +1,38 @@
+"""Gram matrices of given rows."""
+
+from __future__ import annotations
+
+import torch
+from gramjd.kernels.rows import gram_own_slices, gram_rows, gram_rows_reference
+from hypothesis import given
+
+from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
+
+
+@given(sizes, sizes, dtypes, memory, seeds)
+def test_gram_rows(R: int, d: int, dtype: torch.dtype, how: str, seed: int) -> None:
+    J = tensor((R, d), dtype, how, seed)
+    into, limit = DTYPES[dtype]
+    got = gram_rows(J, into)
+    assert got.dtype == into
+    assert error(got, gram_rows_reference(J)) < limit
+
+
+@given(sizes, sizes, sizes, dtypes, memory, seeds)
+def test_gram_own_slices(b: int, K: int, d: int, dtype: torch.dtype, how: str, seed: int) -> None:
+    J = tensor((b, K, d), dtype, how, seed)
+    into, limit = DTYPES[dtype]
+    got = gram_own_slices(J, into)
+    assert got.dtype == into
+    assert error(got, torch.stack([gram_rows_reference(slab) for slab in J])) < limit
+
+
+def test_by_hand() -> None:
+    J = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    assert torch.equal(gram_rows(J, torch.float32), torch.tensor([[5.0, 1.0], [1.0, 10.0]]))
+    assert torch.equal(gram_own_slices(J[:, None], torch.float32), torch.tensor([[[5.0]], [[10.0]]]))
+
+
+def test_no_numbers() -> None:
+    """Rows of an empty parameter are orthogonal."""
+    assert torch.equal(gram_rows(torch.zeros(3, 0), torch.float32), torch.zeros(3, 3))
