@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
@@ -104,6 +105,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu": models[0] if models else platform.processor(),
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
