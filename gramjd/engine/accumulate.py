@@ -74,6 +74,10 @@ class Gramian:
 
 def settle(gramian: Gramian, shape: Sequence[int], groups: list[Group], factors: list[Factor]) -> None:
     """Add `J_p J_p^T` for a parameter whose Jacobian is the sum of these groups and factors."""
+    if len(factors) == 1 and not groups:
+        (factor,) = factors
+        gramian.add(factor.rows, factor.gram(gramian_dtype(factor, gramian)))
+        return
     factors = [_upright(f, shape) for f in factors]
     regions = [_region(f, shape) for f in factors]
     if _separate(regions) and not (groups and factors):
