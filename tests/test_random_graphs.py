@@ -1,5 +1,7 @@
 """The Gramian of random programs equals the oracle's."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
@@ -8,9 +10,18 @@ from torch import Tensor
 import gramjd
 from tests.oracle import assert_close_gramian, flatten, oracle_gramian
 from tests.strategies_graphs import Program, programs
+from tests.zoo.registry import single_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
 TOLERANCE = 1e-11
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
 RELAXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 

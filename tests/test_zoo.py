@@ -1,5 +1,7 @@
 """The promise, over the zoo: a Gramian is exact, or it is an error that names the operation."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,9 +20,17 @@ from tests.oracle import (
     tolerance,
 )
 from tests.zoo import CASES, Case
+from tests.zoo.registry import single_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
 F64, F32 = torch.float64, torch.float32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The models are too small to share: more threads only wait for each other."""
+    with single_thread():
+        yield
 
 
 def some(every: int = 1, layout: str | None = "any", slow: bool = True) -> list:
@@ -53,7 +63,7 @@ def test_gramian_is_exact(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", some(layout="sample"))
 def test_batch_axis_survives(case: Case) -> None:
     losses, inputs = case.make(case.dtypes[0])
-    assert [tuple(entry) for entry in gramjd.explain(losses, inputs=inputs).dense] == []
+    assert [(entry.operation, entry.reason) for entry in gramjd.explain(losses, inputs=inputs).dense] == []
 
 
 @pytest.mark.parametrize("case", some(layout="dense"))
@@ -61,7 +71,7 @@ def test_mixing_is_reported(case: Case) -> None:
     losses, inputs = case.make(case.dtypes[0])
     dense = gramjd.explain(losses, inputs=inputs).dense
     assert len(dense) >= 1
-    assert all(operation and reason for operation, reason in dense)
+    assert all(entry.operation and entry.reason for entry in dense)
 
 
 @pytest.mark.parametrize("case", some(every=5, slow=False))
@@ -87,7 +97,7 @@ def test_mean_is_plain_training(case: Case) -> None:
     gramjd.gram_backward(losses, gramjd.Mean(), inputs=inputs)
     for target, mean in zip(targets, expected, strict=True):
         grad = torch.zeros_like(target) if target.grad is None else target.grad
-        torch.testing.assert_close(_wide(grad), mean, rtol=1e-9, atol=10 * tolerance(case, dtype))
+        torch.testing.assert_close(_wide(grad), mean, rtol=1e-5, atol=max(1e-6, case.tol or 0.0))
 
 
 def _wide(grad: Tensor) -> Tensor:

@@ -56,6 +56,17 @@ def sandbox(seed: int, dtype: torch.dtype) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Tiny operations are slower on several threads, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def add(family: str, layout: Layout, table: Mapping[str, Callable[[], Any]], **options: Any) -> None:
     """Register ``table``: name to a function of nothing that returns losses, or a tuple (losses, inputs)."""
     for key, build in table.items():
