@@ -1,35 +1,65 @@
-"""Interleaved timing."""
-
-import time
+"""Interleaved timing, on a clock that the steps themselves advance: no test here depends on how busy the machine is."""
 
 import pytest
+from gramjd.profiling import timing
 from gramjd.profiling.timing import FEWEST, interleave, ratio
 
 
-def test_every_round_has_all_and_starts_with_another():
-    calls = []
-    times = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=6, warmup=1)
-    assert {name: len(values) for name, values in times.items()} == {"a": 6, "b": 6, "c": 6}
-    assert "".join(calls) == "abc" + "abcbcacab" * 2
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def step(self, name, seconds):
+        def take():
+            self.calls.append(name)
+            self.now += seconds
+
+        return take
 
 
-def test_ratio_of_known_times():
-    steps = {"short": lambda: time.sleep(0.004), "long": lambda: time.sleep(0.012)}
-    times = interleave(steps, rounds=7, warmup=0)
-    assert 1.5 < ratio(times["long"], times["short"]).median < 4.5
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
+    return clock
 
 
-def test_stops_early_but_not_before_the_fewest_rounds():
-    times = interleave({"a": lambda: time.sleep(0.002)}, rounds=100, warmup=0, seconds=0.001)
-    assert len(times["a"]) == FEWEST
+def test_every_round_has_all_and_starts_with_another(clock):
+    times = interleave({name: clock.step(name, 1.0) for name in "abc"}, rounds=6, warmup=1)
+    assert times == {name: [1.0] * 6 for name in "abc"}
+    assert "".join(clock.calls) == "abc" + "abcbcacab" * 2
 
 
-def test_quick_steps_are_repeated_within_a_round():
-    calls = []
-    times = interleave({"a": lambda: calls.append(time.sleep(0.001))}, rounds=2, warmup=0, at_least=0.01)
-    assert len(times["a"]) == 2
-    assert len(calls) >= 4
-    assert times["a"][0] < 0.01
+def test_drift_cancels_in_the_ratio(clock):
+    def drifting(seconds):
+        def take():
+            clock.now += seconds * (1 + clock.now)
+
+        return take
+
+    times = interleave({"plain": drifting(0.01), "double": drifting(0.02)}, rounds=30, warmup=0)
+    assert times["plain"][-1] > 2 * times["plain"][0]
+    assert ratio(times["double"], times["plain"]).median == pytest.approx(2, rel=0.03)
+
+
+def test_stops_early_but_not_before_the_fewest_rounds(clock):
+    assert len(interleave({"a": clock.step("a", 1.0)}, rounds=100, warmup=0, seconds=0.5)["a"]) == FEWEST
+    assert len(interleave({"a": clock.step("a", 1.0)}, rounds=100, warmup=0, seconds=8.5)["a"]) == 9
+
+
+def test_quick_steps_are_repeated_within_a_round(clock):
+    steps = {"quick": clock.step("quick", 0.25), "slow": clock.step("slow", 3.0)}
+    times = interleave(steps, rounds=2, warmup=0, at_least=1.0)
+    assert times == {"quick": [0.25, 0.25], "slow": [3.0, 3.0]}
+    assert clock.calls.count("quick") == 8
+    assert clock.calls.count("slow") == 2
+
+
+def test_real_clock():
+    times = interleave({"a": lambda: sum(range(1000))}, rounds=3, warmup=0)["a"]
+    assert len(times) == 3
+    assert min(times) > 0
 
 
 def test_ratio_needs_as_many_rounds_of_both():
