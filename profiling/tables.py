@@ -45,10 +45,23 @@ def step_memory(results: Mapping[str, Any]) -> str:
     return markdown(rows)
 
 
+def weights(results: Mapping[str, Any]) -> str:
+    """Milliseconds for UPGrad's weights from a Gramian, per family of gradients and m, beside quadprog's."""
+    methods = list(results["results"][0]["methods"])
+    rows = [["gradients", "m", *(f"{method}, ms" for method in methods), "quadprog over exact"]]
+    for result in results["results"]:
+        cells = [_short(result["methods"][method]["ms"]) for method in methods]
+        rows.append([result["family"], str(result["m"]), *cells, _short(result["speed_up"])])
+    machine = results["machine"]
+    placed = f"{machine['date']}; {machine['cpu']}, threads: {machine['threads']}; torch {machine['torch']}"
+    return f"{markdown(rows)}\n\n{placed}; load of the machine meanwhile: {machine['load']:.1f}."
+
+
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time": ("step_cpu.json", step_time),
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-memory": ("step_cpu.json", step_memory),
+    "weights": ("weights.json", weights),
 }
 
 
