@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
 from gramjd.engine.accumulate import Gramian
 from gramjd.engine.graph import Graph
+from gramjd.engine.rows import Rows
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, seeds_for
@@ -28,16 +31,10 @@ def compute(
     m = sum(loss.numel() for loss in losses)
     gramian = Gramian(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
     limit = memory_budget if memory_budget is not None else default_budget(losses[0].device)
-    noticed: list[Loss] = []
-
-    def run() -> None:
-        try:
-            noticed.extend(gramian_of(graph, losses, gramian, Budget(limit)))
-        except OverBudgetError:
-            gramian.value.zero_()
-            noticed.extend(_in_blocks(graph, losses, gramian, limit))
-
-    in_graph_task(run)
+    try:
+        noticed = gramian_of(graph, losses, gramian, Budget(limit))
+    except OverBudgetError:
+        noticed = _in_blocks(graph, losses, gramian, limit)
     notify(noticed)
     return gramian.finished()
 
@@ -65,51 +62,49 @@ def default_budget(device: torch.device) -> int:
 
 
 def _in_blocks(graph: Graph, losses: Sequence[Tensor], gramian: Gramian, limit: float) -> list[Loss]:
-    """G block by block: a walk for the union of two blocks of losses gives their cross terms."""
-    m = gramian.m
-    blocks = _block_count(graph, losses, m, limit)
-    parts = np.array_split(np.arange(m), blocks)
+    """G block by block, with the fewest blocks of losses of which two fit at a time."""
+    blocks, needed = 2, 0
+    while blocks < gramian.m:
+        blocks = min(2 * blocks, gramian.m)
+        parts = np.array_split(np.arange(gramian.m), blocks)
+        needed = dense_peak(graph, losses, _mask(gramian.m, parts[0], parts[1]))
+        if needed <= limit:
+            try:
+                return _blockwise(graph, losses, gramian, limit, parts)
+            except OverBudgetError:
+                continue
+    needed = max(needed, dense_peak(graph, losses, _mask(gramian.m, np.arange(min(2, gramian.m)))))
+    raise BudgetError(
+        f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is "
+        f"{limit / 2**20:.1f} MiB: raise it to at least {int(needed)} bytes"
+    )
+
+
+def _mask(m: int, *parts: Rows) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(m, dtype=bool)
+    mask[np.concatenate(parts)] = True
+    return mask
+
+
+def _blockwise(
+    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, limit: float, parts: Sequence[Rows]
+) -> list[Loss]:
+    """A walk for the union of two blocks gives their cross terms; diagonal blocks come several times, equally."""
     noticed: list[Loss] = []
-    pairs = [(a, b) for a in range(blocks) for b in range(a + 1, blocks)]
-    for a, b in pairs:
-        mask = np.zeros(m, dtype=bool)
-        mask[parts[a]] = mask[parts[b]] = True
-        partial = Gramian(m, gramian.device, gramian.dtype)
-        noticed = gramian_of(graph, losses, partial, Budget(limit), mask)
-        _keep(gramian.value, partial.value, parts[a], parts[b])
+    for a, b in itertools.combinations(parts, 2):
+        partial = Gramian(gramian.m, gramian.device, gramian.dtype)
+        noticed = gramian_of(graph, losses, partial, Budget(limit), _mask(gramian.m, a, b))
+        for rows, columns in itertools.product((a, b), repeat=2):
+            span = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+            gramian.value[span] = partial.value[span]
     return noticed
 
 
-def _keep(total: Tensor, partial: Tensor, a: np.ndarray, b: np.ndarray) -> None:
-    """Take over the blocks of one walk; a diagonal block is computed several times, equally."""
-    for rows in (a, b):
-        for columns in (a, b):
-            span = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-            total[span] = partial[span]
-
-
-def _block_count(graph: Graph, losses: Sequence[Tensor], m: int, limit: float) -> int:
-    """The fewest blocks of which two fit, found by walks that compute nothing."""
-    blocks = 2
-    while True:
-        blocks = min(2 * blocks, m)
-        size = -(-m // blocks)
-        mask = np.zeros(m, dtype=bool)
-        mask[: 2 * size] = True
-        needed = dense_peak(graph, losses, mask)
-        if needed <= limit:
-            return blocks
-        if blocks == m:
-            raise BudgetError(
-                f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is "
-                f"{limit / 2**20:.1f} MiB: raise it to at least {int(needed)} bytes"
-            )
-
-
-def dense_peak(graph: Graph, losses: Sequence[Tensor], mask: np.ndarray | None = None) -> int:
+def dense_peak(graph: Graph, losses: Sequence[Tensor], mask: npt.NDArray[np.bool_] | None = None) -> int:
     """Bytes of stacked rows alive at once in a walk, without computing anything."""
     budget = Budget(float("inf"))
-    Walk(graph, lambda *_: None, budget, dry=True).run(seeds_for(losses, mask, dry=True))
+    walk = Walk(graph, lambda *_: None, budget, dry=True)
+    in_graph_task(lambda: walk.run(seeds_for(losses, mask, dry=True)))
     return budget.peak
 
 

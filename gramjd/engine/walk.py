@@ -18,6 +18,7 @@ from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node
 from gramjd.engine.rows import Piece, Rows, canonical
+from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
 
 OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
@@ -182,5 +183,5 @@ def gramian_of(
         settle(gramian, graph.targets[edge].shape, groups, factors)
 
     walk = Walk(graph, add, budget)
-    walk.run(seeds_for(losses, owned))
+    in_graph_task(lambda: walk.run(seeds_for(losses, owned)))
     return walk.dense

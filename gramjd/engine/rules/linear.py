@@ -32,7 +32,7 @@ class Operand(NamedTuple):
     scale: float = 1.0
 
 
-def product(visit: Visit, groups: list[Group], shape: tuple[int, int, int], operands: list[Operand]) -> None:
+def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands: list[Operand]) -> None:
     """Send the cotangents of both operands of `out [g, p, q]`."""
     if _complex(visit):
         opaque(visit)
@@ -204,13 +204,13 @@ def mm(visit: Visit) -> None:
         Operand(0, True, lambda: _as3(visit.saved("mat2"))),
         Operand(1, False, lambda: _as3(visit.saved("self"))),
     ]
-    product(visit, visit.groups(), shape, operands)  # type: ignore[arg-type]
+    product(visit, visit.groups(), shape, operands)
 
 
 def bmm(visit: Visit) -> None:
     """out [g, p, q] = self @ mat2."""
     operands = [Operand(0, True, lambda: visit.saved("mat2")), Operand(1, False, lambda: visit.saved("self"))]
-    product(visit, visit.groups(), visit.output().shape, operands)  # type: ignore[arg-type]
+    product(visit, visit.groups(), visit.output().shape, operands)
 
 
 def addmm(visit: Visit) -> None:
@@ -230,7 +230,7 @@ def _affine(visit: Visit, first: str, second: str, shape: tuple[int, ...]) -> No
         Operand(1, True, lambda: _as3(visit.saved(second)), alpha),
         Operand(2, False, lambda: _as3(visit.saved(first)), alpha),
     ]
-    product(visit, visit.groups(), (1, *shape)[-3:], operands)  # type: ignore[arg-type]
+    product(visit, visit.groups(), (1, *shape)[-3:], operands)
 
 
 @each
