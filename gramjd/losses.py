@@ -15,6 +15,8 @@ Inputs = Tensor | Iterable[Tensor] | Mapping[str, Tensor] | None
 
 def as_losses(losses: Losses) -> list[Tensor]:
     """The losses as a list of tensors that can be differentiated."""
+    if not isinstance(losses, Iterable):
+        raise LossError(f"losses is a {type(losses).__name__}; expected a tensor or a sequence of tensors")
     found = [losses] if isinstance(losses, Tensor) else list(losses)
     for place, loss in enumerate(found):
         which = "losses" if isinstance(losses, Tensor) else f"losses[{place}]"

@@ -11,8 +11,9 @@ for ids [b, T] and c [K, b, T, d]; never a tensor of [m, V, d].
 from __future__ import annotations
 
 import torch
-from gramjd.kernels.outer import SLAB, TILE_COST
 from torch import Tensor
+
+from gramjd.kernels.outer import SLAB, TILE_COST
 
 
 def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:

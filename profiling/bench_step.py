@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gramjd.profiling.cases import CASES, Case, select
 from gramjd.profiling.contenders import CONTENDERS, Backward, RefusalError, gramian_difference
 from gramjd.profiling.environment import describe, restart_keeping_freed

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from gramjd.profiling.models import GPT, MultiTask, PooledEncoder, cifar_net, mlp, vgg
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from gramjd.profiling.models import GPT, MultiTask, PooledEncoder, cifar_net, mlp, vgg
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from gramjd.profiling.cases import Setup
 from torch import Tensor
 
 import gramjd
+from gramjd.profiling.cases import Setup
 
 Backward = Callable[[Tensor], object]
 

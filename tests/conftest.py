@@ -1,4 +1,4 @@
-"""Fixed seeds for every test, and the same examples of hypothesis in every run."""
+"""Fixed seeds for every test, the same examples of hypothesis in every run, one thread a worker."""
 
 from __future__ import annotations
 
@@ -13,3 +13,4 @@ settings.load_profile("gramjd")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)

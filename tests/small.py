@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
-from gramjd.profiling.models import GPT
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gramjd.profiling.models import GPT
 
 F64, F32 = torch.float64, torch.float32
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gramjd.kernels import outer
-from gramjd.profiling.memory import peak_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gramjd import Explanation, explain, gramian
 from gramjd.errors import InputError
+from gramjd.kernels import outer
+from gramjd.profiling.memory import peak_bytes
 from tests.small import F32, F64, batch_norm_net, cnn, encoder, gpt, mlp, squares
 
 GOLDEN = """\

@@ -193,3 +193,14 @@ def test_refuses_a_preference_of_another_length():
 def test_aggregate_refuses_what_is_no_jacobian(J):
     with pytest.raises(AggregatorError, match="the Jacobian must be"):
         UPGrad().aggregate(J)
+
+
+def test_gradients_that_underflow_do_not_spoil_the_others() -> None:
+    """Losses of exactly zero give gradients whose squares are no float32 numbers, beside ordinary ones."""
+    J = torch.randn(6, 3, generator=torch.Generator().manual_seed(11))
+    J[:2] *= 2e-23
+    J[3] *= 100
+    weights = UPGrad()(J @ J.T)
+    alive = J[2:]
+    expected = UPGrad()(alive @ alive.T) * 4 / 6
+    torch.testing.assert_close(alive.T @ weights[2:], alive.T @ expected, rtol=1e-5, atol=1e-4)

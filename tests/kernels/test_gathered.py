@@ -7,11 +7,11 @@ from itertools import product
 
 import pytest
 import torch
-from gramjd.kernels import gathered, outer
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gramjd.kernels import gathered, outer
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
 SLABS = (1, 9, 50, 1 << 20)

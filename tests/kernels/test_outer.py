@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gramjd.kernels import outer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gramjd.kernels import outer
 from tests.kernels.strategies import DTYPES, MEMORY, dtypes, error, memory, seeds, sizes, tensor
 
 GENERAL = ("pairwise", "rows")

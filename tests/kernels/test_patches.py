@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from gramjd.kernels import patches
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gramjd.kernels import patches
 from tests.kernels.strategies import error, memory, seeds, tensor
 
 

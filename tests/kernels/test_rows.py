@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from gramjd.kernels.rows import gram_own_slices, gram_rows, gram_rows_reference
 from hypothesis import given
 
+from gramjd.kernels.rows import gram_own_slices, gram_rows, gram_rows_reference
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
 

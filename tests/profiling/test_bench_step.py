@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from gramjd.profiling import bench_step, contenders
 from gramjd.profiling.cases import CASES
 from gramjd.profiling.environment import KEEP_FREED, describe, keeps_freed

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from gramjd.profiling.cases import BENCHMARKS, CASES, select
 
 PARAMETERS = {

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from gramjd.profiling.memory import peak_bytes
 from torch import nn
+
+from gramjd.profiling.memory import peak_bytes
 
 KB = 1024
 

@@ -1,6 +1,7 @@
 """Interleaved timing, on a clock that the steps themselves advance: no test here depends on how busy the machine is."""
 
 import pytest
+
 from gramjd.profiling import timing
 from gramjd.profiling.timing import FEWEST, interleave, ratio
 

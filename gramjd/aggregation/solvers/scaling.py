@@ -47,7 +47,8 @@ def cosines(G: Tensor) -> Cosines:
         AggregatorError: `G` is not finite, not symmetric, or has eigenvalues below zero that no rounding explains.
     """
     H = G.detach().double()
-    norms = H.diagonal().clamp_min(0).sqrt()
+    lengths = H.diagonal()
+    norms = torch.where(lengths > _underflow(G.dtype), lengths, 0.0).sqrt()
     inverse = _reciprocal(norms)
     raw = H * inverse[:, None] * inverse
     C = (raw + raw.mT).mul_(0.5)
@@ -63,6 +64,12 @@ def cosines(G: Tensor) -> Cosines:
     if not failed and pivot >= _SINGULAR:
         return Cosines(C, norms, False, typical_)
     return _repaired(C, norms)
+
+
+def _underflow(dtype: torch.dtype) -> float:
+    """Squared norms up to here have lost digits to underflow: a cosine made with them is noise."""
+    limits = torch.finfo(dtype)
+    return limits.tiny if dtype == torch.float16 else limits.tiny / limits.eps
 
 
 def _repaired(C: Tensor, norms: Tensor) -> Cosines:

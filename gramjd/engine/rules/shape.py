@@ -25,6 +25,10 @@ def _transposed(visit: Visit) -> list[int]:
     return order
 
 
+def _reversed(visit: Visit) -> list[int]:
+    return list(range(len(visit.output().shape)))[::-1]
+
+
 def _permutation(visit: Visit) -> list[int]:
     count = len(visit.output().shape)
     return [d % count for d in visit.integers("dims")]
@@ -251,9 +255,12 @@ def unfold(visit: Visit) -> None:
 
 
 MakeStep = Callable[[Visit, int], Step]
+Push = Callable[[Tensor], Tensor]
 
 
-def _step(push: Callable[[Visit, Tensor, int], Tensor]) -> MakeStep:
+def _step(read: Callable[[Visit, int], Push]) -> MakeStep:
+    """A step from what `read` finds out about the node: it must not hold the visit, which holds cotangents."""
+
     def make(visit: Visit, nr: int) -> Step:
         node, count = visit.node, len(visit.graph.metadata(visit.node))
 
@@ -263,7 +270,7 @@ def _step(push: Callable[[Visit, Tensor, int], Tensor]) -> MakeStep:
             (result,) = (r for r in pull(node, outputs) if r is not None)
             return result
 
-        return Step(lambda t: push(visit, t, nr), back)
+        return Step(read(visit, nr), back)
 
     return make
 
@@ -273,23 +280,35 @@ def _same(visit: Visit, nr: int) -> Step:
     return Step(lambda t: t, lambda values: values.to(dtype))
 
 
-def _push_taken(visit: Visit, t: Tensor, nr: int) -> Tensor:
+def _read_view(visit: Visit, nr: int) -> Push:
+    shape = visit.output(nr).shape
+    return lambda t: t.view(shape)
+
+
+def _read_permutation(order: Callable[[Visit], Sequence[int]]) -> MakeStep:
+    def read(visit: Visit, nr: int) -> Push:
+        dims = list(order(visit))
+        return lambda t: t.permute(dims)
+
+    return _step(read)
+
+
+def _read_taken(visit: Visit, nr: int) -> Push:
     dim, index = _positions(visit)
+    first, last = int(index[0]), int(index[-1])
     if "Select" in visit.name:
-        return t.select(dim, int(index[0]))
-    step = int(index[1] - index[0]) if len(index) > 1 else 1
-    return t[(slice(None),) * dim + (slice(int(index[0]), int(index[-1]) + 1, step),)]
+        return lambda t: t.select(dim, first)
+    step = int(index[1]) - first if len(index) > 1 else 1
+    return lambda t: t[(slice(None),) * dim + (slice(first, last + 1, step),)]
 
 
-def _push_part(visit: Visit, t: Tensor, nr: int) -> Tensor:
-    dim = visit.dim(of=t.ndim)
+def _read_part(visit: Visit, nr: int) -> Push:
+    dim = visit.dim(of=len(visit.input(0).shape))
     if "Unbind" in visit.name:
-        return t.select(dim, nr)
+        return lambda t: t.select(dim, nr)
     sizes = _sizes(visit, dim)
-    return t.narrow(dim, sum(sizes[:nr]), sizes[nr])
+    return lambda t: t.narrow(dim, sum(sizes[:nr]), sizes[nr])
 
-
-_view = _step(lambda visit, t, nr: t.view(visit.output(nr).shape))
 
 _COPIES = "Alias Clone ToCopy ViewAs"
 _VIEWS = "ReshapeAlias UnsafeView View"
@@ -298,18 +317,18 @@ _PARTS = "Split SplitWithSizes Unbind UnsafeSplit UnsafeSplitWithSizes"
 
 ISOMETRIES: dict[str, MakeStep] = {
     **named(_COPIES, _same),
-    **named(f"{_VIEWS} {_UNIT_DIMS}", _view),
-    **named("Transpose", _step(lambda visit, t, nr: t.permute(_transposed(visit)))),
-    **named("T", _step(lambda visit, t, nr: t.t())),
-    **named("Permute", _step(lambda visit, t, nr: t.permute(_permutation(visit)))),
-    **named("Select Slice", _step(_push_taken)),
-    **named(_PARTS, _step(_push_part)),
+    **named(f"{_VIEWS} {_UNIT_DIMS}", _step(_read_view)),
+    **named("Transpose", _read_permutation(_transposed)),
+    **named("T", _read_permutation(_reversed)),
+    **named("Permute", _read_permutation(_permutation)),
+    **named("Select Slice", _step(_read_taken)),
+    **named(_PARTS, _step(_read_part)),
 }
 
 RULES: dict[str, Rule] = {
     **named(f"{_COPIES} {_VIEWS} {_UNIT_DIMS}", through),
     **named("Transpose", permuted(_transposed)),
-    **named("T", permuted(lambda visit: list(range(len(visit.output().shape)))[::-1])),
+    **named("T", permuted(_reversed)),
     **named("Permute", permuted(_permutation)),
     **named("Expand", expand),
     **named("Repeat", repeat),
