@@ -1,6 +1,8 @@
 """Embeddings: lookups, bags, tied heads, positions."""
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +63,26 @@ def tied_classifier() -> Tensor:
     """One id per sample, so both uses have a single position."""
     table = nn.Embedding(V, D)
     return F.cross_entropy(nn.Linear(D, D)(table(ids(B))) @ table.weight.t(), ids(B), reduction="none")
+
+
+def turned(table_turned: bool, head_turned: bool, *lead: int, first: bool = False) -> Callable[[], Tensor]:
+    """A square weight as a table and as a map, each of them as it is or transposed; the map may stand first."""
+
+    def build() -> Tensor:
+        w = param(D, D)
+        rows = F.embedding(torch.randint(0, D, lead), w.t() if table_turned else w).tanh()
+        matrix = w.t() if head_turned else w
+        out = (matrix @ rows.mT).mT if first else rows @ matrix
+        return fit(out + nn.Linear(D, D)(rows))
+
+    return build
+
+
+def turned_oblong(first: bool = False) -> Tensor:
+    """A leaf [D, V] whose transpose is the table."""
+    w = param(D, V)
+    rows = F.embedding(ids(), w.t()).tanh()
+    return fit((w.t() @ rows.mT).mT if first else rows @ w)
 
 
 def two_lookups() -> Tensor:
@@ -191,3 +213,32 @@ add(
         "bag-learned-weights": bag_of_activations,
     },
 )
+
+
+def turned_column(leaf_turned: bool, out: int, first: bool) -> list[Tensor]:
+    """A table of width one: its transpose has the same strides. ``out`` is what the map leads to, 1 or V."""
+    w = param(1, V) if leaf_turned else param(V, 1)
+    table, row = (w.t(), w) if leaf_turned else (w, w.t())
+    rows = F.embedding(ids(B), table)
+    x = torch.randn(B, V if out == 1 else 1)
+    y = (row @ x.t()).t() if out == 1 and first else (table @ x.t()).t() if first else x @ (table if out == 1 else row)
+    return [rows.sin().sum() + y.cos().sum(), y.sin().sum(), rows.square().sum()]
+
+
+WAYS = {"plain": (False, False), "table": (True, False), "head": (False, True), "both": (True, True)}
+for way, (table, head) in WAYS.items():
+    add(
+        "turned",
+        "sample",
+        {
+            f"{way}": turned(table, head, B, T),
+            f"{way}-one-position": turned(table, head, B),
+            f"{way}-map-first": turned(table, head, B, T, first=True),
+        },
+    )
+add("turned", "sample", {"oblong": turned_oblong, "oblong-map-first": lambda: turned_oblong(True)})
+COLUMNS = {
+    f"column-{turned_leaf:d}-{out}-{first:d}": partial(turned_column, turned_leaf, out, first)
+    for turned_leaf, out, first in product((False, True), (1, V), (False, True))
+}
+add("turned", None, COLUMNS)
