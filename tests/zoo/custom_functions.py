@@ -157,7 +157,7 @@ add(
         "two-outputs": below_custom(lambda x: sum(SplitPair.apply(x)) * x),
         "two-outputs-one-used": below_custom(lambda x: SplitPair.apply(x)[1].tanh()),
         "reversal": below_custom(Reverse.apply),
-        "mixes-samples": below_custom(BatchCentre.apply),
         "permutes-samples": below_custom(BatchFlip.apply),
     },
 )
+add("custom", "dense", {"mixes-samples": below_custom(BatchCentre.apply)})

@@ -243,7 +243,7 @@ def compiled() -> Tensor:
 
 add(
     "checkpoint",
-    None,
+    "sample",
     {
         "whole": checkpointed,
         "dropout": lambda: checkpointed(nn.Dropout(0.3)),
@@ -278,7 +278,7 @@ add("hook", None, {"observed": observed})
 
 add(
     "autocast",
-    None,
+    "sample",
     {
         "mlp": autocast(mlp),
         "tokens": autocast(mlp, B, 3, I),

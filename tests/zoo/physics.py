@@ -175,7 +175,7 @@ def cross_sample_gradient() -> tuple[Tensor, nn.Module]:
     return gradient((u - u.mean()).square().sum(), x).square().sum(1), model
 
 
-PLAIN = {
+SAMPLE = {
     "poisson-1d": poisson_1d,
     "poisson-1d-sine": lambda: poisson_1d(nn.SiLU),
     "poisson-1d-deep": lambda: poisson_1d(depth=4),
@@ -188,15 +188,20 @@ PLAIN = {
     "vmapped-derivatives": per_point_forward_mode,
     "hessian": hessian_by_vmap,
     "gradient-penalty": gradient_penalty,
-    "gradient-penalty-images": gradient_penalty_images,
     "energy-force": energy_force,
     "contractive": contractive,
     "score-matching": score_matching,
     "sobolev": sobolev,
+}
+ANY = {
+    "gradient-penalty-images": gradient_penalty_images,
     "layer-norm": layer_norm_twice,
     "attention": attention_twice,
+}
+DENSE = {
     "parameter-gradient-norm": total_gradient_norm,
     "cross-sample": cross_sample_gradient,
 }
-add("pde", None, {name: parameters_only(build) for name, build in PLAIN.items()})
-add("pde", None, {"points-too": lambda: poisson_1d()[0]})
+for layout, table in (("sample", SAMPLE), (None, ANY), ("dense", DENSE)):
+    add("pde", layout, {name: parameters_only(build) for name, build in table.items()})
+add("pde", "sample", {"points-too": lambda: poisson_1d()[0]})
