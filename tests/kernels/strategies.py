@@ -41,7 +41,7 @@ def tensor(shape: Sequence[int], dtype: torch.dtype, how: str, seed: int) -> Ten
     return values
 
 
-def error(got: Tensor, expected: Tensor) -> float:
-    """Relative Frobenius error; the absolute one where the reference is zero."""
-    scale = expected.norm().item()
-    return (got.double() - expected).norm().item() / (scale if scale > 1e-12 else 1.0)
+def error(got: Tensor, expected: Tensor, sizes: Tensor | None = None) -> float:
+    """Frobenius error over the norm of `sizes`: what `expected` would be if nothing cancelled (default: itself)."""
+    scale = (expected if sizes is None else sizes).norm().item()
+    return (got.double() - expected).norm().item() / (scale if scale > 0 else 1.0)
