@@ -147,29 +147,27 @@ def _one_region(gramian: Gramian, factors: list[Factor]) -> None:
     dtype = gramian_dtype(joined[0], gramian)
     if len(joined) == 1:
         gramian.add(joined[0].rows, joined[0].gram(dtype))
-    elif _tied(joined) and len(joined) == 2:
-        _add_tied(gramian, joined, dtype)
+    elif tied := _tied(joined):
+        _add_tied(gramian, *tied, dtype)
     else:
         _by_slabs(gramian, joined, dtype)
 
 
-def _tied(factors: list[Factor]) -> bool:
-    return all(
-        isinstance(f, Gathered) or (isinstance(f, Outer) and not f.flipped and f.x.shape[0] == 1) for f in factors
-    )
-
-
-def _add_tied(gramian: Gramian, factors: list[Factor], dtype: torch.dtype) -> None:
+def _add_tied(gramian: Gramian, table: Gathered, head: Outer, dtype: torch.dtype) -> None:
     """A table that is also a linear layer's weight, without its [m, V, d] rows."""
-    table = next((f for f in factors if isinstance(f, Gathered)), None)
-    head = next((f for f in factors if isinstance(f, Outer)), None)
-    if table is None or head is None:
-        _by_slabs(gramian, factors, dtype)
-        return
     gramian.add(table.rows, table.gram(dtype))
     gramian.add(head.rows, head.gram(dtype))
     cross = cross_outer_gathered(head.x[0], head.c[:, 0], table.ids, table.c, dtype)
     gramian.add(head.rows, cross, table.rows)
+
+
+def _tied(factors: list[Factor]) -> tuple[Gathered, Outer] | None:
+    """An embedding and a linear layer that use one table in one orientation."""
+    tables = [f for f in factors if isinstance(f, Gathered)]
+    heads = [f for f in factors if isinstance(f, Outer) and not f.flipped and f.x.shape[0] == 1]
+    if len(factors) != 2 or len(tables) != 1 or len(heads) != 1 or tables[0].shape != heads[0].shape:
+        return None
+    return tables[0], heads[0]
 
 
 def _by_slabs(gramian: Gramian, factors: list[Factor], dtype: torch.dtype) -> None:

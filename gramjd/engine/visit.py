@@ -57,7 +57,8 @@ class Visit:
         self._saved: dict[str, Any] = {}
         self.sent: list[tuple[int, Message]] = []
         self.edges: list[tuple[Node, int] | None] = [
-            (child, nr) if child is not None and (child in graph.wanted) else None for child, nr in node.next_functions
+            (child, nr) if child in graph.wanted and math.prod(graph.metadata(child)[nr].shape) else None
+            for child, nr in node.next_functions
         ]
 
     # -- what the node says ------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ class Visit:
             value: Tensor | None = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
         else:
             value = values() if callable(values) else values
-        if value is None or not math.prod(target.shape):
+        if value is None:
             return
         value = self._cast(value, target)
         if tuple(value.shape) != (layout.stacked, *shape):
@@ -194,8 +195,6 @@ class Visit:
             raise RuleError(
                 f"the rule of {self.name} returned a factor of shape {shape} for an input of shape {target}"
             )
-        if not math.prod(target):
-            return
         if tuple(shape) != tuple(target):
             view = Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
             factor = factor.through(view)
