@@ -120,6 +120,17 @@ def test_gram_backward_keeps_the_budget(name: str) -> None:
 
 
 @quiet
+def test_rows_of_deeper_layers_are_given_back() -> None:
+    """What a budget must hold does not grow with the depth of a network."""
+
+    def row_bytes(depth: int) -> int:
+        layers = [module for _ in range(depth) for module in (nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh())]
+        return explain(nn.Sequential(*layers)(torch.randn(8, 32)).square().sum(1)).row_bytes
+
+    assert row_bytes(8) == row_bytes(3) <= 4 * 8 * 8 * 32 * 4
+
+
+@quiet
 def test_a_budget_that_suffices_changes_nothing() -> None:
     losses = losses_of("batch norm")
     assert torch.equal(gramian(losses, memory_budget=explain(losses).row_bytes), gramian(losses))

@@ -175,6 +175,13 @@ def test_rejoin_coarsens_runs() -> None:
     assert layout.rows.tolist() == [[0, 1]]
 
 
+def test_rejoin_of_one_owner_has_no_batch_axis() -> None:
+    layout = rejoin([], [Piece(3, False)], np.array([[2, 2, 2, 2]]))
+    assert layout is not None
+    assert layout.structure == ((12, False),)
+    assert layout.rows.tolist() == [2]
+
+
 @given(with_dim(), st.data())
 def test_gather(case: tuple[Group, int], data: st.DataObject) -> None:
     group, dim = case
