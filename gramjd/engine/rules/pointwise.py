@@ -16,11 +16,13 @@ _FUNCTIONS = """
 """
 # Nodes of a double backward pass: derivatives of derivatives.
 _DERIVATIVES = """
-    EluBackward GeluBackward HardshrinkBackward HardswishBackward HardtanhBackward LeakyReluBackward LogSigmoidBackward
+    EluBackward HardshrinkBackward HardswishBackward HardtanhBackward LeakyReluBackward LogSigmoidBackward
     MishBackward SigmoidBackward SiluBackward SoftplusBackward SoftshrinkBackward TanhBackward ThresholdBackward
 """
 # Their backward kernels want the cotangent in the shape of the input exactly.
-_STRICT = "BinaryCrossEntropy BinaryCrossEntropyWithLogits Gelu HuberLoss MseLoss SmoothL1Loss SoftMarginLoss"
+_STRICT = """
+    BinaryCrossEntropy BinaryCrossEntropyWithLogits Gelu GeluBackward HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
+"""
 
 RULES: dict[str, Rule] = {
     **named(f"{_FUNCTIONS} {_DERIVATIVES}", pointwise),
