@@ -62,9 +62,35 @@ def route(e: Extent) -> str:
     return min(options, key=lambda name: operations(name, e))
 
 
-def gram_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b] by the cheapest route, accumulated in `dtype`."""
-    return ROUTES[route(extent(x, c))](x, c, dtype)
+def gram_outer(x: Tensor, c: Tensor, dtype: torch.dtype, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """G [K b, K b] by the cheapest route, accumulated in `dtype`.
+
+    `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
+    """
+    name = route(extent(x, c))
+    if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
+        return _times_inner(known[1].clone(), x, c.shape[0], dtype)
+    return ROUTES[name](x, c, dtype)
+
+
+def _is_same(known: tuple[Tensor, Tensor], c: Tensor, dtype: torch.dtype) -> bool:
+    J, gram = known
+    return (
+        J.data_ptr() == c.data_ptr()
+        and J.shape == (c.shape[0] * c.shape[2], c.shape[-1])
+        and J.is_contiguous()
+        and c.is_contiguous()
+        and gram.dtype == dtype
+        and J.dtype == c.dtype
+    )
+
+
+def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor:
+    """`(C C^T) * (X X^T)` for each pair of the K stacked rows, in place of the first."""
+    X = x[0, :, 0].to(dtype)
+    b = len(X)
+    inner = X @ X.T
+    return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(inner[:, None, :]).view(K * b, K * b)
 
 
 def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
@@ -75,12 +101,11 @@ def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
 
 def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, _, i, o = extent(x, c)
+    if g == 1:
+        C = c.reshape(K * b, o).to(dtype)
+        return _times_inner(C @ C.T, x, K, dtype)
     x = x.reshape(g, b, i).to(dtype)
     c = c.transpose(0, 1).reshape(g, K * b, o).to(dtype)
-    if g == 1:
-        grams = c[0] @ c[0].T
-        inner = x[0] @ x[0].T
-        return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(inner[:, None, :]).view(K * b, K * b)
     grams = (c @ c.mT).view(g, K, b, K, b).mul_((x @ x.mT)[:, None, :, None, :])
     return grams.sum(0).view(K * b, K * b)
 

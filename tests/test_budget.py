@@ -119,9 +119,6 @@ def test_gram_backward_keeps_the_budget(name: str) -> None:
     assert relative_error(step.gramian, oracle_gramian(losses_of(name, 32))) < 1e-12
 
 
-UNCHARGED = "rows are charged where they become dense, and not where a later node makes them wider"
-
-
 def funnel(dtype: torch.dtype = torch.float32) -> tuple[Tensor, int]:
     """Losses whose rows become dense while narrow, and the bytes that they take at the wide layer below."""
     layers = nn.Linear(5, 2048), nn.Tanh(), nn.Linear(2048, 4), nn.BatchNorm1d(4)
@@ -130,14 +127,12 @@ def funnel(dtype: torch.dtype = torch.float32) -> tuple[Tensor, int]:
 
 
 @quiet
-@pytest.mark.xfail(strict=True, reason=UNCHARGED)
 def test_rows_that_become_wider_are_planned() -> None:
     losses, wide = funnel()
     assert explain(losses).row_bytes >= wide
 
 
 @quiet
-@pytest.mark.xfail(strict=True, reason=UNCHARGED)
 def test_rows_that_become_wider_keep_the_budget() -> None:
     losses, wide = funnel()
     gramian(losses)

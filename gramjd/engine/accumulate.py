@@ -29,6 +29,8 @@ class Gramian:
     device: torch.device
     dtype: torch.dtype
     value: Tensor = field(init=False)
+    # The rows added last and their Gram matrix: a linear layer's bias comes right before its weight, with those rows.
+    latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Start from zero."""
@@ -68,15 +70,16 @@ class Gramian:
         return torch.from_numpy(rows[rows >= 0]).to(self.device)
 
     def finished(self) -> Tensor:
-        """G with the upper triangle mirrored."""
-        return torch.triu(self.value) + torch.triu(self.value, 1).T
+        """G, symmetric to the last bit."""
+        return (self.value + self.value.T).mul_(0.5)
 
 
 def settle(gramian: Gramian, shape: Sequence[int], groups: list[Group], factors: list[Factor]) -> None:
     """Add `J_p J_p^T` for a parameter whose Jacobian is the sum of these groups and factors."""
     if len(factors) == 1 and not groups:
         (factor,) = factors
-        gramian.add(factor.rows, factor.gram(gramian_dtype(factor, gramian)))
+        gramian.add(factor.rows, factor.gram(gramian_dtype(factor, gramian), gramian.latest))
+        gramian.latest = None
         return
     factors = [_upright(f, shape) for f in factors]
     regions = [_region(f, shape) for f in factors]
@@ -195,7 +198,10 @@ def _given_rows(gramian: Gramian, groups: list[Group]) -> None:
         dtype = torch.promote_types(values.dtype, gramian.dtype)
         layout = group.layout
         if not layout.diagonal:
-            gramian.add(layout.rows, gram_rows(values.reshape(layout.stacked, -1), dtype))
+            J = values.reshape(layout.stacked, -1)
+            block = gram_rows(J, dtype)
+            gramian.add(layout.rows, block)
+            gramian.latest = (J, block)
             continue
         pieces = layout.pieces
         tail = values.reshape(layout.stacked, *(p.size for p in pieces), -1)

@@ -32,7 +32,7 @@ def compute(
     gramian = Gramian(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
     limit = memory_budget if memory_budget is not None else default_budget(losses[0].device)
     try:
-        noticed = gramian_of(graph, losses, gramian, Budget(limit))
+        noticed = gramian_of(graph, losses, gramian, Budget(limit, lambda: dense_peak(graph, losses)))
     except OverBudgetError:
         noticed = _in_blocks(graph, losses, gramian, limit)
     notify(noticed)

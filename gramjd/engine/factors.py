@@ -19,6 +19,8 @@ from gramjd.engine.rows import Rows
 from gramjd.kernels import gathered, outer
 from gramjd.kernels import patches as convolution
 
+Known = tuple[Tensor, Tensor] | None
+
 
 class Step(NamedTuple):
     """One isometry between a parameter and the operation: `push` forwards, `pull` takes row gradients [R, *] back."""
@@ -51,8 +53,8 @@ class Factor:
         """Whether it holds no numbers (a walk that only plans)."""
         raise TypeError("an abstract factor")
 
-    def gram(self, dtype: torch.dtype) -> Tensor:
-        """[R, R] inner products of the rows."""
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
+        """[R, R] inner products of the rows. `known`: some rows and their inner products, in case they are needed."""
         raise TypeError("an abstract factor")
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
@@ -120,8 +122,8 @@ class Outer(Factor):
     def samples(self) -> tuple[int, int]:  # noqa: D102
         return self.c.shape[0], self.c.shape[2]
 
-    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
-        return outer.gram_outer(self.x, self.c, dtype)
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+        return outer.gram_outer(self.x, self.c, dtype, known)
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         x, c = self.x, self.c
@@ -180,7 +182,7 @@ class Gathered(Factor):
     def samples(self) -> tuple[int, int]:  # noqa: D102
         return self.c.shape[0], self.c.shape[1]
 
-    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
         return gathered.gram_gathered(self.ids, self.c, dtype)
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
@@ -226,7 +228,7 @@ class Convolution(Factor):
     def samples(self) -> tuple[int, int]:  # noqa: D102
         return self.c.shape[0], self.c.shape[1]
 
-    def gram(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
         R = len(self.rows)
         first = self.shape[0]
         step = max(1, (8 * outer.SLAB) // max(1, R * math.prod(self.shape[1:])))

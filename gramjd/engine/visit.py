@@ -155,6 +155,8 @@ class Visit:
             return
         target = self.input(edge)
         shape = target.shape if shape is None else tuple(shape)
+        if layout.stacked > 1:
+            self.ledger.charge(layout.stacked * math.prod(shape) * target.dtype.itemsize)
         if self.dry:
             value: Tensor | None = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
         else:

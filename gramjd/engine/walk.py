@@ -30,9 +30,14 @@ class OverBudgetError(Exception):
 
 @dataclass
 class Budget:
-    """Bytes of stacked rows that may be alive; `peak` is what was asked for."""
+    """Bytes of stacked rows that may be alive; `peak` is what was asked for.
+
+    `foresee` tells the peak of the whole walk. It is asked once a part of the limit is reached, so that a walk that
+    cannot end is given up before much is allocated, and one with few stacked rows is not planned at all.
+    """
 
     limit: float
+    foresee: Callable[[], int] | None = None
     alive: int = 0
     peak: int = 0
 
@@ -41,6 +46,10 @@ class Budget:
         self.peak = max(self.peak, self.alive + nbytes)
         if self.alive + nbytes > self.limit:
             raise OverBudgetError
+        if self.foresee is not None and self.alive + nbytes > self.limit / 8:
+            foresee, self.foresee = self.foresee, None
+            if foresee() > self.limit:
+                raise OverBudgetError
 
 
 @dataclass
