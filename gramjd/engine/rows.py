@@ -13,9 +13,9 @@ a layout survives every view and reshape as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, wraps
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -40,12 +40,11 @@ class Piece:
 class Layout:
     """Canonical pieces (neighbours differ in kind, none has size 1) and the owner of each (k, diagonal index).
 
-    Equal layouts made by `canonical` are one object while any is alive, so `memo` holds what was asked of it before.
+    Equal layouts made by `canonical` are one object while any is alive.
     """
 
     pieces: tuple[Piece, ...]
     rows: Rows
-    memo: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def stacked(self) -> int:
@@ -79,6 +78,8 @@ class Layout:
         return f"batch axis {axes}, {stacked}" if axes else stacked
 
 
+# Owners of larger layouts would keep too much memory alive in the caches below.
+_SMALL = 1 << 12
 _ALIVE: WeakValueDictionary[Any, Layout] = WeakValueDictionary()
 
 
@@ -103,14 +104,12 @@ def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
 
 
 def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Ask a layout the same question once: a network repeats its layers."""
+    """Ask the same question about a layout once: a network repeats its layers, and training its steps."""
+    cached = lru_cache(maxsize=1024)(function)
 
     @wraps(function)
-    def ask(layout: Layout, *args: Any) -> Result:
-        question = (function, *args)
-        if question not in layout.memo:
-            layout.memo[question] = function(layout, *args)
-        return layout.memo[question]
+    def ask(layout: Layout, *args: Hashable) -> Result:
+        return cached(layout, *args) if layout.rows.size <= _SMALL else function(layout, *args)
 
     return ask
 
