@@ -57,7 +57,7 @@ def explain_bad_values(G: Tensor, norms: Tensor) -> AggregatorError:
 def as_vector(values: Sequence[float] | Tensor, name: str, positive: bool) -> Tensor:
     """`values` as a finite float64 vector on the CPU, all of it above zero when `positive`."""
     try:
-        vector = torch.as_tensor(values).detach().to("cpu", torch.float64)
+        vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise AggregatorError(f"{name} must be a vector of numbers, one per loss; got {values!r}") from error
     if vector.ndim != 1:
