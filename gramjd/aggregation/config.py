@@ -1,0 +1,50 @@
+"""ConFIG: the direction with the same cosine to every gradient, as long as the gradients reach along it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation.solvers.scaling import Cosines
+from gramjd.aggregation.solvers.spectral import pseudo_inverse_times
+
+
+class ConFIG(CosineWeighting):
+    """`w = r k / |g|`, `k = C^+ 1`, `r = |g| . C k / 1 . k`, for the cosines `C` between gradients of lengths `|g|`.
+
+    The method is stated on the matrix U of unit gradients: `y = U^+ 1`, then the update
+    `(sum_i g_i . y / |y|) y / |y|`. It is a function of G, because U enters only through `C = U U^T`:
+
+        U^+ = U^T (U U^T)^+          so  y     = U^T C^+ 1 = U^T k = J^T (k / |g|),
+        |y|^2 = k^T U U^T k                    = k^T C k = 1 . k  (C^+ C C^+ = C^+),
+        sum_i g_i . y = sum_i |g_i| (U y)_i    = |g| . C k,
+
+    and with them `w = (|g| . C k / 1 . k) k / |g|`. Gradients of zero get weight 0; `w = 0` if `y` is zero up to
+    rounding (for example two opposite gradients). Cost: one eigendecomposition, O(m^3), on the device of `G`, without
+    synchronising.
+
+    Properties: non-conflicting no (yes for independent gradients), linear under scaling yes, weighted yes.
+
+    Raises:
+        AggregatorError: `G` [m, m] is not square, finite, symmetric and, up to rounding, positive semi-definite.
+
+    Source: Liu, Chu and Thuerey, ConFIG: towards conflict-free training of physics informed neural networks (2025),
+    equation 2.
+
+    >>> import torch
+    >>> from gramjd.aggregation import ConFIG
+    >>> ConFIG().aggregate(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+    tensor([2., 2.])
+    """
+
+    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+        m, alive = len(cone.norms), (cone.norms > 0).double()
+        n = cone.norms / cone.norms.amax().clamp_min(1e-300)
+        C = cone.C * torch.outer(alive, alive)
+        k = pseudo_inverse_times(C, alive, eps)
+        square = (alive * k).sum()
+        # The length of y beside that of its terms: what rounding can leave of a zero is their sum times its root.
+        nothing = square <= 16 * m * eps * k.abs().sum().square()
+        scale = torch.where(nothing, 0.0, (n @ (C @ k)) / square)
+        return scale * k * torch.where(alive > 0, n.reciprocal(), 0.0)

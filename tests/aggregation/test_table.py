@@ -1,0 +1,224 @@
+"""What holds for every weighting made from the Gramian: scale, order, dtype, awkward and refused Gramians, repr."""
+
+import doctest
+import importlib
+import math
+import sys
+
+import pytest
+import torch
+
+from gramjd.aggregation import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    Krum,
+    Mean,
+    NashMTL,
+    PCGrad,
+    Random,
+    UPGrad,
+)
+from gramjd.errors import AggregatorError
+
+from .optimality import jacobian
+
+ALL = [
+    DualProj(),
+    MGDA(),
+    IMTLG(),
+    CAGrad(0.4),
+    CAGrad(2),
+    NashMTL(),
+    FairGrad(0.5),
+    FairGrad(3.0),
+    AlignedMTL("min"),
+    AlignedMTL("median"),
+    AlignedMTL("rmse"),
+    ConFIG(),
+    Krum(1, 2),
+    PCGrad(),
+]
+# The update of these does not grow with the gradients in proportion, only its direction stays.
+BARGAINS = (NashMTL, FairGrad)
+WITHOUT_OPTIONS = [w for w in ALL if not isinstance(w, Krum)]
+
+
+def seeded(weighting, G):
+    torch.manual_seed(5)
+    return weighting(G)
+
+
+@pytest.mark.parametrize("weighting", ALL, ids=repr)
+@pytest.mark.parametrize("kind", ["wide", "low", "half space"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e30])
+def test_the_scale_of_all_gradients_changes_nothing(weighting, kind, scale):
+    J = jacobian(kind, 7, seed=3)
+    w, scaled = seeded(weighting, J @ J.mT), seeded(weighting, J @ J.mT * scale**2)
+    if isinstance(weighting, BARGAINS) and bool(w.any()):
+        w, scaled = w / w.sum(), scaled / scaled.sum()
+    torch.testing.assert_close(J.mT @ scaled, J.mT @ w, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", [w for w in ALL if not isinstance(w, PCGrad)], ids=repr)
+@pytest.mark.parametrize("kind", ["wide", "low", "half space", "zero rows"])
+def test_the_order_of_the_losses_does_not_matter(weighting, kind):
+    J = jacobian(kind, 9, seed=4)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    w, shuffled = weighting(J @ J.mT), weighting((J @ J.mT)[order][:, order])
+    # Weights below a singular G are not unique for those that minimise; the update they make is.
+    torch.testing.assert_close(J[order].mT @ shuffled, J.mT @ w, rtol=1e-7, atol=1e-8)
+    if kind == "wide":
+        torch.testing.assert_close(shuffled, w[order], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ALL, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtype_of_the_gramian_but_never_16_bit(weighting, dtype):
+    J = jacobian("wide", 6, seed=0).to(dtype)
+    G = (J.double() @ J.double().mT).to(dtype)
+    w = seeded(weighting, G.requires_grad_())
+    assert w.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert not w.requires_grad
+    if dtype == torch.float32:
+        torch.testing.assert_close(w.double(), seeded(weighting, G.detach().double()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WITHOUT_OPTIONS, ids=repr)
+def test_one_loss_is_gradient_descent_up_to_its_rate(weighting):
+    w = weighting(torch.tensor([[4.0]], dtype=torch.float64))
+    expected = {"NashMTL": 0.5, "FairGrad": 4 ** (-1 / (1 + 1 / getattr(weighting, "_alpha", 1)))}
+    if isinstance(weighting, CAGrad):
+        assert w.item() == pytest.approx(1 + weighting._c)
+    else:
+        assert w.item() == pytest.approx(expected.get(type(weighting).__name__, 1.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("weighting", WITHOUT_OPTIONS, ids=repr)
+def test_no_losses_no_weights(weighting):
+    assert weighting(torch.zeros(0, 0)).shape == (0,)
+
+
+@pytest.mark.parametrize("weighting", ALL, ids=repr)
+@pytest.mark.parametrize(
+    "kind", ["rank one", "duplicates", "opposites", "almost equal", "zero rows", "zero", "decay", "full"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_awkward_gramians_give_finite_weights(weighting, kind, dtype):
+    for m in (4, 8):
+        J = jacobian(kind, m, seed=m).to(dtype)
+        w = weighting(J @ J.mT)
+        assert w.isfinite().all()
+        if kind == "zero" and not isinstance(weighting, (DualProj, MGDA, CAGrad, Krum, PCGrad)):
+            assert not w.any()
+
+
+@pytest.mark.parametrize("weighting", [DualProj(), MGDA(), CAGrad(1.0), NashMTL(), FairGrad(0.5)], ids=repr)
+@pytest.mark.parametrize("kind", ["wide", "full", "low", "half space", "opposites", "zero rows"])
+def test_the_non_conflicting_ones_conflict_with_no_gradient(weighting, kind):
+    for seed in range(4):
+        J = jacobian(kind, 8, seed)
+        update = weighting.aggregate(J)
+        room = 1e-8 * J.norm(dim=1).sum() * J.norm(dim=1)
+        assert (J @ update >= -room).all()
+
+
+@pytest.mark.parametrize("weighting", [ConFIG(), PCGrad()], ids=repr)
+def test_linear_under_scaling_of_the_rows(weighting):
+    J = jacobian("wide", 6, seed=0)
+    g = torch.Generator().manual_seed(2)
+    c, d = torch.rand(2, 6, 1, generator=g, dtype=torch.float64) * 10 + 1e-3
+
+    def update(scales):
+        torch.manual_seed(3)
+        return weighting.aggregate(scales * J)
+
+    torch.testing.assert_close(update(c + 3 * d), update(c) + 3 * update(d))
+
+
+@pytest.mark.parametrize("weighting", [*ALL, Random()], ids=repr)
+def test_repr_makes_it_again(weighting):
+    import gramjd.aggregation
+
+    assert repr(eval(repr(weighting), vars(gramjd.aggregation))) == repr(weighting)
+
+
+@pytest.mark.parametrize("weighting", ALL, ids=repr)
+@pytest.mark.parametrize(
+    ("G", "message"),
+    [
+        ([[1.0]], "must be a torch.Tensor"),
+        (torch.ones(3, 4), r"got shape \[3, 4\]"),
+        (torch.ones(4, 4, dtype=torch.int64), "floating point; got torch.int64"),
+        (torch.full((4, 4), math.nan), "must be finite; 16 of 16"),
+        (torch.eye(4) + torch.tensor([0.0, 0.5, 0, 0]), "must be symmetric"),
+        (torch.eye(4) - 1.5 * torch.ones(4, 4), "positive semi-definite"),
+    ],
+)
+def test_refuses_what_is_no_gramian(weighting, G, message):
+    with pytest.raises(AggregatorError, match=message):
+        weighting(G)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CAGrad(-0.1), "c must be a finite number, 0 or more; got -0.1"),
+        (lambda: CAGrad(math.inf), "c must be"),
+        (lambda: CAGrad("big"), "c must be .* got 'big'"),
+        (lambda: FairGrad(0), r"alpha must be a number from 0\.1 to 20; got 0"),
+        (lambda: FairGrad(math.nan), "alpha must be"),
+        (lambda: AlignedMTL("mean"), "one of 'min', 'median', 'rmse'; got 'mean'"),
+        (lambda: Krum(-1), "byzantine must be an int, 0 or more; got -1"),
+        (lambda: Krum(1, 0), "selected must be an int, 1 or more; got 0"),
+        (lambda: Krum(1.5), "byzantine must be an int"),
+        (lambda: Krum(1)(torch.eye(3)), r"Krum\(byzantine=1, selected=1\) needs at least 4 gradients; .* 3 x 3"),
+        (lambda: Krum(0, 5)(torch.eye(4)), "needs at least 5 gradients"),
+        (lambda: PCGrad("a"), "seed must be an int, a torch.Generator on the CPU, or None .* got 'a'"),
+        (lambda: Random(True), "seed must be"),
+        (lambda: Random(0)(torch.ones(2, 3)), "must be square"),
+        (lambda: DualProj([1.0, 0.0]), "preference must be positive"),
+        (lambda: DualProj([1.0, 2.0])(torch.eye(3)), "preference has 2 entries, but the Gramian is 3 x 3"),
+    ],
+)
+def test_refuses_bad_options(make, message):
+    with pytest.raises(AggregatorError, match=message):
+        make()
+
+
+def test_options_keep_all_digits_of_the_numbers_given():
+    assert UPGrad([0.1, 0.3])(torch.eye(2, dtype=torch.float64)).tolist() == [0.1, 0.3]
+
+
+@pytest.mark.parametrize("weighting", [DualProj(), MGDA(), UPGrad(), CAGrad(0.0)], ids=repr)
+def test_equal_orthogonal_gradients_are_averaged(weighting):
+    torch.testing.assert_close(weighting(torch.eye(5)), Mean()(torch.eye(5)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alignedmtl",
+        "cagrad",
+        "config",
+        "dualproj",
+        "fairgrad",
+        "imtlg",
+        "krum",
+        "mgda",
+        "nashmtl",
+        "pcgrad",
+        "random",
+        "solvers.simplex",
+        "solvers.spectral",
+    ],
+)
+def test_examples_in_docstrings(name):
+    importlib.import_module(f"gramjd.aggregation.{name}")
+    result = doctest.testmod(sys.modules[f"gramjd.aggregation.{name}"])
+    assert result.attempted
+    assert not result.failed
