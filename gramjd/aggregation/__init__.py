@@ -7,6 +7,7 @@ from gramjd.aggregation.config import ConFIG
 from gramjd.aggregation.constant import Constant
 from gramjd.aggregation.dualproj import DualProj
 from gramjd.aggregation.fairgrad import FairGrad
+from gramjd.aggregation.gradvac import GradVac
 from gramjd.aggregation.imtlg import IMTLG
 from gramjd.aggregation.krum import Krum
 from gramjd.aggregation.mean import Mean
@@ -26,6 +27,7 @@ __all__ = [
     "Constant",
     "DualProj",
     "FairGrad",
+    "GradVac",
     "Krum",
     "Mean",
     "NashMTL",
