@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
 from gramjd.engine.accumulate import Gramian
 from gramjd.engine.graph import Graph
-from gramjd.engine.rows import Rows
+from gramjd.engine.rows import Mask, Rows
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, seeds_for
@@ -80,7 +79,7 @@ def _in_blocks(graph: Graph, losses: Sequence[Tensor], gramian: Gramian, limit: 
     )
 
 
-def _mask(m: int, *parts: Rows) -> npt.NDArray[np.bool_]:
+def _mask(m: int, *parts: Rows) -> Mask:
     mask = np.zeros(m, dtype=bool)
     mask[np.concatenate(parts)] = True
     return mask
@@ -100,7 +99,7 @@ def _blockwise(
     return noticed
 
 
-def dense_peak(graph: Graph, losses: Sequence[Tensor], mask: npt.NDArray[np.bool_] | None = None) -> int:
+def dense_peak(graph: Graph, losses: Sequence[Tensor], mask: Mask | None = None) -> int:
     """Bytes of stacked rows alive at once in a walk, without computing anything."""
     budget = Budget(float("inf"))
     walk = Walk(graph, lambda *_: None, budget, dry=True)

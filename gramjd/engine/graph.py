@@ -74,7 +74,7 @@ def edge_of(tensor: Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
-def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
+def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
     """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
     roots = [edge_of(loss) for loss in losses]
     order, children = _topological([node for node, _ in roots])
@@ -86,7 +86,7 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
     else:
         targets = {edge_of(tensor): tensor for tensor in inputs}
         for place, (edge, tensor) in enumerate(targets.items()):
-            if edge[0] not in children:
+            if edge[0] not in children and not missing_ok:
                 raise InputError(
                     f"input {place} (shape {tuple(tensor.shape)}) is not reached by any loss: remove it from `inputs`, "
                     "or compute the losses from it"

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 Shape = Sequence[int]
 Result = TypeVar("Result")
 

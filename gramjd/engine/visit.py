@@ -6,7 +6,7 @@ All invariants of what a rule returns are checked here, in `send`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class Ledger:
 
     dry: bool
     charge: Callable[[int], None]
+    walk: Callable[[Sequence[Tensor], Sequence[Tensor | None], Mapping[int, list[Group]]], list[tuple[int, Message]]]
     dense: list[Loss] = field(default_factory=list)
 
 
@@ -212,6 +213,10 @@ class Visit:
             values = factor.materialise().reshape(-1, *shape)
         group = materialised(factor.rows, values)
         self.send(edge, group.layout, group.values)
+
+    def walk_instead(self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None]) -> None:
+        """Walk a graph that computes the same: what arrives at its operands is what the node's inputs get."""
+        self.sent += self.ledger.walk(outputs, operands, self.arrivals)
 
     def forward_factor(self, edge: int, factor: Factor, step: Step) -> None:
         """Hand a factor on through an isometry."""

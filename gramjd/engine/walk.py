@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +16,9 @@ from gramjd.engine import rules
 from gramjd.engine.accumulate import Gramian, settle
 from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
-from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node
-from gramjd.engine.rows import Piece, Rows, canonical
+from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
+from gramjd.engine.hooks import Hooks
+from gramjd.engine.rows import Mask, Piece, Rows, canonical
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
 
@@ -67,7 +68,7 @@ class Walk:
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
         self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
-        self._ledger = Ledger(self.dry, self.budget.charge, self.dense)
+        self._ledger = Ledger(self.dry, self.budget.charge, self._nested, self.dense)
         ready: list[tuple[int, int, Node]] = []
         ticket = itertools.count()
 
@@ -144,6 +145,24 @@ class Walk:
             return message
         return self._multiplied(message, self.graph.metadata(node)[nr].shape)
 
+    def _nested(
+        self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None], arrivals: Mapping[int, list[Group]]
+    ) -> list[tuple[int, Message]]:
+        """Walk the graph from outputs to operands; returns what arrived at each operand that requires grad."""
+        wanted = {n: t for n, t in enumerate(operands) if t is not None and t.requires_grad}
+        place = {edge_of(t): n for n, t in wanted.items()}
+        starts = [(outputs[nr], group) for nr, queue in arrivals.items() for group in queue]
+        graph = read([output for output, _ in starts], list(wanted.values()), missing_ok=True)
+        graph.hooks = Hooks()
+        found: list[tuple[int, Message]] = []
+
+        def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+            found.extend((place[edge], group) for group in groups)
+            found.extend((place[edge], factor) for factor in factors)
+
+        Walk(graph, note, self.budget, self.dry, self.dense).run([group for _, group in starts])
+        return found
+
     def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Group:
         """A factor that meets an operation which is no isometry becomes rows of `shape`."""
         if len(factor.rows) > 1:
@@ -158,7 +177,7 @@ def _stacked_bytes(group: Group) -> int:
     return group.values.numel() * group.values.element_size() if group.layout.stacked > 1 else 0
 
 
-def seeds_for(losses: Sequence[Tensor], owned: Rows | None = None, dry: bool = False) -> list[Group | None]:
+def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = False) -> list[Group | None]:
     """The identity: loss i owns element i. With `owned` (a mask over all m) only those losses are asked for."""
     seeds: list[Group | None] = []
     start = 0
@@ -184,7 +203,7 @@ def _ones(loss: Tensor, rows: Rows, device: torch.device) -> Tensor:
 
 
 def gramian_of(
-    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Rows | None = None
+    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Mask | None = None
 ) -> list[Loss]:
     """Add the Gramian of the losses (those in the mask `owned`) to `gramian`; returns where batch axes were lost."""
 

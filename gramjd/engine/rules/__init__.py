@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gramjd.engine.graph import Graph, Node
-from gramjd.engine.rules import attention, convolution, index, linear, norm, pointwise, reduce, selection, shape
+from gramjd.engine.rules import (
+    attention,
+    convolution,
+    index,
+    linear,
+    norm,
+    pointwise,
+    recurrent,
+    reduce,
+    selection,
+    shape,
+)
 from gramjd.engine.rules.vocabulary import Rule, opaque
 from gramjd.errors import RuleError
 
@@ -21,6 +32,7 @@ TABLE: dict[str, Rule] = {
     **index.RULES,
     **selection.RULES,
     **attention.RULES,
+    **recurrent.RULES,
 }
 
 
