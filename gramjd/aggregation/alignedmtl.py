@@ -17,7 +17,7 @@ class AlignedMTL(CosineWeighting):
     """`w = s V S^+ V^T 1 / m` for `G = V S^2 V^T`: all singular values of the gradients' matrix are set to one s.
 
     Directions in which the gradients barely move count as much as the others; those in which they do not move at all
-    (singular values squared up to `16 m eps` of the largest) not at all. `w = 0` if all gradients are zero. Cost: one
+    (singular values that are zero up to the rounding of `G`) not at all. `w = 0` if all gradients are zero. Cost: one
     eigendecomposition, O(m^3), on the device of `G`, without synchronising.
 
     Table 1: non-conflicting no, linear under scaling no, weighted yes.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gramjd.aggregation._cosine_weighting import CosineWeighting
 from gramjd.aggregation.solvers.dual_cone import dual_cone
+from gramjd.aggregation.solvers.rounding import of_square
 from gramjd.aggregation.solvers.scaling import Cosines
-from gramjd.aggregation.solvers.simplex import ConicFit, distance_to_conflict, stationary_limit
+from gramjd.aggregation.solvers.simplex import ConicFit, distance_to_conflict
 from gramjd.errors import AggregatorError
 
 _STEPS = 200
@@ -21,10 +22,11 @@ class CAGrad(CosineWeighting):
     """`J^T w` maximises `min_i g_i . y` over the ball `|y - g| <= c |g|` around the mean gradient `g = J^T 1 / m`.
 
     In weights: `w = (1 + c |J^T 1| / |J^T s| s) / m`, s minimising `1^T G s + c |J^T 1| |J^T s|` over the simplex.
-    `c = 0` is Mean; large c tends to the direction of MGDA. At a Pareto-stationary point `J^T s` can be zero and the
-    maximiser is not unique: the one nearest to the mean is returned, which is DualProj's if c is large enough.
-    Solved as one equation in one unknown (the least gain `lambda`) along nonnegative least squares problems, in
-    closed form once the active set is known: O(m^3) a step, about ten steps.
+    `c = 0` is Mean, and so are gradients that cancel up to rounding; large c tends to the direction of MGDA. At a
+    Pareto-stationary point `J^T s` can be zero and the maximiser is not unique: the one nearest to the mean is
+    returned, which is DualProj's if c is large enough. Solved as one equation in one unknown (the least gain `lambda`)
+    along nonnegative least squares problems, in closed form once the active set is known: O(m^3) a step, about ten
+    steps.
 
     Table 1: non-conflicting no for c < 1, yes for c >= 1; linear under scaling no; weighted yes.
 
@@ -55,12 +57,11 @@ class CAGrad(CosineWeighting):
         alive = norms > 0
         n = norms[alive]
         C = cone.C.cpu()[alive][:, alive]
-        length = float((n @ C @ n).clamp_min(0).sqrt())
-        if self._c == 0 or length**2 <= m * eps * float(n.sum()) ** 2:
+        square = n @ C @ n
+        if self._c == 0 or bool(square <= of_square(n, eps)):
             return w
-        v = n / length
-        away = distance_to_conflict(C) if bool(alive.all()) else 0.0
-        x = _correction(C, v, self._c, 0.0 if away <= stationary_limit(m, eps) else away)
+        v = n / square.sqrt()
+        x = _correction(C, v, self._c, distance_to_conflict(C, eps) if bool(alive.all()) else 0.0)
         w[alive] += x / v / m
         return w
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation.solvers.rounding import of_square
 from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.aggregation.solvers.spectral import pseudo_inverse_times
 
@@ -39,12 +40,11 @@ class ConFIG(CosineWeighting):
     """
 
     def _weights(self, cone: Cosines, eps: float) -> Tensor:
-        m, alive = len(cone.norms), (cone.norms > 0).double()
+        alive = (cone.norms > 0).double()
         n = cone.norms / cone.norms.amax().clamp_min(1e-300)
         C = cone.C * torch.outer(alive, alive)
         k = pseudo_inverse_times(C, alive, eps)
         square = (alive * k).sum()
-        # The length of y beside that of its terms: what rounding can leave of a zero is their sum times its root.
-        nothing = square <= 16 * m * eps * k.abs().sum().square()
+        nothing = square <= of_square(k, eps)
         scale = torch.where(nothing, 0.0, (n @ (C @ k)) / square)
         return scale * k * torch.where(alive > 0, n.reciprocal(), 0.0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation.solvers.rounding import of_eigenvalues
 from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.aggregation.solvers.spectral import on_range, pseudo_inverse_times
 
@@ -42,4 +43,4 @@ class IMTLG(CosineWeighting):
             d = cone.norms / top
             v = pseudo_inverse_times(cone.C * torch.outer(d, d), d, eps)
         total = v.sum()
-        return torch.where(total.abs() > 16 * m * eps * v.abs().sum(), v / total, 0.0)
+        return torch.where(total.abs() > of_eigenvalues(m, eps) * v.abs().sum(), v / total, 0.0)

@@ -88,6 +88,14 @@ def test_dtype_of_the_gramian_but_never_16_bit(weighting, dtype):
         torch.testing.assert_close(w.double(), seeded(weighting, G.detach().double()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighting", [w for w in WITHOUT_OPTIONS if not isinstance(w, AlignedMTL)], ids=repr)
+@pytest.mark.parametrize("m", [4, 32])
+def test_16_bit_gramians_are_rough_but_not_taken_for_singular(weighting, m):
+    J = torch.randn(m, 40 * m, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w, exact = seeded(weighting, (J @ J.mT).bfloat16()).double(), seeded(weighting, J @ J.mT)
+    torch.testing.assert_close(w / w.sum(), exact / exact.sum(), rtol=0.2, atol=0.1 / m)
+
+
 @pytest.mark.parametrize("weighting", WITHOUT_OPTIONS, ids=repr)
 def test_one_loss_is_gradient_descent_up_to_its_rate(weighting):
     w = weighting(torch.tensor([[4.0]], dtype=torch.float64))
@@ -213,6 +221,7 @@ def test_equal_orthogonal_gradients_are_averaged(weighting):
         "nashmtl",
         "pcgrad",
         "random",
+        "solvers.rounding",
         "solvers.simplex",
         "solvers.spectral",
     ],

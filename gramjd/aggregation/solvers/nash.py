@@ -11,15 +11,15 @@ import math
 import torch
 from torch import Tensor
 
+from gramjd.aggregation.solvers.rounding import EPS
 from gramjd.aggregation.solvers.scaling import Cosines
-from gramjd.aggregation.solvers.simplex import distance_to_conflict, stationary_limit
+from gramjd.aggregation.solvers.simplex import distance_to_conflict
 from gramjd.errors import AggregatorError
 
 _STEPS = 500
 _PATIENCE = 100
 _REACH = 0.999  # never closer to the boundary in one step: the subtraction would round to it
 _CLOSE = 1e-9
-_EPS = torch.finfo(torch.float64).eps
 
 
 def bargain(cone: Cosines, p: float, eps: float) -> Tensor:
@@ -35,9 +35,9 @@ def bargain(cone: Cosines, p: float, eps: float) -> Tensor:
     w = torch.zeros_like(norms)
     alive = norms > 0
     C, n = cone.C.cpu()[alive][:, alive], norms[alive]
-    away = distance_to_conflict(C) if len(n) else 0.0
+    away = distance_to_conflict(C, eps) if len(n) else 0.0
     # Closer to stationary than this, float64 has no three digits of the solution: C w is what is left of large terms.
-    if away <= max(stationary_limit(len(n), eps), 1e3 * stationary_limit(len(n), _EPS)):
+    if away <= 1e4 * len(n) * EPS:
         return w
     scale = n.log().mean().exp()
     n = n / scale
@@ -55,17 +55,17 @@ def _newton(C: Tensor, h: Tensor, p: float, away: float) -> Tensor:
     """
     x = h ** (1 / (1 + p))
     # Nearly opposed gradients leave C x as a difference of large numbers: no step is smaller than its rounding.
-    enough = max(_CLOSE, stationary_limit(len(x), _EPS) / away)
+    enough = max(_CLOSE, 10 * len(x) * EPS / away)
     for k in range(_STEPS):
         barrier = h * x**-p
         off = barrier - C @ x
-        if k > _PATIENCE and bool((off.abs() <= _CLOSE * barrier + 8 * len(x) * _EPS * (C.abs() @ x)).all()):
+        if k > _PATIENCE and bool((off.abs() <= _CLOSE * barrier + 8 * len(x) * EPS * (C.abs() @ x)).all()):
             return x
         # Relative to x the Newton system has no units: rows and columns differ in size only as far as x C x does.
         M = x[:, None] * C * x + torch.diag(p * barrier * x)
         size = M.diagonal().sqrt()
         M = M / torch.outer(size, size)
-        M.diagonal().add_(4 * len(x) * _EPS)  # rounding could leave it indefinite; the solution does not depend on it
+        M.diagonal().add_(4 * len(x) * EPS)  # rounding could leave it indefinite; the solution does not depend on it
         L = torch.linalg.cholesky(M)
         step = torch.cholesky_solve((off * x / size)[:, None], L)[:, 0] / size
         r = float((-step).amax())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gramjd.aggregation.solvers.active_set import nonnegative_least_squares, root_of
 from gramjd.aggregation.solvers.pivoting import by_cholesky, pivot
+from gramjd.aggregation.solvers.rounding import of_square
 
 _REGULAR = 1e-8
 _ACCURACY = 1e-10
@@ -79,16 +80,16 @@ def nearest_to_zero(C: Tensor, d: Tensor) -> Tensor:
     return x / (fit.d @ x)
 
 
-def distance_to_conflict(C: Tensor) -> float:
+def distance_to_conflict(C: Tensor, eps: float) -> float:
     """The squared length of the shortest convex combination of the gradients' directions, 0 to 1.
 
-    It is zero where no direction decreases all losses (a Pareto-stationary point), and rounding `C` to eps moves it by
-    about eps.
+    It is zero where no direction decreases all losses (a Pareto-stationary point); exactly 0 is returned for what
+    cannot be told from that once rounding the Gramian to `eps` has moved it.
+
+    >>> import torch
+    >>> round(distance_to_conflict(torch.eye(4), 1e-7), 12)
+    0.25
     """
     x = nearest_to_zero(C, torch.ones(len(C)))
-    return max(float(x @ (C.cpu().double() @ x)), 0.0)
-
-
-def stationary_limit(m: int, eps: float) -> float:
-    """The `distance_to_conflict` up to which gradients cannot be told from Pareto-stationary ones."""
-    return 8 * m * eps
+    square = x @ (C.cpu().double() @ x)
+    return float(torch.where(square <= of_square(x, eps), 0.0, square))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation.solvers.rounding import of_eigenvalues
+
 
 def on_range(A: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues [m], ascending, eigenvectors [m, m] and a mask [m] of the eigenvalues that are not zero.
 
-    Zero is what rounding the entries of `A` to `eps` can make of a zero: `16 m eps` of the largest one. The cut is
-    relative, so no scale of `A` changes it; eigenvalues below it cannot be told from zero in this dtype.
+    Zero is what rounding the entries of `A` to `eps` can make of a zero, a part of the largest eigenvalue. The cut is
+    relative, so no scale of `A` changes it.
     """
     values, vectors = torch.linalg.eigh(A)
-    return values, vectors, values > 16 * len(A) * eps * values[-1].clamp_min(0)
+    return values, vectors, values > of_eigenvalues(len(A), eps) * values[-1].clamp_min(0)
 
 
 def pseudo_inverse_times(A: Tensor, b: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,28 @@
+"""What rounding leaves of a zero. Below it, a length or an eigenvalue is treated as zero."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def of_square(x: Tensor, eps: float) -> Tensor:
+    """The size up to which `x^T C x` cannot be told from zero, for cosines `C` [m, m] rounded to `eps`; x is [m].
+
+    Independent errors in the entries of C add up like `eps |x|^2`; those of the float64 arithmetic are not
+    independent, and get the worst case.
+    """
+    return 4 * eps * x.square().sum() + 16 * len(x) * EPS * x.abs().sum().square()
+
+
+def of_eigenvalues(m: int, eps: float) -> float:
+    """The part of the largest eigenvalue up to which another one cannot be told from zero, entries rounded to `eps`.
+
+    >>> f"{of_eigenvalues(4, 1e-7):.0e}"
+    '8e-07'
+    """
+    return max(4 * math.sqrt(m) * eps, 16 * m * EPS)
