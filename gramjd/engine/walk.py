@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,7 +69,9 @@ class Walk:
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
         self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
-        self._ledger = Ledger(self.dry, self.budget.charge, self._nested, self.dense)
+        self._ledger = Ledger(
+            self.dry, self.budget.charge, partial(_nested, self.budget, self.dense, self.dry), self.dense
+        )
         ready: list[tuple[int, int, Node]] = []
         ticket = itertools.count()
 
@@ -145,24 +148,6 @@ class Walk:
             return message
         return self._multiplied(message, self.graph.metadata(node)[nr].shape)
 
-    def _nested(
-        self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None], arrivals: Mapping[int, list[Group]]
-    ) -> list[tuple[int, Message]]:
-        """Walk the graph from outputs to operands; returns what arrived at each operand that requires grad."""
-        wanted = {n: t for n, t in enumerate(operands) if t is not None and t.requires_grad}
-        place = {edge_of(t): n for n, t in wanted.items()}
-        starts = [(outputs[nr], group) for nr, queue in arrivals.items() for group in queue]
-        graph = read([output for output, _ in starts], list(wanted.values()), missing_ok=True)
-        graph.hooks = Hooks()
-        found: list[tuple[int, Message]] = []
-
-        def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-            found.extend((place[edge], group) for group in groups)
-            found.extend((place[edge], factor) for factor in factors)
-
-        Walk(graph, note, self.budget, self.dry, self.dense).run([group for _, group in starts])
-        return found
-
     def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Group:
         """A factor that meets an operation which is no isometry becomes rows of `shape`."""
         if len(factor.rows) > 1:
@@ -171,6 +156,30 @@ class Walk:
             values = torch.empty(len(factor.rows), *shape, dtype=factor.dtype, device="meta")
             return materialised(factor.rows, values)
         return materialised(factor.rows, factor.materialise())
+
+
+def _nested(
+    budget: Budget,
+    dense: list[Loss],
+    dry: bool,
+    outputs: Sequence[Tensor],
+    operands: Sequence[Tensor | None],
+    arrivals: Mapping[int, list[Group]],
+) -> list[tuple[int, Message]]:
+    """Walk the graph from outputs to operands; returns what arrived at each operand that requires grad."""
+    wanted = {n: t for n, t in enumerate(operands) if t is not None and t.requires_grad}
+    place = {edge_of(t): n for n, t in wanted.items()}
+    starts = [(outputs[nr], group) for nr, queue in arrivals.items() for group in queue]
+    graph = read([output for output, _ in starts], list(wanted.values()), missing_ok=True)
+    graph.hooks = Hooks()
+    found: list[tuple[int, Message]] = []
+
+    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+        found.extend((place[edge], group) for group in groups)
+        found.extend((place[edge], factor) for factor in factors)
+
+    Walk(graph, note, budget, dry, dense).run([group for _, group in starts])
+    return found
 
 
 def _stacked_bytes(group: Group) -> int:
