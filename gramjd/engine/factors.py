@@ -92,15 +92,11 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Outer(Factor):
-    """`J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T` per group: x [g, b, T, i], c [K, g, b, T, o].
-
-    `shape` is [o, i], or [i, o] where `flipped`; with g > 1 a leading g.
-    """
+class Product(Factor):
+    """Rows that are products of an input `x` and a cotangent `c`."""
 
     x: Tensor
     c: Tensor
-    flipped: bool = False
 
     @property
     def dtype(self) -> torch.dtype:  # noqa: D102
@@ -113,6 +109,16 @@ class Outer(Factor):
     @property
     def dry(self) -> bool:  # noqa: D102
         return self.c.is_meta
+
+
+@dataclass(frozen=True)
+class Outer(Product):
+    """`J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T` per group: x [g, b, T, i], c [K, g, b, T, o].
+
+    `shape` is [o, i], or [i, o] where `flipped`; with g > 1 a leading g.
+    """
+
+    flipped: bool = False
 
     def plan(self) -> tuple[str, int]:  # noqa: D102
         e = outer.extent(self.x, self.c)
@@ -197,28 +203,14 @@ class Gathered(Factor):
 
 
 @dataclass(frozen=True)
-class Convolution(Factor):
+class Convolution(Product):
     """A convolution's weight [groups o, i, *kernel]; of a transposed one [groups i, o, *kernel].
 
     x [b, channels, *spatial] is the input, c [K, b, channels, *spatial] the cotangent of the output.
     """
 
-    x: Tensor
-    c: Tensor
     options: dict[str, Any]
     transposed: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
-        return torch.promote_types(self.x.dtype, self.c.dtype)
-
-    @property
-    def nbytes(self) -> int:  # noqa: D102
-        return self.c.nbytes
-
-    @property
-    def dry(self) -> bool:  # noqa: D102
-        return self.c.is_meta
 
     def plan(self) -> tuple[str, int]:  # noqa: D102
         R, numel = len(self.rows), math.prod(self.shape)

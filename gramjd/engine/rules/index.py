@@ -13,6 +13,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Gathered
 from gramjd.engine.rules.linear import batched
+from gramjd.engine.rules.shape import gathered
 from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, opaque
 from gramjd.engine.visit import Visit
 
@@ -185,21 +186,11 @@ def index_add(visit: Visit) -> None:
         visit.send(0, group.layout, group.values)
         if visit.wants(1):
             group = visit.densified(group, None, CUTS) if layouts.split(group.layout, shape) is None else group
-            layout = given_at(group, shape, dim, index.cpu().numpy())
+            layout = gathered(group, shape, dim, index.cpu().numpy())
             if layout is not None:
                 target = visit.input(1).shape
                 part = None if visit.dry else group.values.index_select(1 + dim, index) * alpha
                 visit.send(1, layout, None if part is None else part.reshape(-1, *target))
-
-
-def given_at(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
-    """Owners of the positions `index` of a dimension."""
-    where = layouts.diagonal_dims(group.layout, shape)
-    assert where is not None, "made whole by the caller"
-    if dim in where:
-        return layouts.gather(group.layout, shape, dim, index)
-    middle = [n if d != dim else len(index) for d, n in enumerate(shape)]
-    return layouts.carry(group.layout, shape, middle, {d: d for d in range(len(shape)) if d != dim})
 
 
 def _linear_index(indices: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[int, int, Tensor] | None:
@@ -252,7 +243,7 @@ def index_put(visit: Visit) -> None:
                 kept = kept.index_fill(2, linear.reshape(-1), 0)
             visit.send(0, whole.layout, None if visit.dry else kept.reshape(-1, *shape))
         if visit.wants(1):
-            layout = given_at(whole, flat, 1, linear.reshape(-1).cpu().numpy())
+            layout = gathered(whole, flat, 1, linear.reshape(-1).cpu().numpy())
             if layout is not None:
                 part = None if visit.dry else whole.values.index_select(2, linear.reshape(-1))
                 visit.send(1, layout, None if part is None else part.reshape(-1, *given), given)

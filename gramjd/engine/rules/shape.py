@@ -161,7 +161,7 @@ def joins(visit: Visit) -> None:
             continue
         index = np.arange(start, start + length)
         for group in groups:
-            layout = _gathered(group, shape, dim, index)
+            layout = gathered(group, shape, dim, index)
             if layout is not None:
                 part = None if visit.dry else group.values.narrow(1 + dim, start, length)
                 visit.send(edge, layout, None if part is None else part.reshape(-1, *target))
@@ -175,7 +175,8 @@ def _starts(visit: Visit, dim: int) -> list[int]:
     return [int(part.flatten()[0]) if part is not None and part.numel() else 0 for part in found]
 
 
-def _gathered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
+def gathered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
+    """Owners of the positions `index` of a dimension; None if no loss owns any."""
     where = layouts.diagonal_dims(group.layout, shape)
     assert where is not None, "made whole by the caller"
     if dim in where:
