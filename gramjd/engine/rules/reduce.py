@@ -93,7 +93,7 @@ def _matrices(visit: Visit) -> int:
     return len(visit.input(0).shape) - 2
 
 
-def _per_channel_plane(count: int) -> Rule:
+def _last_dims(count: int) -> Rule:
     """Pooling and resampling over the last `count` dimensions."""
     return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)))
 
@@ -122,7 +122,7 @@ RULES: dict[str, Rule] = {
     "MeanBackward0": reduction(_everything, lambda _: False, _numel),
     "MeanBackward1": reduction(_dims, _keepdim, _count),
     **named(_ALONG, all_but(lambda visit: [visit.dim()])),
-    **{key: rule for count, text in _PLANES.items() for key, rule in named(text, _per_channel_plane(count)).items()},
+    **{key: rule for count, text in _PLANES.items() for key, rule in named(text, _last_dims(count)).items()},
     **named("NllLoss NllLoss2D", carried(_loss_dims)),
     **named("MultiMarginLoss MultilabelMarginLoss", leading(lambda visit: len(visit.output().shape))),
     **named("PixelShuffle PixelUnshuffle", leading(lambda visit: 2)),
