@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from gramjd.demos.digits import Digits
-from gramjd.demos.networks import build
+from gramjd.demos.images import Images
+from gramjd.demos.networks import NETWORKS, build
 from gramjd.demos.training import BATCH, Method
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import Spread, interleave, ratio, spread
@@ -26,7 +26,7 @@ class StepCost:
     peak_bytes: int
 
 
-def step_costs(network: str, methods: Sequence[Method], data: Digits, *, seed: int, rounds: int) -> list[StepCost]:
+def step_costs(network: str, methods: Sequence[Method], data: Images, *, seed: int, rounds: int) -> list[StepCost]:
     """Cost of a step with each method, from the same weights and on the same batch.
 
     Times come from steps taken in turns; memory from one further step, as counting allocations takes time.
@@ -55,9 +55,9 @@ def step_costs(network: str, methods: Sequence[Method], data: Digits, *, seed: i
     return costs
 
 
-def _step(network: str, method: Method, data: Digits, seed: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def _step(network: str, method: Method, data: Images, seed: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """`clear()` drops the gradients, `take()` takes one step."""
-    model = build(network, seed)
+    model = build(NETWORKS[network], seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     images, labels = data.train_images[:BATCH], data.train_labels[:BATCH]
 

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import torch
 from gramjd import aggregation
 from gramjd.aggregation import Weighting
 from gramjd.demos.cost import StepCost, step_costs
-from gramjd.demos.digits import TRAIN_SIZE, Digits, load_digits
+from gramjd.demos.digits import load_digits
 from gramjd.demos.extras import require
-from gramjd.demos.networks import NETWORKS
+from gramjd.demos.images import TRAIN_SIZE, Images
+from gramjd.demos.networks import NETWORKS, build
 from gramjd.demos.plots import save_figure
 from gramjd.demos.report import format_report
 from gramjd.demos.training import BATCH, Method, Run, train
@@ -91,17 +93,17 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     return list(best.values())
 
 
-def _train_all(methods: Sequence[Method], args: argparse.Namespace, data: Digits) -> list[Run]:
+def _train_all(methods: Sequence[Method], args: argparse.Namespace, data: Images) -> list[Run]:
     steps_per_run = args.epochs * math.ceil(TRAIN_SIZE / BATCH)
     total = len(NETWORKS) * len(args.rates) * len(methods) * steps_per_run
     runs = []
     # disable=None: no bar where stderr is a file and not a terminal.
     with require("tqdm", "demo").tqdm(total=total, unit="step", disable=None, file=sys.stderr) as bar:
-        for network in NETWORKS:
-            for rate in args.rates:
-                for method in methods:
-                    bar.set_description(f"{network} {method.name} {rate:g}")
-                    runs.append(train(network, method, rate, data, epochs=args.epochs, seed=args.seed, tick=bar.update))
+        for (network, make), rate, method in product(NETWORKS.items(), args.rates, methods):
+            bar.set_description(f"{network} {method.name} {rate:g}")
+            model = build(make, args.seed)
+            run = train(network, model, method, rate, data, epochs=args.epochs, seed=args.seed, tick=bar.update)
+            runs.append(run)
     return runs
 
 

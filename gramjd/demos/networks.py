@@ -31,13 +31,13 @@ def small_mlp() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"cnn": small_cnn, "mlp": small_mlp}
 
 
-def build(name: str, seed: int) -> nn.Module:
-    """A network with initial weights that depend on `name` and `seed` alone.
+def build(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """`make()` with initial weights that depend on `make` and `seed` alone.
 
     Args:
-        name: a key of `NETWORKS`.
+        make: a network's constructor, such as a value of `NETWORKS`.
         seed: of the initial weights; the caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[name]()
+        return make()

@@ -1,4 +1,4 @@
-"""One training run of the digits demo: a network, a way to fill `.grad`, a learning rate."""
+"""One training run on images: a network, a way to fill `.grad`, a learning rate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
-from gramjd.demos.digits import Digits
-from gramjd.demos.networks import build
+from gramjd.demos.images import Images
 from gramjd.demos.signals import conflict_share, cosine_to_mean
 
 BATCH = 32
 GIVE_UP = 1e3  # cross-entropy starts at log(10): a loss this high does not come back
+CHUNK = 1024  # images in one forward pass of an evaluation
 
 
 @dataclass(frozen=True)
@@ -61,32 +61,37 @@ class Run:
 
 def train(
     network: str,
+    model: nn.Module,
     method: Method,
     rate: float,
-    data: Digits,
+    data: Images,
     *,
     epochs: int,
     seed: int,
     tick: Callable[[int], object],
+    batch: int = BATCH,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
 ) -> Run:
-    """Train from the initial weights and the order of batches that `seed` stands for.
+    """Train `model` in place, on the order of batches that `seed` stands for.
 
     Args:
-        network: a key of `NETWORKS`.
+        network: the name that the run gets.
+        model: with its initial weights.
         method: how a batch's losses become a gradient.
-        rate: learning rate of plain SGD, constant.
+        rate: learning rate, constant.
         data: images and labels.
-        epochs: passes over the training images, in batches of 32.
-        seed: of weights and batches, so that runs that share it differ in method and rate alone.
+        epochs: passes over the training images.
+        seed: of the batches, so that runs that share it differ in method and rate alone.
         tick: called with the number of steps done (or skipped), for a progress bar.
+        batch: images a step.
+        optimizer: what does the step; without options beside the rate.
     """
-    model = build(network, seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    step = optimizer(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes lr
     shuffle = torch.Generator().manual_seed(seed)
     run = Run(network, method.name, rate, loss=[mean_loss(model, data)])
     for epoch in range(epochs):
-        batches = torch.randperm(len(data.train_images), generator=shuffle).split(BATCH)
-        if not _train_epoch(model, optimizer, method, data, batches, run, tick):
+        batches = torch.randperm(len(data.train_images), generator=shuffle).split(batch)
+        if not _train_epoch(model, step, method, data, batches, run, tick):
             run.diverged = True
             tick(len(batches) * (epochs - epoch - 1))
             break
@@ -98,7 +103,7 @@ def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
-    data: Digits,
+    data: Images,
     batches: tuple[Tensor, ...],
     run: Run,
     tick: Callable[[int], object],
@@ -133,12 +138,15 @@ def _step(losses: Tensor, method: Method) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, data: Digits) -> float:
+def mean_loss(model: nn.Module, data: Images) -> float:
     """Mean cross-entropy over all training images."""
-    return float(cross_entropy(model(data.train_images), data.train_labels))
+    parts = zip(data.train_images.split(CHUNK), data.train_labels.split(CHUNK), strict=True)
+    total = sum(float(cross_entropy(model(images), labels, reduction="sum")) for images, labels in parts)
+    return total / len(data.train_labels)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Digits) -> float:
+def accuracy(model: nn.Module, data: Images) -> float:
     """Share of held-out images whose label is predicted."""
-    return float((model(data.test_images).argmax(1) == data.test_labels).float().mean())
+    parts = zip(data.test_images.split(CHUNK), data.test_labels.split(CHUNK), strict=True)
+    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in parts) / len(data.test_labels)

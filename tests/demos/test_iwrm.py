@@ -16,6 +16,10 @@ from gramjd.demos.training import Method, Run, train
 SHORT = ["demo", "iwrm", "--epochs", "2", "--rates", "0.05,0.1", "--rounds", "5"]
 
 
+def mlp(seed):
+    return build(NETWORKS["mlp"], seed)
+
+
 def run_json(capsys, out, *options):
     assert main([*SHORT, "--json", "--out", str(out), *options]) == 0
     return json.loads(capsys.readouterr().out)
@@ -44,7 +48,7 @@ def test_results_are_sane(capsys, tmp_path):
     for cost in results["costs"]:
         spread = cost["milliseconds"]
         assert 0 < spread["low"] <= spread["median"] <= spread["high"]
-        assert cost["peak_bytes"] >= 4 * sum(p.numel() for p in build(cost["network"], 0).parameters())
+        assert cost["peak_bytes"] >= 4 * sum(p.numel() for p in build(NETWORKS[cost["network"]], 0).parameters())
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (tmp_path / "iwrm.png").read_bytes().startswith(b"\x89PNG")
 
@@ -61,7 +65,8 @@ def test_mean_takes_the_steps_of_sgd(capsys, tmp_path):
 def test_seed_decides():
     upgrad = Method("UPGrad", gramjd.UPGrad())
     first, again, other = (
-        train("mlp", upgrad, 0.05, load_digits(seed), epochs=1, seed=seed, tick=lambda _: None) for seed in (0, 0, 1)
+        train("mlp", mlp(seed), upgrad, 0.05, load_digits(seed), epochs=1, seed=seed, tick=lambda _: None)
+        for seed in (0, 0, 1)
     )
     assert first == again
     assert first.loss[0] != other.loss[0]
@@ -104,10 +109,10 @@ def test_split_is_a_partition():
 
 def test_progress_counts_every_step():
     ticks = []
-    train("mlp", Method("SGD"), 0.05, load_digits(0), epochs=2, seed=0, tick=ticks.append)
+    train("mlp", mlp(0), Method("SGD"), 0.05, load_digits(0), epochs=2, seed=0, tick=ticks.append)
     assert sum(ticks) == 64
     ticks.clear()
-    assert train("mlp", Method("SGD"), 1e6, load_digits(0), epochs=2, seed=0, tick=ticks.append).diverged
+    assert train("mlp", mlp(0), Method("SGD"), 1e6, load_digits(0), epochs=2, seed=0, tick=ticks.append).diverged
     assert sum(ticks) == 64
 
 
