@@ -1,0 +1,141 @@
+"""Squared lengths of rows: the diagonal of the Gram matrix alone, for every kind of factor.
+
+    outer     pair    sum_ts (x_nt.x_ns)(c_nt.c_ns)    2 b T^2 i + 2 R T^2 o operations a group
+              rows    |J_r|^2, J formed in slabs       2 R T i o
+    gathered  sums over equal ids of one sample        2 R T d
+    rows      one pass over them                       2 R d
+    convolution  |J_r|^2, J formed in slabs            2 R P i o q    (P output pixels, q kernel offsets)
+
+Source: "ghost norms", Goodfellow 2015 (arXiv:1510.01799) for T = 1, Li et al. 2022 (arXiv:2110.05679) for T > 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gramjd.kernels.outer import SLAB, TILE_COST, Extent, extent, outer_rows
+from gramjd.kernels.patches import convolution_rows
+
+
+def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
+    """`|J_r|^2` [R] for J [R, d].
+
+    >>> norms_rows(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.float32)
+    tensor([25.,  1.])
+    """
+    return torch.linalg.vector_norm(J, dim=1, dtype=dtype).square_()
+
+
+def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """`|sum_t c_(k,n,t) x_(n,t)^T|^2` [K b], summed over groups, by the cheaper route.
+
+    Args:
+        x: [g, b, T, i].
+        c: [K, g, b, T, o].
+        dtype: of the result and of all products.
+    """
+    e = extent(x, c)
+    total = torch.zeros(e.K, e.b, dtype=dtype, device=c.device)
+    for group in range(e.g):
+        total += OUTER[outer_route(e)](x[group], c[:, group], dtype)
+    return total.view(e.K * e.b)
+
+
+def outer_route(e: Extent) -> str:
+    """One pass for one position, else the route with fewer operations."""
+    return "single" if e.T == 1 else min(("pair", "rows"), key=lambda name: outer_operations(name, e))
+
+
+def outer_operations(route: str, e: Extent) -> int:
+    """Multiply-adds of a route, with the tiles of `pair` weighted by what moving them costs."""
+    R = e.K * e.b
+    return (
+        e.g
+        * {
+            "single": e.b * e.i + R * e.o,
+            "pair": e.b * e.T**2 * e.i + R * e.T**2 * (e.o + TILE_COST),
+            "rows": R * e.T * e.i * e.o + R * e.i * e.o,
+        }[route]
+    )
+
+
+def _single(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    inputs, outputs = (torch.linalg.vector_norm(t.squeeze(-2), dim=-1, dtype=dtype) for t in (x, c))
+    return outputs.mul_(inputs).square_()
+
+
+def _pair(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    K, b, T, _ = c.shape
+    total = torch.empty(K, b, dtype=dtype, device=c.device)
+    step = max(1, SLAB // max(1, (K + 1) * T * T))
+    for lo in range(0, b, step):
+        X, C = x[lo : lo + step].to(dtype), c[:, lo : lo + step].to(dtype)
+        total[:, lo : lo + step] = (C @ C.mT).mul_(X @ X.mT).sum((2, 3))
+    return total
+
+
+def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    K, b, _, o = c.shape
+    i = x.shape[-1]
+    total = torch.zeros(K, b, dtype=dtype, device=c.device)
+    samples = max(1, min(b, SLAB // max(1, K * i * o)))
+    outputs = max(1, SLAB // max(1, K * samples * i))
+    for n in range(0, b, samples):
+        for lo in range(0, o, outputs):
+            J = outer_rows(x[n : n + samples], c[:, n : n + samples, :, lo : lo + outputs], dtype)
+            total[:, n : n + samples] += torch.linalg.vector_norm(J, dim=(2, 3)).square_()
+    return total
+
+
+OUTER = {"single": _single, "pair": _pair, "rows": _rows}
+
+
+def norms_outer_reference(x: Tensor, c: Tensor) -> Tensor:
+    """The definition, in float64."""
+    return torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).square().sum((2, 3, 4)).flatten()
+
+
+def norms_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """`|J_(k,n)|^2` [K b] where row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
+    K, b, T, d = c.shape
+    total = torch.zeros(K, b, dtype=dtype, device=c.device)
+    step = max(1, SLAB // max(1, K * T * d))
+    span = int(ids.max()) + 1 if ids.numel() else 1
+    for lo in range(0, b, step):
+        part = c[:, lo : lo + step].to(dtype).flatten(1, 2)
+        owner = torch.arange(min(step, b - lo), device=c.device)[:, None]
+        pairs, place = torch.unique((owner * span + ids[lo : lo + step]).flatten(), return_inverse=True)
+        sums = torch.zeros(K, len(pairs), d, dtype=dtype, device=c.device).index_add_(1, place, part)
+        lengths = torch.linalg.vector_norm(sums, dim=2).square_()
+        total[:, lo : lo + step].index_add_(1, pairs.div(span, rounding_mode="floor"), lengths)
+    return total.view(K * b)
+
+
+def norms_convolution(
+    x: Tensor,
+    c: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`|J_(k,n)|^2` [K b] of a convolution's weight; arguments as in `convolution_rows`, also with stacked `x`."""
+    stacked = x.ndim == c.ndim
+    b = c.shape[1]
+    K = max(x.shape[0] if stacked else 1, c.shape[0])
+    channels = x.shape[2] if stacked else x.shape[1]
+    size = K * c.shape[2] * (channels // groups) * math.prod(kernel)
+    step = max(1, SLAB // max(1, size))
+    total = torch.empty(K, b, dtype=dtype, device=c.device)
+    for lo in range(0, b, step):
+        part = slice(lo, lo + step)
+        source = x[:, part] if stacked else x[part]
+        J = convolution_rows(source, c[:, part], kernel, stride, padding, dilation, groups, dtype)
+        total[:, part] = torch.linalg.vector_norm(J.flatten(2), dim=2).square_()
+    return total.view(K * b)

@@ -1,0 +1,97 @@
+"""Inner products between rows of two factors: every route is the definition, also where their sizes differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from gramjd.kernels import cross, outer
+from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
+
+slabs = st.sampled_from((1, 7, 40, 1 << 20))
+shapes = st.tuples(*[sizes] * 9)  # g, i, o, K, b, T, L, n, S
+places = st.tuples(*[memory] * 4)
+FORCED = {
+    "product": {"T": 1, "S": 1},
+    "pairwise": {},
+    "rows": {},
+    "shared": {"b": 1, "n": 1},
+    None: {},
+}
+
+
+@pytest.mark.parametrize("name", FORCED, ids=str)
+@given(shapes, dtypes, places, seeds, slabs)
+def test_outer(
+    name: str | None, shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str, ...], seed: int, slab: int
+) -> None:
+    size = dict(zip("gioKbTLnS", shape, strict=True)) | FORCED[name]
+    g, i, o, K, b, T, L, n, S = size.values()
+    kinds = ((g, b, T, i), (K, g, b, T, o), (g, n, S, i), (L, g, n, S, o))
+    given_ = [tensor(kind, dtype, how[k], seed + k) for k, kind in enumerate(kinds)]
+    into, limit = DTYPES[dtype]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross, "SLAB", slab)
+        got = cross.CROSS[name](*given_, into) if name else cross.cross_outer(*given_, into)
+    assert got.dtype == into
+    expected = cross.cross_outer_reference(*given_)
+    assert got.shape == expected.shape == (K * b, L * n)
+    assert error(got, expected, cross.cross_outer_reference(*[t.abs() for t in given_])) < limit
+
+
+def test_reference_by_hand() -> None:
+    """J = 2 [1, 3] + [0, 1] = [2, 7] with itself, [1, 1] and [0, 2]."""
+    x1, c1 = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).view(1, 1, 2, 2), torch.tensor([2.0, 1.0]).view(1, 1, 1, 2, 1)
+    x2, c2 = torch.tensor([[1.0, 1.0], [0.0, 2.0]]).view(1, 2, 1, 2), torch.ones(1, 1, 2, 1, 1)
+    expected = torch.tensor([[9.0, 14.0]])
+    assert torch.equal(cross.cross_outer_reference(x1, c1, x2, c2), expected.double())
+    assert torch.equal(cross.cross_outer(x1, c1, x2, c2, torch.float32), expected)
+
+
+@given(st.tuples(*[sizes] * 6), dtypes, places, seeds)
+def test_a_factor_with_itself(shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str, ...], seed: int) -> None:
+    """Is its Gram matrix."""
+    g, K, b, T, i, o = shape
+    x, c = tensor((g, b, T, i), dtype, how[0], seed), tensor((K, g, b, T, o), dtype, how[1], seed + 1)
+    into, limit = DTYPES[dtype]
+    sizes_ = outer.gram_outer_reference(x.abs(), c.abs())
+    assert error(cross.cross_outer(x, c, x, c, into), outer.gram_outer_reference(x, c), sizes_) < limit
+
+
+@given(st.tuples(*[st.integers(1, 600)] * 8))
+def test_the_route_is_the_cheapest_allowed(shape: tuple[int, ...]) -> None:
+    i, o, K, b, T, L, n, S = shape
+    e, f = outer.Extent(1, K, b, T, i, o), outer.Extent(1, L, n, S, i, o)
+    allowed = {"product"} if T == S == 1 else {"rows", "shared"} if b == n == 1 else {"rows", "pairwise"}
+    chosen = cross.route(e, f)
+    assert chosen in allowed
+    assert cross.operations(chosen, e, f) == min(cross.operations(name, e, f) for name in allowed)
+
+
+def table_rows(ids: Tensor, c: Tensor, V: int) -> Tensor:
+    """J [K b, V d] by its definition, in float64."""
+    J = torch.einsum("bto,kbtd->kbod", one_hot(ids, V).double(), c.double())
+    return J.reshape(c.shape[0] * c.shape[1], -1)
+
+
+@given(st.tuples(*[sizes] * 7), st.sampled_from([1, 3, 12]), st.integers(0, 12), dtypes, places, seeds, slabs)
+def test_gathered(
+    shape: tuple[int, ...], V: int, apart: int, dtype: torch.dtype, how: tuple[str, ...], seed: int, slab: int
+) -> None:
+    """Ids of the second factor lie `apart` higher: all, some or none are in common."""
+    K, b, T, L, n, S, d = shape
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(V, (b, T), generator=generator), apart + torch.randint(V, (n, S), generator=generator)
+    c = tensor((K, b, T, d), dtype, how[0], seed), tensor((L, n, S, d), dtype, how[1], seed + 1)
+    into, limit = DTYPES[dtype]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross, "SLAB", slab)
+        got = cross.cross_gathered(ids[0], c[0], ids[1], c[1], into)
+    assert got.dtype == into
+    J, H = (table_rows(*pair, V + apart) for pair in zip(ids, c, strict=True))
+    A, B = (table_rows(i, v.abs(), V + apart) for i, v in zip(ids, c, strict=True))
+    assert error(got, J @ H.T, A @ B.T) < limit
