@@ -36,10 +36,12 @@ class Command:
 
 GROUPS = {
     "demo": "runs that train something and show what came of it",
+    "paper": "the experiments of the paper, and what it left out",
 }
 
 COMMANDS = (
     Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.demos.iwrm"),
+    Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
 )
 
 

@@ -1,0 +1,91 @@
+"""`gramjd paper iwrm`: the paper's image experiments, with their search for a learning rate for every aggregator.
+
+Every run is a line in a journal; started again, the command goes on where it was stopped. Without options it is the
+paper's protocol on scikit-learn's digits, which takes hours; `--budget` ends it, and fewer rates or seeds shorten it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+from gramjd.errors import InputError
+from gramjd.extras import require
+from gramjd.paper import iwrm_report, options, weightings
+from gramjd.paper.data.sets import DATA, OPTIMIZERS, epochs_of
+from gramjd.paper.journal import Journal
+from gramjd.paper.protocol import Plan
+from gramjd.paper.studies import Study, advance, count, studies
+from gramjd.profiling.environment import describe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    paper = Plan()
+    parser.add_argument("--data", choices=DATA, default="digits", help="image set (default: digits)")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with a folder of files per set")
+    parser.add_argument("--weightings", default="all", help="names of Table 1 by commas, the most important first")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="what does the step (default: sgd)")
+    parser.add_argument("--batch", type=options.positives, default=(32,), metavar="N,N", help="batch sizes")
+    parser.add_argument("--epochs", type=options.positive, help="passes over the images (default: the paper's)")
+    parser.add_argument("--rates-from", type=options.rate, default=paper.low, help="least rate of the first stage")
+    parser.add_argument("--rates-to", type=options.rate, default=paper.high, help="greatest rate of the first stage")
+    parser.add_argument("--fine", type=options.count, default=paper.fine, help="rates of the second stage")
+    parser.add_argument("--search-seeds", type=options.positive, default=paper.search_seeds, help="seeds per rate")
+    parser.add_argument("--seeds", type=options.positive, default=paper.seeds, help="seeds of the best rate")
+    parser.add_argument("--budget", type=options.seconds, default=None, metavar="20m", help="stop after this long")
+    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--journal", type=Path, default=Path("runs/paper/iwrm.jsonl"), help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plots")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the runs that are missing, then report on all that the journal holds."""
+    require("matplotlib", "demo")  # before the training, not after it
+    journal = Journal(args.journal)
+    with options.threads(args.threads):
+        finished = _advance(journal, args)
+    done = journal.runs()
+    if not done:
+        raise InputError(f"{args.journal} holds no run and the budget leaves no time for one")
+    results = {"environments": journal.environments(), "studies": iwrm_report.summarise(done)}
+    plots = iwrm_report.save(results["studies"], args.out)
+    if args.json:
+        print(json.dumps(results, indent=1, allow_nan=False))
+        return 0
+    print(iwrm_report.table(results["studies"]))
+    print(f"\n{len(done)} runs in {args.journal}, {len(studies(done))} searches. Plots: {', '.join(map(str, plots))}")
+    if not finished:
+        print("The budget is used up before all runs were made: start the same command again to go on.")
+    return 0
+
+
+def _advance(journal: Journal, args: argparse.Namespace) -> bool:
+    plan = Plan(args.rates_from, args.rates_to, args.fine, args.search_seeds, args.seeds)
+    if plan.seeds < plan.search_seeds or plan.low > plan.high:
+        raise InputError("expected --rates-from below --rates-to and at least as many --seeds as --search-seeds")
+    epochs = args.epochs or epochs_of(args.data, args.optimizer)
+    wanted = [
+        (Study(args.data, name, args.optimizer, batch, epochs), plan)
+        for batch, name in product(args.batch, weightings.select(args.weightings))
+    ]
+    if args.budget == 0:
+        return False
+    environment = describe(packages=("torch", "gramjd", "scikit-learn"))
+    if environment not in journal.environments():
+        journal.append({"environment": environment})
+    # disable=None: no bar where stderr is a file and not a terminal.
+    with require("tqdm", "demo").tqdm(
+        total=len(wanted) * count(plan), unit="run", disable=None, file=sys.stderr
+    ) as bar:
+
+        def tick(study: Study, rate: float, seed: int) -> None:
+            bar.update()
+            bar.set_description(f"{study.data} {study.weighting} batch {study.batch} rate {rate:g} seed {seed}")
+
+        seconds = float("inf") if args.budget is None else args.budget
+        return advance(journal, wanted, root=args.root, seconds=seconds, tick=tick)

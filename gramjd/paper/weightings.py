@@ -1,0 +1,65 @@
+"""The eleven aggregators of the paper's Table 1, in the order in which a short time budget should reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gramjd import aggregation
+from gramjd.errors import InputError
+
+CAGRAD_RADIUS = 0.5  # Table 1 has 0 <= c < 1; the value is ours, in the middle
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of Table 1.
+
+    Args:
+        make: seed to aggregator; most have no use for the seed.
+        toy_rate: what the paper multiplies its learning rate by on the toy problem CQF.
+        colour: in plots.
+    """
+
+    make: Callable[[int], Callable[[Tensor], Tensor]]
+    toy_rate: float
+    colour: str
+
+
+TABLE: dict[str, Entry] = {
+    "UPGrad": Entry(lambda seed: aggregation.UPGrad(), 1.0, "#c8553d"),
+    "Mean": Entry(lambda seed: aggregation.Mean(), 1.0, "#4a6fa5"),
+    "MGDA": Entry(lambda seed: aggregation.MGDA(), 1.0, "#2a9d8f"),
+    "DualProj": Entry(lambda seed: aggregation.DualProj(), 1.0, "#e9a03b"),
+    "PCGrad": Entry(aggregation.PCGrad, 0.5, "#7b4fa3"),
+    "Nash-MTL": Entry(lambda seed: aggregation.NashMTL(), 2.0, "#8c6d46"),
+    "Aligned-MTL": Entry(lambda seed: aggregation.AlignedMTL(), 1.0, "#d16ba5"),
+    "IMTL-G": Entry(lambda seed: aggregation.IMTLG(), 2.0, "#5b8c3a"),
+    "CAGrad": Entry(lambda seed: aggregation.CAGrad(CAGRAD_RADIUS), 1.0, "#3a3a3a"),
+    "RGW": Entry(aggregation.Random, 1.0, "#8a8a8a"),
+}
+
+
+def select(names: str) -> list[str]:
+    """Names of Table 1 from a comma-separated list, in which `all` stands for all of them; case does not matter.
+
+    Raises:
+        InputError: a name is not in the table.
+
+    >>> select("upgrad,mgda")
+    ['UPGrad', 'MGDA']
+    """
+    if names == "all":
+        return list(TABLE)
+    by_lower = {name.lower(): name for name in TABLE}
+    unknown = [part for part in names.split(",") if part.lower() not in by_lower]
+    if unknown:
+        raise InputError(f"got {', '.join(unknown)}; expected 'all' or names among: {', '.join(TABLE)}")
+    return list(dict.fromkeys(by_lower[part.lower()] for part in names.split(",")))
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each, the same in every plot."""
+    return {name: TABLE[name].colour for name in names}
