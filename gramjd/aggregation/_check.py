@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from gramjd.errors import AggregatorError
 
 # How far G and its transpose may lie apart, relative to the norms of the two gradients of an entry.
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
+# Entries of a row without length, relative to the largest squared norm: noise in bfloat16 reaches this.
+_STRAY = 1e-3
 
 
 def check_shape(G: Tensor) -> int:
@@ -23,6 +25,35 @@ def check_shape(G: Tensor) -> int:
     if G.dtype not in _ASYMMETRY:
         raise AggregatorError(f"the Gramian must be real floating point; got {G.dtype}: convert it, e.g. G.double()")
     return G.shape[0]
+
+
+def check_jacobian(J: Tensor) -> None:
+    """Raise unless `J` is a real floating-point matrix."""
+    if not isinstance(J, Tensor) or J.ndim != 2 or not J.is_floating_point():
+        got = f"shape {list(J.shape)}, {J.dtype}" if isinstance(J, Tensor) else type(J).__name__
+        raise AggregatorError(f"the Jacobian must be a real floating-point [m, n] tensor; got {got}")
+
+
+def as_gramian(G: Tensor) -> Tensor:
+    """`G` [m, m] in float64 and symmetric to the last digit, for weightings that need no cosines. Reads one number.
+
+    Raises:
+        AggregatorError: a shape or dtype that `check_shape` refuses, or values that are not finite, not symmetric, or
+            larger beside the diagonal than inner products can be, by more than rounding explains.
+    """
+    if not check_shape(G):
+        return G.detach().double()
+    H = G.detach().double()
+    lengths = H.diagonal()
+    norms = lengths.clamp_min(0).sqrt()
+    bounds = torch.outer(norms, norms)
+    # What stands in a row without length: nothing, or the noise of the longest rows, or the rest of an underflow.
+    floor = _STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + torch.finfo(G.dtype).tiny / torch.finfo(G.dtype).eps
+    limit = asymmetry_limit(G.dtype) * bounds + floor
+    excess = torch.maximum((H - H.mT).abs(), H.abs() - bounds) - limit
+    if not bool(excess.amax() <= 0):
+        raise explain_bad_values(G.detach(), norms.to(G.dtype))
+    return (H + H.mT) / 2
 
 
 def asymmetry_limit(dtype: torch.dtype) -> float:
@@ -73,3 +104,21 @@ def check_length(vector: Tensor, name: str, m: int) -> None:
     """Raise unless `vector` has one entry per loss."""
     if len(vector) != m:
         raise AggregatorError(f"{name} has {len(vector)} entries, but the Gramian is {m} x {m}: give one per loss")
+
+
+def as_number(value: object, name: str, allowed: str, ok: Callable[[float], bool]) -> float:
+    """`value` as a float, if it is a number and `ok`; `allowed` says in words what `ok` checks.
+
+    >>> as_number(1, "rate", "above 0", lambda x: x > 0)
+    1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(value):
+        raise AggregatorError(f"{name} must be a number {allowed}; got {value!r}")
+    return float(value)
+
+
+def as_count(value: object, name: str, least: int) -> int:
+    """`value`, if it is an int and no less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AggregatorError(f"{name} must be an int, {least} or more; got {value!r}")
+    return value

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gramjd.aggregation._check import check_jacobian
 from gramjd.errors import AggregatorError
 
 
 class Weighting(ABC):
     """A map from the Gramian `G = J J^T`, [m, m], to the weights `w`, [m], of the update `J^T w`."""
 
+    # Where True, the weighting is called with `(G, losses)`: see LossWeighting.
+    takes_losses: ClassVar[bool] = False
+
     @abstractmethod
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m], on its device; in its dtype, or float32 for a 16-bit `G`."""
 
-    def aggregate(self, J: Tensor) -> Tensor:
+    def aggregate(self, J: Tensor, losses: Tensor | None = None) -> Tensor:
         """`J^T W(J J^T)`, [n], for a Jacobian `J` [m, n]: for study, and for checking against the definition.
+
+        Args:
+            J: [m, n].
+            losses: m values, for weightings that take them.
 
         Raises:
             AggregatorError: `J` is no real floating-point matrix, or what the weighting itself raises.
         """
-        if not isinstance(J, Tensor) or J.ndim != 2 or not J.is_floating_point():
-            got = f"shape {list(J.shape)}, {J.dtype}" if isinstance(J, Tensor) else type(J).__name__
-            raise AggregatorError(f"the Jacobian must be a real floating-point [m, n] tensor; got {got}")
-        return J.mT @ self(J @ J.mT).to(J.dtype)
+        check_jacobian(J)
+        return J.mT @ weigh(self, J @ J.mT, losses).to(J.dtype)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""
@@ -36,3 +44,16 @@ class Weighting(ABC):
 def weights_dtype(G: Tensor) -> torch.dtype:
     """The dtype of weights for `G`: its own, but never a 16-bit one, which cannot hold `w >= u`."""
     return G.dtype if G.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def weigh(weighting: Callable[..., Tensor], G: Tensor, losses: Tensor | None) -> Tensor:
+    """The weights [m] that any function of G gives, or of G and the losses where it says that it takes them.
+
+    Raises:
+        AggregatorError: what came back is no tensor [m], or what the weighting itself raises.
+    """
+    w = weighting(G, losses) if getattr(weighting, "takes_losses", False) else weighting(G)
+    if not isinstance(w, Tensor) or w.shape != (len(G),):
+        got = f"shape {list(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
+        raise AggregatorError(f"{weighting!r} must return weights of shape [{len(G)}]; got {got}")
+    return w

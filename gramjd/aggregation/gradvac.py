@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation._check import as_number
 from gramjd.aggregation._cosine_weighting import CosineWeighting
-from gramjd.aggregation._seed import as_generator
+from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation.pcgrad import random_orders, summed
 from gramjd.aggregation.solvers.scaling import Cosines
-from gramjd.errors import AggregatorError
 
 
-class GradVac(CosineWeighting):
+class GradVac(Stateful, CosineWeighting):
     """`w = sum_i w_i`: `w_i` starts as `e_i`; for each j other than i, in random order, if `a`, the cosine between
     `J^T w_i` and gradient j, is below its target `t_ij`, then
     `w_i[j] += |J^T w_i| (t sqrt(1 - a^2) - a sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2))`, which makes it the target;
@@ -40,36 +40,19 @@ class GradVac(CosineWeighting):
     tensor([0.5000, 1.5000])
     """
 
+    _names = ("targets",)
+
     def __init__(self, beta: float = 0.01, seed: int | torch.Generator | None = None) -> None:
         """Check the options; there are no targets yet."""
-        if isinstance(beta, bool) or not (isinstance(beta, (int, float)) and 0 <= beta <= 1):
-            raise AggregatorError(f"beta must be a number from 0 to 1; got {beta!r}")
-        self._beta = float(beta)
-        self._seed, self._generator = seed, as_generator(seed)
-        self._targets: Tensor | None = None
-
-    def reset(self) -> None:
-        """Forget the targets; the next call may bring another number of losses."""
-        self._targets = None
-
-    def state_dict(self) -> dict[str, Tensor | None]:
-        """The targets [m, m], or None before the first call. The state of the generator is not part of it."""
-        return {"targets": None if self._targets is None else self._targets.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Go on from what `state_dict` returned."""
-        targets = state["targets"]
-        self._targets = None if targets is None else targets.double().clone()
+        super().__init__(seed)
+        self._beta = as_number(beta, "beta", "from 0 to 1", lambda x: 0 <= x <= 1)
 
     def _weights(self, cone: Cosines, eps: float) -> Tensor:
         m = len(cone.norms)
-        targets = torch.zeros_like(cone.C) if self._targets is None else self._targets.to(cone.C.device)
-        if len(targets) != m:
-            raise AggregatorError(
-                f"GradVac has targets for {len(targets)} losses, but the Gramian is {m} x {m}: call reset() first"
-            )
+        kept = self._recall("targets", m, cone.C.device)
+        targets = torch.zeros_like(cone.C) if kept is None else kept
         order = random_orders(m, self._generator).to(cone.C.device)
-        X, self._targets = vaccinate(cone.C, order, targets, self._beta)
+        X, self._kept["targets"] = vaccinate(cone.C, order, targets, self._beta)
         return summed(cone.norms, X)
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation._check import as_count
 from gramjd.aggregation._cosine_weighting import CosineWeighting
 from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.errors import AggregatorError
@@ -38,10 +39,7 @@ class Krum(CosineWeighting):
 
     def __init__(self, byzantine: int, selected: int = 1) -> None:
         """Check the counts; m is checked in each call."""
-        for name, value, least in (("byzantine", byzantine, 0), ("selected", selected, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise AggregatorError(f"{name} must be an int, {least} or more; got {value!r}")
-        self._byzantine, self._selected = byzantine, selected
+        self._byzantine, self._selected = as_count(byzantine, "byzantine", 0), as_count(selected, "selected", 1)
 
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._cosine_weighting import CosineWeighting
-from gramjd.aggregation._seed import as_generator
+from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation.solvers.scaling import Cosines
 
 
-class PCGrad(CosineWeighting):
+class PCGrad(Stateful, CosineWeighting):
     """`w = sum_i w_i`: `w_i` starts as `e_i`; for each j other than i, in random order, if `(G w_i)_j < 0` then
     `w_i[j] -= (G w_i)_j / G_jj`.
 
@@ -38,7 +38,7 @@ class PCGrad(CosineWeighting):
 
     def __init__(self, seed: int | torch.Generator | None = None) -> None:
         """Make the generator, if it is to be one of its own."""
-        self._seed, self._generator = seed, as_generator(seed)
+        super().__init__(seed)
 
     def _weights(self, cone: Cosines, eps: float) -> Tensor:
         order = random_orders(len(cone.norms), self._generator).to(cone.C.device)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import check_shape
-from gramjd.aggregation._seed import as_generator
+from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation._weighting import Weighting, weights_dtype
 
 
-class Random(Weighting):
+class Random(Stateful, Weighting):
     """`w = softmax(z)`, z a standard normal draw per call: positive weights that sum to one. G is not looked at.
 
     Drawn on the CPU in float64, so that a seed gives the same weights on every device and in every dtype. Cost: O(m).
@@ -34,7 +34,7 @@ class Random(Weighting):
 
     def __init__(self, seed: int | torch.Generator | None = None) -> None:
         """Make the generator, if it is to be one of its own."""
-        self._seed, self._generator = seed, as_generator(seed)
+        super().__init__(seed)
 
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""

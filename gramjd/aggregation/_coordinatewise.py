@@ -1,0 +1,63 @@
+"""Aggregators that combine gradients number by number: no function of the Gramian."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from gramjd.aggregation._check import check_jacobian
+from gramjd.errors import AggregatorError
+
+
+class Coordinatewise(ABC):
+    """An update whose entry k depends on column k of the Jacobian only.
+
+    So J need never exist as a whole: `combine` is applied to slabs of its columns, parameter after parameter and in
+    their order, and nothing it returns depends on where one slab ends and the next begins.
+    """
+
+    def combine(self, slab: Tensor) -> Tensor:
+        """The entries [d] of the update for d columns of the Jacobian, `slab` [m, d]; in its dtype, on its device.
+
+        Raises:
+            AggregatorError: `slab` is no matrix, real floating point and finite, or has too few rows.
+        """
+        check_jacobian(slab)
+        self._check_rows(len(slab))
+        # Sums of 16-bit numbers need more than 16 bits.
+        wide = slab.detach().to(torch.promote_types(slab.dtype, torch.float32))
+        if not bool(torch.isfinite(wide).all()):
+            bad = int((~torch.isfinite(wide)).sum())
+            raise AggregatorError(
+                f"the gradients must be finite; {bad} of {wide.numel()} numbers in a slab {list(wide.shape)} are"
+                " not. Look for an overflow or a NaN in the losses or their gradients"
+            )
+        if not slab.numel():
+            return slab.new_zeros(slab.shape[1])
+        return self._combine(wide).to(slab.dtype)
+
+    def aggregate(self, J: Tensor) -> Tensor:
+        """The update [n] for a whole Jacobian `J` [m, n]: for study."""
+        return self.combine(J)
+
+    def __call__(self, G: Tensor) -> NoReturn:
+        """Raise: a Gramian does not hold what is needed."""
+        name = type(self).__name__
+        raise AggregatorError(
+            f"{name} combines the gradients number by number, so the Gramian is not enough: pass it to gram_backward,"
+            f" or call {name}.aggregate(J)"
+        )
+
+    @abstractmethod
+    def _combine(self, slab: Tensor) -> Tensor:
+        """The update [d] for a finite `slab` [m, d] of at least 32 bits, neither m nor d zero."""
+
+    def _check_rows(self, m: int) -> None:  # noqa: B027
+        """Raise unless m gradients can be combined. By default any number can."""
+
+    def __repr__(self) -> str:
+        """The call that makes this aggregator."""
+        return f"{type(self).__name__}()"

@@ -1,0 +1,19 @@
+"""What may stand inside a weighting that is made of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gramjd.aggregation._coordinatewise import Coordinatewise
+from gramjd.errors import AggregatorError
+
+
+def check_inner(weighting: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """`weighting`, if it can be called with a Gramian."""
+    if isinstance(weighting, Coordinatewise):
+        raise AggregatorError(f"{name} must be a function of the Gramian; {weighting!r} needs the gradients themselves")
+    if not callable(weighting) or isinstance(weighting, type):
+        raise AggregatorError(f"{name} must be a weighting such as UPGrad(); got {weighting!r}")
+    return weighting

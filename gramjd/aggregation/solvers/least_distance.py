@@ -1,0 +1,56 @@
+"""The vector nearest to zero that satisfies linear inequalities, in Gramian form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gramjd.aggregation.solvers.dual_cone import dual_cone
+from gramjd.aggregation.solvers.spectral import pseudo_inverse_times
+
+
+def least_distance(C: Tensor, b: Tensor, eps: float) -> Tensor | None:
+    """`mu >= 0` [r] of the shortest `x = sum_j mu_j u_j` with `u_j . x >= b_j` for all j; None if there is no such x.
+
+    Give each unit vector the coordinate `b_j` on top, and take the vector of the cone over `(u_j, b_j)` nearest to the
+    unit vector along that coordinate: what is left of the latter is along `(-x, 1)`, and nothing is left exactly when
+    the inequalities contradict each other. That nearest vector is a problem in the dual cone.
+
+    Args:
+        C: [r, r], the products `u_i . u_j` in float64, positive semi-definite.
+        b: [r], of any sign.
+        eps: the rounding of the entries of C. A shortest x longer than `max b / sqrt(max(4 eps, 1e-9))` counts as none.
+
+    Source: Lawson and Hanson, Solving least squares problems (1974), chapter 23, problem LDP.
+
+    >>> import torch
+    >>> least_distance(torch.eye(2, dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64), 1e-16)
+    tensor([2., 0.], dtype=torch.float64)
+    """
+    unit = b.amax() if len(b) else b.new_zeros(())
+    if not bool(unit > 0):
+        return torch.zeros_like(b)
+    h = b / unit
+    H = torch.zeros(len(b) + 1, len(b) + 1, dtype=b.dtype, device=b.device)
+    H[0, 0] = 1
+    H[0, 1:] = H[1:, 0] = -h
+    H[1:, 1:] = C + torch.outer(h, h)
+    first = torch.zeros(1, len(H), dtype=b.dtype, device=b.device)
+    first[0, 0] = 1
+    v = dual_cone(H, first)[0]
+    left = v[0] - h @ v[1:]
+    if not bool(left > max(4 * eps, 1e-9)):
+        return None
+    return _polished(C, b, v[1:] * (unit / left), eps)
+
+
+def _polished(C: Tensor, b: Tensor, mu: Tensor, eps: float) -> Tensor:
+    """`mu` solved for again on the inequalities that bind, without the detour; kept where that is no better."""
+    binding = (mu > 1e-9 * mu.amax()).nonzero()[:, 0]
+    exact = torch.zeros_like(mu)
+    exact[binding] = pseudo_inverse_times(C[binding][:, binding], b[binding], eps)
+    return exact if bool((exact >= 0).all()) and _violation(C, b, exact) <= _violation(C, b, mu) else mu
+
+
+def _violation(C: Tensor, b: Tensor, mu: Tensor) -> float:
+    return float((b - C @ mu).amax())
