@@ -4,9 +4,10 @@
 """
 
 from gramjd.aggregation import Constant, Mean, Sum, UPGrad
-from gramjd.backward import GramStep, gram_backward, gramian, mtl_backward
+from gramjd.backward import GramStep, gram_backward, mtl_backward
 from gramjd.engine.rules import register_rule
 from gramjd.explain import Explanation, explain
+from gramjd.gramians import gradient_norms, gramian
 
 __all__ = [
     "Constant",
@@ -16,6 +17,7 @@ __all__ = [
     "Sum",
     "UPGrad",
     "explain",
+    "gradient_norms",
     "gram_backward",
     "gramian",
     "mtl_backward",

@@ -1,22 +1,28 @@
-"""The public functions: Gramian, weights, one weighted backward pass."""
+"""The steps: Gramian, weights, and the weighted sum of gradients into `.grad`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
-from gramjd.aggregation import UPGrad
+from gramjd.aggregation import Coordinatewise, UPGrad
 from gramjd.engine import driver
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
-from gramjd.errors import AggregatorError, LossError
+from gramjd.engine.kept import Kept
+from gramjd.engine.task import accumulate, release
+from gramjd.errors import AggregatorError, InputError, LossError
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses
 
-Aggregator = Callable[[Tensor], Tensor]
+Aggregator = Callable[..., Tensor]
+
+
+UPDATES = ("backward", "reuse")
 
 
 class GramStep(NamedTuple):
@@ -26,56 +32,60 @@ class GramStep(NamedTuple):
     gramian: Tensor
 
 
-def gramian(
-    losses: Losses, inputs: Inputs = None, *, dtype: torch.dtype | None = None, memory_budget: int | None = None
-) -> Tensor:
-    """`G = J J^T`, where row i of J is the gradient of loss i.
-
-    Args:
-        losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
-        inputs: the tensors that J differentiates by (leaves or not); default: all leaves that the losses reach.
-        dtype: what G is accumulated in; default float32, or float64 where a loss or an input is.
-        memory_budget: bytes that stacked rows may take where no batch axis is found; default a quarter of the memory.
-
-    Returns:
-        G [m, m], symmetric, detached. The graph stays usable.
-
-    Raises:
-        LossError: losses that are empty, not finite, not real floating point, or do not require grad.
-        InputError: an input that no loss reaches.
-        BudgetError: not even two losses fit the budget.
-
-    Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, section 6.
-
-    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> gramian(w**2)
-    tensor([[ 4.,  0.],
-            [ 0., 16.]])
-    """
-    return driver.compute(as_losses(losses), as_inputs(inputs), dtype, memory_budget)
+@overload
+def gram_backward(  # type: ignore[overload-overlap]
+    losses: Losses,
+    aggregator: Coordinatewise,
+    *,
+    inputs: Inputs = None,
+    gramian_inputs: None = None,
+    update: str = "backward",
+    retain_graph: bool = False,
+    memory_budget: int | None = None,
+) -> None: ...
 
 
+@overload
 def gram_backward(
     losses: Losses,
     aggregator: Aggregator | None = None,
     *,
     inputs: Inputs = None,
     gramian_inputs: Inputs = None,
+    update: str = "backward",
     retain_graph: bool = False,
     memory_budget: int | None = None,
-) -> GramStep:
+) -> GramStep: ...
+
+
+def gram_backward(
+    losses: Losses,
+    aggregator: Aggregator | Coordinatewise | None = None,
+    *,
+    inputs: Inputs = None,
+    gramian_inputs: Inputs = None,
+    update: str = "backward",
+    retain_graph: bool = False,
+    memory_budget: int | None = None,
+) -> GramStep | None:
     """Add `J^T w` with `w = aggregator(J J^T)` to `.grad`, as `losses.backward(w)` would.
 
     Args:
         losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
-        aggregator: any function from G [m, m] to w [m]; default `UPGrad()`.
+        aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. One with `takes_losses = True` gets the
+            detached losses as well, one that works on coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
         inputs: the tensors whose `.grad` is added to; default: all leaves reached.
         gramian_inputs: the tensors that G is built from; default: `inputs`.
+        update: "backward" for a second pass through the graph, with the memory of plain training; "reuse" to form
+            `J^T w` from what the walk computed: faster, for about one more copy of the activations
+            (`explain(losses).bytes`). The gradients are the same up to rounding. Where "reuse" cannot serve (hooks,
+            sparse embeddings, inputs that are no leaves, rows beyond the budget) the second pass is made after all.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
-        memory_budget: bytes that stacked rows may take where no batch axis is found; default a quarter of the memory.
+        memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep;
+            default a quarter of the memory.
 
     Returns:
-        GramStep(weights [m], gramian [m, m]), detached.
+        GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
 
     Raises:
         LossError, InputError, BudgetError: as `gramian` does.
@@ -91,19 +101,79 @@ def gram_backward(
     tensor([0.8000, 2.4000])
     """
     found, targets = as_losses(losses), as_inputs(inputs)
+    if update not in UPDATES:
+        raise InputError(f"update is {update!r}; expected one of {', '.join(map(repr, UPDATES))}")
+    aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
         driver.check_reached(found, targets)
-    G = driver.compute(found, sources, None, memory_budget)
-    weights = weights_of(aggregator if aggregator is not None else UPGrad(), G)
-    weighted_backward(found, weights, targets, retain_graph)
+    if isinstance(aggregator, Coordinatewise):
+        if gramian_inputs is not None:
+            raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
+        _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
+        return None
+    kept: Kept | None = None
+    with record_function("gramjd::walk"):
+        if update == "reuse":
+            G, kept = driver.compute_and_keep(found, sources, targets, memory_budget)
+        else:
+            G = driver.compute(found, sources, None, memory_budget)
+    with record_function("gramjd::weights"):
+        weights = weights_of(aggregator, G, losses)
+    with record_function("gramjd::backward"):
+        if kept is None:
+            weighted_backward(found, weights, targets, retain_graph)
+        else:
+            _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
 
 
-def weights_of(aggregator: Aggregator, G: Tensor) -> Tensor:
+def _coordinatewise(
+    losses: list[Tensor],
+    aggregator: Coordinatewise,
+    inputs: list[Tensor] | None,
+    retain_graph: bool,
+    memory_budget: int | None,
+) -> None:
+    """A step of an aggregator that combines the columns of J."""
+    if inputs is not None and not all(t.is_leaf for t in inputs):
+        raise InputError(f"{aggregator!r} fills the `.grad` of leaves only; an input is computed from others")
+
+    def combine(columns: Tensor) -> Tensor:
+        return _checked_columns(aggregator.combine(columns), columns)
+
+    with record_function("gramjd::walk"), torch.no_grad():
+        found = driver.combine_columns(losses, inputs, combine, memory_budget)
+    accumulate(found)
+    if not retain_graph:
+        release(losses)
+
+
+def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
+    if not isinstance(update, Tensor) or update.shape != columns.shape[1:]:
+        got = tuple(update.shape) if isinstance(update, Tensor) else type(update).__name__
+        raise AggregatorError(f"`combine` returned {got} for columns {tuple(columns.shape)}; expected one number each")
+    if not bool(torch.isfinite(update).all()):
+        raise AggregatorError("`combine` returned NaN or infinite numbers; `.grad` was left as it was")
+    return update
+
+
+def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tensor] | None, retain_graph: bool) -> None:
+    """The update from what the walk kept, and by a backward pass for what it did not."""
+    rest = kept.missing(driver.leaves(losses) if inputs is None else inputs)
+    gradients = kept.gradients(weights)
+    if rest:
+        weighted_backward(losses, weights, rest, retain_graph)
+    accumulate(gradients)
+    if not rest and not retain_graph:
+        release(losses)
+
+
+def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses) -> Tensor:
     """The aggregator's weights, checked."""
     with torch.no_grad():
-        weights = aggregator(G)
+        extra = (_values(losses),) if getattr(aggregator, "takes_losses", False) else ()
+        weights = aggregator(G, *extra)
     m = len(G)
     if not isinstance(weights, Tensor):
         raise AggregatorError(f"the aggregator returned a {type(weights).__name__}; expected a tensor of shape ({m},)")
@@ -116,6 +186,13 @@ def weights_of(aggregator: Aggregator, G: Tensor) -> Tensor:
     if not bool(torch.isfinite(weights).all()):
         raise AggregatorError("the aggregator returned NaN or infinite weights; `.grad` was left as it was")
     return weights.detach()
+
+
+def _values(losses: Losses) -> Tensor:
+    """The detached losses: in their shape if they are one tensor, else as one vector [m]."""
+    if isinstance(losses, Tensor):
+        return losses.detach()
+    return torch.cat([loss.detach().reshape(-1) for loss in losses])
 
 
 def weighted_backward(
@@ -167,7 +244,7 @@ def mtl_backward(
     own = [leaf for leaf in leaves if id(leaf) not in inside]
     m = sum(loss.numel() for loss in found)
     G = driver.compute(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
-    weights = weights_of(aggregator if aggregator is not None else UPGrad(), G)
+    weights = weights_of(aggregator if aggregator is not None else UPGrad(), G, losses)
     if own:
         weighted_backward(found, torch.ones_like(weights), own, retain_graph or bool(joint))
     if joint:

@@ -1,102 +1,39 @@
-"""Adding a parameter's share to the Gramian once its last use has been seen."""
+"""Adding a parameter's share to the sum once its last use has been seen."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gramjd.engine.cotangent import Group, densify, materialised, unite
-from gramjd.engine.factors import Factor, Gathered, Outer, Step
-from gramjd.engine.rows import Rows
+from gramjd.engine.factors import Factor, Gathered, Outer, Step, slabs
+from gramjd.engine.sums import Sum
 from gramjd.kernels.gathered import cross_outer_gathered
-from gramjd.kernels.outer import SLAB
-from gramjd.kernels.rows import gram_own_slices, gram_rows
 
 Region = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
-@dataclass
-class Gramian:
-    """The m x m sum, in float32 at least."""
-
-    m: int
-    device: torch.device
-    dtype: torch.dtype
-    value: Tensor = field(init=False)
-    # The rows added last and their Gram matrix: a linear layer's bias comes right before its weight, with those rows.
-    latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        """Start from zero."""
-        self.value = torch.zeros(self.m, self.m, dtype=self.dtype, device=self.device)
-        self._everyone = np.arange(self.m)
-
-    def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:
-        """`G[rows, columns] += block`, and its transpose where columns are given; -1 is nobody."""
-        block = block.to(device=self.device, dtype=self.dtype)
-        if columns is None and len(rows) == self.m and (rows == self._everyone).all():
-            self.value += block
-            return
-        other = rows if columns is None else columns
-        block = self._live(self._live(block, rows).T, other).T
-        a, b = self._index(rows), self._index(other)
-        self.value.index_put_((a[:, None], b[None, :]), block, accumulate=True)
-        if columns is not None:
-            self.value.index_put_((b[:, None], a[None, :]), block.T, accumulate=True)
-
-    def add_blocks(self, rows: Rows, blocks: Tensor) -> None:
-        """`G[rows[:, n], rows[:, n]] += blocks[n]` for rows [K, b] and blocks [b, K, K]."""
-        K, b = rows.shape
-        left = np.broadcast_to(rows.T[:, :, None], (b, K, K)).reshape(-1)
-        right = np.broadcast_to(rows.T[:, None, :], (b, K, K)).reshape(-1)
-        live = (left >= 0) & (right >= 0)
-        flat = blocks.to(device=self.device, dtype=self.dtype).reshape(-1)
-        flat = flat if live.all() else flat[torch.from_numpy(live).to(self.device)]
-        index = (torch.from_numpy(side[live]).to(self.device) for side in (left, right))
-        self.value.index_put_(tuple(index), flat, accumulate=True)
-
-    def _live(self, block: Tensor, rows: Rows) -> Tensor:
-        if (rows >= 0).all():
-            return block
-        return block.index_select(0, torch.from_numpy(np.flatnonzero(rows >= 0)).to(block.device))
-
-    def _index(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(rows[rows >= 0]).to(self.device)
-
-    def finished(self) -> Tensor:
-        """G, symmetric to the last bit."""
-        return (self.value + self.value.T).mul_(0.5)
-
-
-def settle(gramian: Gramian, shape: Sequence[int], groups: list[Group], factors: list[Factor]) -> None:
+def settle(total: Sum, shape: Sequence[int], groups: list[Group], factors: list[Factor]) -> None:
     """Add `J_p J_p^T` for a parameter whose Jacobian is the sum of these groups and factors."""
     if len(factors) == 1 and not groups:
-        (factor,) = factors
-        gramian.add(factor.rows, factor.gram(gramian_dtype(factor, gramian), gramian.latest))
-        gramian.latest = None
+        total.add_factor(factors[0])
         return
-    factors = [_upright(f, shape) for f in factors]
-    regions = [_region(f, shape) for f in factors]
-    if _separate(regions) and not (groups and factors):
+    factors = [upright(f, shape) for f in factors]
+    regions = [region_of(f, shape) for f in factors]
+    if separate(regions) and not (groups and factors):
         for region in dict.fromkeys(regions):
-            _one_region(gramian, [f for f, r in zip(factors, regions, strict=True) if r == region])
+            _one_region(total, [f for f, r in zip(factors, regions, strict=True) if r == region])
     else:
-        groups = groups + [materialised(f.rows, f.materialise(gramian_dtype(f, gramian))) for f in factors]
-    _given_rows(gramian, groups)
+        groups = groups + [materialised(f.rows, f.materialise(total.dtype_of(f))) for f in factors]
+    _given_rows(total, groups)
 
 
-def gramian_dtype(factor: Factor, gramian: Gramian) -> torch.dtype:
-    """Products are formed in float32 at least and in no more than the Gramian keeps."""
-    return torch.promote_types(factor.dtype, torch.float32) if gramian.dtype == torch.float32 else gramian.dtype
-
-
-def _region(factor: Factor, shape: Sequence[int]) -> Region | None:
+def region_of(factor: Factor, shape: Sequence[int]) -> Region | None:
     """Which part of the parameter, in which order, the factor's operand is; None where it is no strided part."""
     place = torch.empty(tuple(shape), device="meta")
     try:
@@ -112,11 +49,11 @@ def _region(factor: Factor, shape: Sequence[int]) -> Region | None:
     )
 
 
-def _upright(factor: Factor, shape: Sequence[int]) -> Factor:
+def upright(factor: Factor, shape: Sequence[int]) -> Factor:
     """Turn a matrix that is used transposed, so that all uses speak of the parameter in one orientation."""
     if not isinstance(factor, Outer) or len(factor.shape) != 2:
         return factor
-    region = _region(factor, shape)
+    region = region_of(factor, shape)
     if region is None or len(region[1]) < 2 or region[1][0] >= region[1][1]:
         return factor
     turn = Step(push=lambda t: t.mT, pull=lambda g: g.mT)
@@ -124,7 +61,7 @@ def _upright(factor: Factor, shape: Sequence[int]) -> Factor:
     return replace(factor, shape=factor.shape[::-1], flipped=not factor.flipped, chain=chain)
 
 
-def _separate(regions: Sequence[Region | None]) -> bool:
+def separate(regions: Sequence[Region | None]) -> bool:
     """Whether any two regions are the same or share no element."""
     spans = []
     if None in regions:
@@ -137,7 +74,7 @@ def _separate(regions: Sequence[Region | None]) -> bool:
     return all(a[1] < b[0] for a, b in itertools.pairwise(spans))
 
 
-def _one_region(gramian: Gramian, factors: list[Factor]) -> None:
+def _one_region(total: Sum, factors: list[Factor]) -> None:
     joined: list[Factor] = []
     for factor in factors:
         for n, mine in enumerate(joined):
@@ -147,21 +84,20 @@ def _one_region(gramian: Gramian, factors: list[Factor]) -> None:
                 break
         else:
             joined.append(factor)
-    dtype = gramian_dtype(joined[0], gramian)
     if len(joined) == 1:
-        gramian.add(joined[0].rows, joined[0].gram(dtype))
+        total.add_factor(joined[0])
     elif tied := _tied(joined):
-        _add_tied(gramian, *tied, dtype)
+        _add_tied(total, *tied)
     else:
-        _by_slabs(gramian, joined, dtype)
+        _by_slabs(total, joined)
 
 
-def _add_tied(gramian: Gramian, table: Gathered, head: Outer, dtype: torch.dtype) -> None:
+def _add_tied(total: Sum, table: Gathered, head: Outer) -> None:
     """A table that is also a linear layer's weight, without its [m, V, d] rows."""
-    gramian.add(table.rows, table.gram(dtype))
-    gramian.add(head.rows, head.gram(dtype))
-    cross = cross_outer_gathered(head.x[0], head.c[:, 0], table.ids, table.c, dtype)
-    gramian.add(head.rows, cross, table.rows)
+    total.add_factor(table)
+    total.add_factor(head)
+    cross = cross_outer_gathered(head.x[0], head.c[:, 0], table.ids, table.c, total.dtype_of(head))
+    total.add(head.rows, cross, table.rows)
 
 
 def _tied(factors: list[Factor]) -> tuple[Gathered, Outer] | None:
@@ -173,35 +109,26 @@ def _tied(factors: list[Factor]) -> tuple[Gathered, Outer] | None:
     return tables[0], heads[0]
 
 
-def _by_slabs(gramian: Gramian, factors: list[Factor], dtype: torch.dtype) -> None:
+def _by_slabs(total: Sum, factors: list[Factor]) -> None:
     """Factors of different kinds or rows: form the rows of the sum for a part of the parameter at a time."""
-    rows = np.concatenate([f.rows for f in factors])
-    shapes = {f.shape for f in factors}
-    first = factors[0].shape
-    if len(shapes) > 1:
-        J = torch.cat([f.slab(0, f.shape[0], dtype).flatten(1) for f in factors])
-        gramian.add(rows, gram_rows(J, dtype))
+    rows, dtype = np.concatenate([f.rows for f in factors]), total.dtype_of(factors[0])
+    if len({f.shape for f in factors}) > 1:
+        total.add_rows(rows, torch.cat([f.slab(0, f.shape[0], dtype).flatten(1) for f in factors]))
         return
-    step = max(1, SLAB // max(1, len(rows) * math.prod(first[1:])))
-    for lo in range(0, first[0], step):
-        J = torch.cat([f.slab(lo, min(first[0], lo + step), dtype).flatten(1) for f in factors])
-        gramian.add(rows, gram_rows(J, dtype))
+    for lo, hi in slabs(factors[0].shape, len(rows)):
+        total.add_rows(rows, torch.cat([f.slab(lo, hi, dtype).flatten(1) for f in factors]))
 
 
-def _given_rows(gramian: Gramian, groups: list[Group]) -> None:
+def _given_rows(total: Sum, groups: list[Group]) -> None:
     if len(groups) > 1:
         groups = unite(groups)
     if len(groups) > 1:
         groups = unite([densify(g, None) for g in groups])
     for group in groups:
         values = torch.view_as_real(group.values) if group.values.is_complex() else group.values
-        dtype = torch.promote_types(values.dtype, gramian.dtype)
         layout = group.layout
         if not layout.diagonal:
-            J = values.reshape(layout.stacked, -1)
-            block = gram_rows(J, dtype)
-            gramian.add(layout.rows, block)
-            gramian.latest = (J, block)
+            total.add_rows(layout.rows, values.reshape(layout.stacked, -1), whole=True)
             continue
         pieces = layout.pieces
         tail = values.reshape(layout.stacked, *(p.size for p in pieces), -1)
@@ -209,4 +136,4 @@ def _given_rows(gramian: Gramian, groups: list[Group]) -> None:
         rest = [1 + a for a, p in enumerate(pieces) if not p.diagonal] + [tail.ndim - 1]
         b = math.prod(pieces[a - 1].size for a in own)
         sliced = tail.permute(*own, 0, *rest).reshape(b, layout.stacked, -1)
-        gramian.add_blocks(layout.rows.reshape(layout.stacked, b), gram_own_slices(sliced, dtype))
+        total.add_blocks(layout.rows.reshape(layout.stacked, b), sliced)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,34 +14,105 @@ from torch import Tensor
 
 from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
-from gramjd.engine.accumulate import Gramian
-from gramjd.engine.graph import Graph
+from gramjd.engine.columns import Columns, Combine
+from gramjd.engine.graph import Edge, Graph, Node
+from gramjd.engine.kept import Kept
 from gramjd.engine.rows import Mask, Rows
+from gramjd.engine.sums import Gramian, Sum
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
-from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, gramian_of, seeds_for
+from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, add_shares, seeds_for
 from gramjd.errors import BudgetError, DenseRowsWarning
 
 
 def compute(
-    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, dtype: torch.dtype | None, memory_budget: int | None
+    losses: Sequence[Tensor],
+    inputs: Sequence[Tensor] | None,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    kind: type[Sum] = Gramian,
 ) -> Tensor:
-    """The Gramian [m, m] of the losses with respect to the inputs; the graph stays usable."""
+    """The Gramian [m, m] (or another kind of sum) of the losses with respect to the inputs; the graph stays usable."""
     graph = read(losses, inputs)
-    m = sum(loss.numel() for loss in losses)
-    gramian = Gramian(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
-    limit = memory_budget if memory_budget is not None else default_budget(losses[0].device)
+    total = _empty(graph, losses, kind, dtype)
+    notify(_add_all(graph, losses, dict.fromkeys(graph.targets, total), memory_budget))
+    return total.finished()
+
+
+def compute_apart(
+    losses: Sequence[Tensor],
+    inputs: Sequence[Tensor] | None,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    kind: type[Sum] = Gramian,
+) -> list[tuple[Tensor, Tensor]]:
+    """Each input with its own share of the sum."""
+    graph = read(losses, inputs)
+    totals = {edge: _empty(graph, losses, kind, dtype) for edge in graph.targets}
+    notify(_add_all(graph, losses, totals, memory_budget))
+    return [(tensor, totals[edge].finished()) for edge, tensor in graph.targets.items()]
+
+
+def compute_and_keep(
+    losses: Sequence[Tensor],
+    inputs: Sequence[Tensor] | None,
+    targets: Sequence[Tensor] | None,
+    memory_budget: int | None,
+) -> tuple[Tensor, Kept]:
+    """The Gramian with respect to `inputs`, and the rows of `targets` as far as they can be kept."""
+    graph = read(losses, inputs)
+    total = _empty(graph, losses, Gramian, None)
+    kept = Kept(graph, targets, budget_for(losses, memory_budget))
+    notify(_add_all(graph, losses, dict.fromkeys(graph.targets, total), memory_budget, kept))
+    return total.finished(), kept
+
+
+def combine_columns(
+    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, combine: Combine, memory_budget: int | None
+) -> list[tuple[Node, Tensor]]:
+    """`combine` ([m, d] to [d]) applied to the columns of J, input by input: the graph node of each and its update."""
+    graph = read(losses, inputs)
+    columns = Columns(graph, sum(loss.numel() for loss in losses), combine)
+    limit = budget_for(losses, memory_budget)
+    walk = Walk(graph, columns.note, Budget(limit))
     try:
-        noticed = gramian_of(graph, losses, gramian, Budget(limit, lambda: dense_peak(graph, losses)))
+        in_graph_task(lambda: walk.run(seeds_for(losses)))
     except OverBudgetError:
-        noticed = _in_blocks(graph, losses, gramian, limit)
-    notify(noticed)
-    return gramian.finished()
+        needed = dense_peak(graph, losses)
+        raise BudgetError(
+            f"an aggregator that needs J needs the rows of all losses at once, {needed / 2**20:.1f} MiB, but "
+            f"memory_budget is {limit / 2**20:.1f} MiB: raise it to at least {needed} bytes"
+        ) from None
+    notify(walk.dense)
+    return columns.gradients()
 
 
-def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None) -> Graph:
+def _empty(graph: Graph, losses: Sequence[Tensor], kind: type[Sum], dtype: torch.dtype | None) -> Sum:
+    m = sum(loss.numel() for loss in losses)
+    return kind(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
+
+
+def _add_all(
+    graph: Graph,
+    losses: Sequence[Tensor],
+    totals: Mapping[Edge, Sum],
+    memory_budget: int | None,
+    kept: Kept | None = None,
+) -> list[Loss]:
+    """One walk if its stacked rows fit the budget, else several; returns where batch axes were lost."""
+    limit = budget_for(losses, memory_budget)
+    try:
+        budget = Budget(limit, lambda: dense_peak(graph, losses))
+        return add_shares(graph, losses, totals, budget, also=kept.note if kept is not None else None)
+    except OverBudgetError:
+        if kept is not None:
+            kept.clear()
+        return _in_blocks(graph, losses, totals, limit)
+
+
+def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
     """The graph between losses and inputs, with its hooks."""
-    graph = graphs.read(losses, inputs)
+    graph = graphs.read(losses, inputs, missing_ok)
     graph.hooks = hooks.find(graph)
     return graph
 
@@ -53,26 +125,35 @@ def accumulation_dtype(losses: Sequence[Tensor], graph: Graph, dtype: torch.dtyp
     return torch.float64 if wide else torch.float32
 
 
-def default_budget(device: torch.device) -> int:
-    """A quarter of the device's memory."""
+def budget_for(losses: Sequence[Tensor], memory_budget: int | None) -> int:
+    """What was asked for, or a quarter of the memory of the losses' device."""
+    if memory_budget is not None:
+        return memory_budget
+    device = losses[0].device
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // 4
-    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) // 4
+    return _main_memory() // 4
 
 
-def _in_blocks(graph: Graph, losses: Sequence[Tensor], gramian: Gramian, limit: float) -> list[Loss]:
-    """G block by block, with the fewest blocks of losses of which two fit at a time."""
+@cache
+def _main_memory() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
+
+
+def _in_blocks(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum], limit: float) -> list[Loss]:
+    """The sums block by block, with the fewest blocks of losses of which those walked for together fit."""
+    total = next(iter(totals.values()))
     blocks, needed = 2, 0
-    while blocks < gramian.m:
-        blocks = min(2 * blocks, gramian.m)
-        parts = np.array_split(np.arange(gramian.m), blocks)
-        needed = dense_peak(graph, losses, _mask(gramian.m, parts[0], parts[1]))
+    while blocks < total.m:
+        blocks = min(2 * blocks, total.m)
+        visits = total.visits(np.array_split(np.arange(total.m), blocks))
+        needed = dense_peak(graph, losses, _mask(total.m, *visits[0]))
         if needed <= limit:
             try:
-                return _blockwise(graph, losses, gramian, limit, parts)
+                return _blockwise(graph, losses, totals, limit, visits)
             except OverBudgetError:
                 continue
-    needed = max(needed, dense_peak(graph, losses, _mask(gramian.m, np.arange(min(2, gramian.m)))))
+    needed = max(needed, dense_peak(graph, losses, _mask(total.m, np.arange(min(2, total.m)))))
     raise BudgetError(
         f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is "
         f"{limit / 2**20:.1f} MiB: raise it to at least {int(needed)} bytes"
@@ -86,16 +167,22 @@ def _mask(m: int, *parts: Rows) -> Mask:
 
 
 def _blockwise(
-    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, limit: float, parts: Sequence[Rows]
+    graph: Graph,
+    losses: Sequence[Tensor],
+    totals: Mapping[Edge, Sum],
+    limit: float,
+    visits: Sequence[tuple[Rows, ...]],
 ) -> list[Loss]:
-    """A walk for the union of two blocks gives their cross terms; diagonal blocks come several times, equally."""
+    """A walk for each union of blocks, of which each sum takes over the part that it gave."""
     noticed: list[Loss] = []
-    for a, b in itertools.combinations(parts, 2):
-        partial = Gramian(gramian.m, gramian.device, gramian.dtype)
-        noticed = gramian_of(graph, losses, partial, Budget(limit), _mask(gramian.m, a, b))
-        for rows, columns in itertools.product((a, b), repeat=2):
-            span = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-            gramian.value[span] = partial.value[span]
+    for blocks in visits:
+        fresh = {total: total.fresh() for total in totals.values()}
+        partial = {edge: fresh[total] for edge, total in totals.items()}
+        m = next(iter(fresh)).m
+        noticed = add_shares(graph, losses, partial, Budget(limit), _mask(m, *blocks))
+        for total, part in fresh.items():
+            for rows, columns in itertools.product(blocks, repeat=2):
+                total.paste(part, rows, columns)
     return noticed
 
 
@@ -127,6 +214,11 @@ def plan(
     walk = Walk(graph, on_target, budget, dry=True)
     in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
     return graph, walk.dense, budget.peak
+
+
+def leaves(losses: Sequence[Tensor]) -> list[Tensor]:
+    """All leaves that the losses reach."""
+    return list(graphs.read(losses, None).targets.values())
 
 
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:

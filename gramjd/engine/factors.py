@@ -8,7 +8,7 @@ it out (`Factor.materialise`). Every factor can form a slab of its rows, so fact
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,10 +16,17 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.rows import Rows
-from gramjd.kernels import gathered, outer
+from gramjd.kernels import gathered, norms, outer
 from gramjd.kernels import patches as convolution
+from gramjd.kernels import weighted as weighting
 
 Known = tuple[Tensor, Tensor] | None
+
+
+def slabs(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the first dimension of an operand, such that its rows' part of each stays in cache."""
+    step = max(1, outer.SLAB // max(1, rows * math.prod(shape[1:])))
+    return ((lo, min(shape[0], lo + step)) for lo in range(0, shape[0], step))
 
 
 class Step(NamedTuple):
@@ -44,6 +51,11 @@ class Factor:
         raise TypeError("an abstract factor")
 
     @property
+    def device(self) -> torch.device:
+        """Where its numbers are."""
+        raise TypeError("an abstract factor")
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
         raise TypeError("an abstract factor")
@@ -55,6 +67,14 @@ class Factor:
 
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         """[R, R] inner products of the rows. `known`: some rows and their inner products, in case they are needed."""
+        raise TypeError("an abstract factor")
+
+    def norms(self, dtype: torch.dtype) -> Tensor:
+        """[R] squared norms of the rows."""
+        raise TypeError("an abstract factor")
+
+    def weighted(self, w: Tensor) -> Tensor:
+        """[*shape]: the rows summed with weights w [R]."""
         raise TypeError("an abstract factor")
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
@@ -71,7 +91,11 @@ class Factor:
 
     def materialise(self, dtype: torch.dtype | None = None) -> Tensor:
         """[R, *shape at the current place], taken back through the chain."""
-        values = self.slab(0, self.shape[0], dtype or self.dtype).reshape(len(self.rows), *self.shape)
+        return self.back(self.slab(0, self.shape[0], dtype or self.dtype))
+
+    def back(self, values: Tensor) -> Tensor:
+        """Rows [R, *] of the operand taken back through the chain to the current place."""
+        values = values.reshape(len(values), *self.shape)
         for step in self.chain:
             values = step.pull(values)
         return values
@@ -103,6 +127,10 @@ class Product(Factor):
         return torch.promote_types(self.x.dtype, self.c.dtype)
 
     @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.c.device
+
+    @property
     def nbytes(self) -> int:  # noqa: D102
         return self.c.nbytes
 
@@ -131,6 +159,13 @@ class Outer(Product):
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
         return outer.gram_outer(self.x, self.c, dtype, known)
 
+    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        return norms.norms_outer(self.x, self.c, dtype)
+
+    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+        total = weighting.weighted_outer(self.x, self.c, w)
+        return (total.mT if self.flipped else total).reshape(self.shape)
+
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         x, c = self.x, self.c
         if len(self.shape) == 3:
@@ -148,14 +183,14 @@ class Outer(Product):
         """Concatenate along T where rows and orientation agree."""
         if not isinstance(other, Outer) or other.shape != self.shape or self.x.device != other.x.device:
             return None
-        turned = other._turned() if other.flipped != self.flipped else other
+        turned = other.turned() if other.flipped != self.flipped else other
         if turned is None or turned.c.shape[:3] != self.c.shape[:3] or (turned.rows != self.rows).any():
             return None
         if self.dry:
             return replace(self, x=self.x.to("meta"), c=torch.cat([self.c, turned.c], dim=3))
         return replace(self, x=torch.cat([self.x, turned.x], dim=2), c=torch.cat([self.c, turned.c], dim=3))
 
-    def _turned(self) -> Outer | None:
+    def turned(self) -> Outer | None:
         """The same rows with x and c in each other's place: possible for K = 1."""
         if self.c.shape[0] != 1:
             return None
@@ -174,6 +209,10 @@ class Gathered(Factor):
         return self.c.dtype
 
     @property
+    def device(self) -> torch.device:  # noqa: D102
+        return self.c.device
+
+    @property
     def nbytes(self) -> int:  # noqa: D102
         return self.c.nbytes
 
@@ -190,6 +229,12 @@ class Gathered(Factor):
 
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
         return gathered.gram_gathered(self.ids, self.c, dtype)
+
+    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        return norms.norms_gathered(self.ids, self.c, dtype)
+
+    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+        return weighting.weighted_gathered(self.ids, self.c, w, self.shape[0])
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         return gathered.gathered_rows(self.ids, self.c, lo, hi, dtype)
@@ -232,6 +277,13 @@ class Convolution(Product):
             J = self.slab(lo, min(first, lo + step), dtype).reshape(R, -1)
             G.addmm_(J, J.T)
         return G
+
+    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        patched, plain = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
+        return norms.norms_convolution(patched, plain, self.shape[2:], **self.options, dtype=dtype)
+
+    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+        return weighting.weighted_convolution(self.x, self.c, w, self.shape, self.transposed, self.options)
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         patched, plain = (self.c, self.x[None]) if self.transposed else (self.x, self.c)

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -77,7 +78,7 @@ def edge_of(tensor: Tensor) -> Edge:
 def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
     """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
     roots = [edge_of(loss) for loss in losses]
-    order, children = _topological([node for node, _ in roots])
+    order, children = topological([node for node, _ in roots])
     for node in order:
         if node.name() in REFUSED:
             raise GraphError(f"{node.name()}: {REFUSED[node.name()]}")
@@ -102,7 +103,7 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
     return graph
 
 
-def _topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, ...]]]:
+def topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, ...]]]:
     """Nodes with every node after its children (so leaves come first), and the outgoing edges of each."""
     children: dict[Node, tuple[Edge, ...]] = {}
     order: list[Node] = []
@@ -119,6 +120,11 @@ def _topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, 
         stack.append((node, True))
         stack.extend((child, False) for child, _ in children[node] if child not in children)
     return order, children
+
+
+def is_python(node: Node) -> bool:
+    """Whether the node belongs to a custom `torch.autograd.Function`."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 @dataclass

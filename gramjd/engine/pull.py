@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from gramjd.engine.graph import Node
+from gramjd.engine.graph import Node, is_python
 from gramjd.engine.task import by_engine, in_graph_task
 
 # torch's own batching rules give wrong numbers for these; rows are computed one by one.
@@ -64,11 +64,6 @@ def _call_python(node: Node, cotangents: Sequence[Tensor | None]) -> Gradients:
         return gradients
     needed = iter([g for g, needs in zip(gradients, node.needs_input_grad, strict=False) if needs])
     return tuple(None if child is None else next(needed, None) for child, _ in edges)
-
-
-def is_python(node: Node) -> bool:
-    """Whether the node belongs to a custom `torch.autograd.Function`."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _stacked_column(column: Sequence[Tensor | None]) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 
-from gramjd.engine.graph import Edge
+from gramjd.engine.graph import Edge, Node, edge_of, is_python, topological
 
 
 class _InGraphTask(torch.autograd.Function):
@@ -51,3 +51,35 @@ def by_engine(
         starts, tuple(cotangents), True, False, ends, allow_unreachable=True, accumulate_grad=False
     )
     return found
+
+
+def accumulate(gradients: Sequence[tuple[Node, Tensor]]) -> None:
+    """Add to the `.grad` of leaves, given by their graph nodes, as the engine does after the leaf's hooks."""
+    with torch.no_grad():
+        for node, gradient in gradients:
+            node(gradient)
+
+
+class _Nothing(torch.autograd.Function):
+    """Sends no gradient at all to its arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, *losses: Tensor) -> Tensor:
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
+
+
+def release(losses: Sequence[Tensor]) -> None:
+    """Free what the graph of the losses saved, as a backward pass without `retain_graph` does.
+
+    A backward pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom
+    functions would be given zeros instead: a graph with one of them is left to be freed with the losses.
+    """
+    if any(is_python(node) for node in topological([edge_of(loss)[0] for loss in losses])[0]):
+        return
+    with torch.enable_grad():
+        out = _Nothing.apply(*losses)
+    torch.autograd.backward(out)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rules
-from gramjd.engine.accumulate import Gramian, settle
+from gramjd.engine.accumulate import settle
 from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
 from gramjd.engine.hooks import Hooks
 from gramjd.engine.rows import Mask, Piece, Rows, canonical
+from gramjd.engine.sums import Sum
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
 
@@ -211,13 +212,20 @@ def _ones(loss: Tensor, rows: Rows, device: torch.device) -> Tensor:
     return mask.to(dtype=loss.dtype, device=device)
 
 
-def gramian_of(
-    graph: Graph, losses: Sequence[Tensor], gramian: Gramian, budget: Budget, owned: Mask | None = None
+def add_shares(
+    graph: Graph,
+    losses: Sequence[Tensor],
+    totals: Mapping[Edge, Sum],
+    budget: Budget,
+    owned: Mask | None = None,
+    also: OnTarget | None = None,
 ) -> list[Loss]:
-    """Add the Gramian of the losses (those in the mask `owned`) to `gramian`; returns where batch axes were lost."""
+    """Add each input's share (for the losses in the mask `owned`) to its sum; returns where batch axes were lost."""
 
     def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        settle(gramian, graph.targets[edge].shape, groups, factors)
+        settle(totals[edge], graph.targets[edge].shape, groups, factors)
+        if also is not None:
+            also(edge, groups, factors)
 
     walk = Walk(graph, add, budget)
     in_graph_task(lambda: walk.run(seeds_for(losses, owned)))

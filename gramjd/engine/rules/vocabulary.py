@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
-from gramjd.engine.pull import is_python
+from gramjd.engine.graph import is_python
 from gramjd.engine.visit import Visit
 
 Rule = Callable[[Visit], None]

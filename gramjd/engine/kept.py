@@ -1,0 +1,91 @@
+"""Rows kept from the walk: the update `J^T w` from them, without a second backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gramjd.engine.cotangent import Group
+from gramjd.engine.factors import Factor
+from gramjd.engine.graph import LEAF, Edge, Graph
+from gramjd.engine.rows import Rows
+
+
+class Kept:
+    """What arrived at the leaves of interest, as long as it fits in `limit` bytes.
+
+    Leaves that got nothing here (`missing`) need a backward pass: those that came too late for the limit, and all of
+    them where hooks are in the way, which see one gradient in a backward pass but each row of it in the walk, or where
+    an embedding asks for a sparse gradient.
+    """
+
+    def __init__(self, graph: Graph, targets: Sequence[Tensor] | None, limit: int) -> None:  # noqa: D107
+        self._graph = graph
+        self._wanted = None if targets is None else {id(t) for t in targets}
+        self._limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
+        self._held: dict[Edge, tuple[list[Group], list[Factor]]] = {}
+        self.nbytes = 0
+
+    def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+        """Keep what arrived at an input, if it is a leaf whose `.grad` is wanted and there is room."""
+        leaf = self._graph.targets[edge]
+        if self._graph.name(edge[0]) != LEAF or (self._wanted is not None and id(leaf) not in self._wanted):
+            return
+        nbytes = sum(g.values.nbytes for g in groups) + sum(f.nbytes for f in factors)
+        if self.nbytes + nbytes <= self._limit:
+            self.nbytes += nbytes
+            self._held[edge] = (groups, factors)
+
+    def clear(self) -> None:
+        """Keep nothing after all."""
+        self._held.clear()
+        self._limit = 0
+
+    def missing(self, targets: Sequence[Tensor]) -> list[Tensor]:
+        """Those of `targets` whose gradient cannot be formed from what was kept."""
+        held = {id(self._graph.targets[edge]) for edge in self._held}
+        return [t for t in targets if id(t) not in held]
+
+    def gradients(self, w: Tensor) -> list[tuple[Any, Tensor]]:
+        """For each leaf kept the node that adds to its `.grad`, and `sum_r w_r J_r`; what was kept is dropped."""
+        found = []
+        while self._held:
+            edge, (groups, factors) = self._held.popitem()
+            leaf = self._graph.targets[edge]
+            shares = [weighted_group(g, w) for g in groups] + [weighted_factor(f, w) for f in factors]
+            found.append((edge[0], sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape)))
+        return found
+
+
+def _sparse(graph: Graph) -> bool:
+    return any(getattr(node, "_saved_sparse", False) for node in graph.wanted if "Embedding" in graph.name(node))
+
+
+def weighted_factor(factor: Factor, w: Tensor) -> Tensor:
+    """`sum_r w_r J_r` of a factor, shaped like the parameter."""
+    total = factor.weighted(_weights_of(factor.rows, w))
+    return factor.back(total.unsqueeze(0))[0]
+
+
+def weighted_group(group: Group, w: Tensor) -> Tensor:
+    """`sum_r w_r J_r` of rows with a layout, shaped like the parameter."""
+    layout, values = group.layout, group.values
+    shape = [layout.stacked, *(p.size if p.diagonal else 1 for p in layout.pieces)]
+    weights = _weights_of(layout.rows, w).to(values.dtype).view(shape)
+    split = values.reshape(layout.stacked, *(p.size for p in layout.pieces))
+    if not layout.diagonal:
+        flat = weights.reshape(-1) @ split.reshape(layout.stacked, math.prod(group.shape))
+        return flat.view(group.shape)
+    return (weights * split).sum(0).view(group.shape)
+
+
+def _weights_of(rows: Rows, w: Tensor) -> Tensor:
+    """The weight of each row's loss, zero for those of none."""
+    index = torch.from_numpy(np.where(rows >= 0, rows, 0).reshape(-1)).to(w.device)
+    weights = w.index_select(0, index).view(rows.shape)
+    return weights if (rows >= 0).all() else weights * torch.from_numpy(rows >= 0).to(w.device)

@@ -1,0 +1,115 @@
+"""What can be known of a Jacobian without holding it: Gramians, cross-Gramians, norms of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import cross, driver
+from gramjd.engine.sums import Diagonal
+from gramjd.errors import InputError
+from gramjd.losses import Inputs, Losses, as_inputs, as_losses
+
+
+@overload
+def gramian(
+    losses: Losses,
+    inputs: Inputs = None,
+    *,
+    other: Losses | None = None,
+    per_parameter: Literal[False] = False,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+) -> Tensor: ...
+
+
+@overload
+def gramian(
+    losses: Losses,
+    inputs: Inputs = None,
+    *,
+    per_parameter: Literal[True],
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+) -> dict[Hashable, Tensor]: ...
+
+
+def gramian(
+    losses: Losses,
+    inputs: Inputs = None,
+    *,
+    other: Losses | None = None,
+    per_parameter: bool = False,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+) -> Tensor | dict[Hashable, Tensor]:
+    """`G = J J^T`, where row i of J is the gradient of loss i.
+
+    Args:
+        losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
+        inputs: the tensors that J differentiates by (leaves or not); default: all leaves that the losses reach.
+        other: further losses, m' of them, of the same graph or another: `J J'^T` [m, m'] instead, such as the kernel
+            between a training and a test batch. An input that only one side reaches counts as zero.
+        per_parameter: each input's share of G by itself.
+        dtype: what G is accumulated in; default float32, or float64 where a loss or an input is.
+        memory_budget: bytes that stacked rows may take where no batch axis is found; default a quarter of the memory.
+
+    Returns:
+        G [m, m], symmetric, detached; [m, m'] with `other`. With `per_parameter` a dictionary from each input (its
+        name, if `inputs` is a mapping) to its G [m, m]; they add up to the whole. The graph stays usable.
+
+    Raises:
+        LossError: losses that are empty, not finite, not real floating point, or do not require grad.
+        InputError: an input that no loss reaches; `other` together with `per_parameter`.
+        BudgetError: not even two losses fit the budget; with `other`, not all of them do.
+
+    Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, section 6.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> gramian(w**2)
+    tensor([[ 4.,  0.],
+            [ 0., 16.]])
+    >>> gramian(w**2, other=w.sum())
+    tensor([[2.],
+            [4.]])
+    >>> gramian(w**2, {"w": w}, per_parameter=True)
+    {'w': tensor([[ 4.,  0.],
+            [ 0., 16.]])}
+    """
+    found, targets = as_losses(losses), as_inputs(inputs)
+    if other is not None:
+        if per_parameter:
+            raise InputError("give either `other` or `per_parameter`, not both")
+        return cross.compute(found, as_losses(other), targets, dtype, memory_budget)
+    if per_parameter:
+        shares = driver.compute_apart(found, targets, dtype, memory_budget)
+        names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
+        return {names.get(id(tensor), tensor): share for tensor, share in shares}
+    return driver.compute(found, targets, dtype, memory_budget)
+
+
+def gradient_norms(
+    losses: Losses, inputs: Inputs = None, *, dtype: torch.dtype | None = None, memory_budget: int | None = None
+) -> Tensor:
+    """The length of each loss's gradient, [m]: the root of the diagonal of G, without the rest of G.
+
+    Args:
+        losses, inputs, dtype, memory_budget: as in `gramian`.
+
+    Returns:
+        The norms [m], detached. The graph stays usable.
+
+    Raises:
+        LossError, InputError, BudgetError: as `gramian` does.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> gradient_norms(w**2)
+    tensor([2., 4.])
+    """
+    return driver.compute(as_losses(losses), as_inputs(inputs), dtype, memory_budget, Diagonal).sqrt()
+
+
+__all__: Sequence[str] = ["gradient_norms", "gramian"]

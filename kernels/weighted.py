@@ -1,0 +1,85 @@
+"""The weighted sum of rows: what a second backward pass would compute, from the factors of the first.
+
+    sum over k, n of w_(k,n) J_(k,n),    J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T
+
+The weights go into the cotangents and the K stacked rows are added before the product, so there is one product of the
+size of a plain weight gradient: 2 b T i o operations a group, after one pass over the K b T o cotangents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
+    """`sum_k w[k, n] c[k, .., n, ..]` for c [K, *] with the batch axis at `batch` (of c), and w [K b]."""
+    K, b = c.shape[0], c.shape[batch]
+    shape = [K] + [1] * (c.ndim - 1)
+    shape[batch] = b
+    scaled = c * w.to(c.dtype).view(shape)
+    return scaled[0] if K == 1 else scaled.sum(0)
+
+
+def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    """[g, o, i] from x [g, b, T, i], c [K, g, b, T, o] and weights w [K b]."""
+    C = weighted_cotangents(c, w, 2).flatten(1, 2)
+    return C.mT @ x.to(C.dtype).flatten(1, 2)
+
+
+def weighted_outer_reference(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    """The definition, in float64."""
+    K, _, b = c.shape[:3]
+    return torch.einsum("kn,kgnto,gnti->goi", w.double().view(K, b), c.double(), x.double())
+
+
+def weighted_gathered(ids: Tensor, c: Tensor, w: Tensor, size: int) -> Tensor:
+    """[size, d]: row `ids[n, t]` of a table receives w_(k,n) c_(k,n,t), for ids [b, T] and c [K, b, T, d]."""
+    C = weighted_cotangents(c, w, 1)
+    return C.new_zeros(size, C.shape[-1]).index_add_(0, ids.flatten(), C.flatten(0, 1))
+
+
+def weighted_convolution(
+    x: Tensor, c: Tensor, w: Tensor, weight_shape: Sequence[int], transposed: bool, options: dict[str, Any]
+) -> Tensor:
+    """The weight gradient of a convolution with input x [b, i, *] for the cotangents c [K, b, o, *] weighted by w.
+
+    A transposed convolution is the plain one from its output to its input, so the two change places.
+    """
+    C = weighted_cotangents(c, w, 1)
+    x = x.to(C.dtype)
+    above, below = (x, C) if transposed else (C, x)
+    extra = _apart(weight_shape[2:], options)
+    above, below = _as_samples(above, extra), _as_samples(below, extra)
+    stride, padding, dilation = (options[name][extra:] for name in ("stride", "padding", "dilation"))
+    weight = C.new_empty(*weight_shape[:2], *weight_shape[2 + extra :])
+    found = torch.ops.aten.convolution_backward(
+        above,
+        below,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0] * len(stride),
+        options["groups"],
+        [False, True, False],
+    )
+    gradient: Tensor = found[1]
+    return gradient.view(tuple(weight_shape))
+
+
+def _apart(kernel: Sequence[int], options: dict[str, Any]) -> int:
+    """How many dimensions in front are as good as samples: a batch without a batch axis comes as one of them."""
+    moves = zip(kernel, options["stride"], options["padding"], strict=True)
+    trivial = [move == (1, 1, 0) for move in moves]
+    return min(trivial.index(False) if False in trivial else len(trivial), len(trivial) - 1)
+
+
+def _as_samples(t: Tensor, extra: int) -> Tensor:
+    """[n, channels, *extra, *spatial] as [n extra, channels, *spatial]."""
+    return t.movedim(1, 1 + extra).flatten(0, extra) if extra else t
