@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from gramjd.aggregation import AlignedMTL, CAGrad, DualProj, FairGrad, Krum, PCGrad, Random
+from gramjd.aggregation._weighting import weigh
 from gramjd.errors import AggregatorError
 
-from .test_table import ALL
+from .test_table import ALL, KEEPING, WITH_LOSSES
 
 
-@pytest.mark.parametrize("weighting", ALL, ids=repr)
+@pytest.mark.parametrize("weighting", [*ALL, *KEEPING, *WITH_LOSSES], ids=repr)
 @pytest.mark.parametrize(
     ("G", "message"),
     [
@@ -25,7 +26,7 @@ from .test_table import ALL
 )
 def test_refuses_what_is_no_gramian(weighting, G, message):
     with pytest.raises(AggregatorError, match=message):
-        weighting(G)
+        weigh(weighting, G, torch.ones(2, 2))
 
 
 @pytest.mark.parametrize(

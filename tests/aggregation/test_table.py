@@ -8,18 +8,29 @@ import pytest
 import torch
 
 from gramjd.aggregation import (
+    CRMOGM,
     IMTLG,
     MGDA,
+    PCD,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
+    ExcessMTL,
     FairGrad,
+    GaussNewton,
+    GradDrop,
+    GradVac,
     Krum,
     Mean,
+    MoDo,
     NashMTL,
+    Nested,
     PCGrad,
     Random,
+    SDMGrad,
+    Sven,
+    TrimmedMean,
     UPGrad,
 )
 
@@ -43,6 +54,27 @@ ALL = [
 ]
 # The update of these does not grow with the gradients in proportion, only its direction stays.
 BARGAINS = (NashMTL, FairGrad)
+# These keep something from call to call.
+KEEPING = [
+    MoDo(),
+    SDMGrad(),
+    SDMGrad(0.5, [1.0, 2.0], batches=2),
+    ExcessMTL(),
+    PCD(0.1),
+    PCD([0.5]),
+    GradVac(),
+    CRMOGM(MGDA()),
+]
+# These are given the losses beside G.
+WITH_LOSSES = [
+    GaussNewton(),
+    GaussNewton(0.5, False),
+    Sven(),
+    Sven(0.1, 2),
+    Nested(),
+    Nested(MGDA(), Mean(), "samples"),
+]
+COORDINATEWISE = [GradDrop(), GradDrop([0.5, 0.0], seed=3), TrimmedMean(1)]
 WITHOUT_OPTIONS = [w for w in ALL if not isinstance(w, Krum)]
 
 
@@ -146,11 +178,32 @@ def test_linear_under_scaling_of_the_rows(weighting):
     torch.testing.assert_close(update(c + 3 * d), update(c) + 3 * update(d))
 
 
-@pytest.mark.parametrize("weighting", [*ALL, Random()], ids=repr)
+@pytest.mark.parametrize("weighting", [*ALL, Random(), *KEEPING, *WITH_LOSSES, *COORDINATEWISE], ids=repr)
 def test_repr_makes_it_again(weighting):
     import gramjd.aggregation
 
     assert repr(eval(repr(weighting), vars(gramjd.aggregation))) == repr(weighting)
+
+
+def test_who_takes_losses_and_who_takes_gradients():
+    takers = [w for w in (*ALL, *KEEPING, *WITH_LOSSES) if w.takes_losses]
+    assert {type(w) for w in takers} == {CRMOGM, GaussNewton, Nested, Sven}
+    for aggregator in COORDINATEWISE:
+        assert not getattr(aggregator, "takes_losses", False)
+
+
+@pytest.mark.parametrize("weighting", [GaussNewton(), Sven(), Sven(0.1, 2)], ids=repr)
+@pytest.mark.parametrize("kind", ["wide", "full", "zero rows", "zero", "duplicates"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_with_losses_scale_and_order_turn_into_scale_and_order(weighting, kind, scale):
+    """A root is reached by steps that shrink as gradients grow: `w` goes like one over their squared length."""
+    J, L = jacobian(kind, 7, seed=3), torch.arange(1.0, 8.0, dtype=torch.float64)
+    w = weighting(J @ J.mT, L)
+    torch.testing.assert_close(weighting(J @ J.mT * scale**2, L) * scale**2, w, rtol=1e-7, atol=1e-12)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    update = weighting.aggregate(J, L)
+    room = 1e-7 * float(update.norm())
+    torch.testing.assert_close(weighting.aggregate(J[order], L[order]), update, rtol=1e-6, atol=room)
 
 
 def test_options_keep_all_digits_of_the_numbers_given():
@@ -165,20 +218,34 @@ def test_equal_orthogonal_gradients_are_averaged(weighting):
 @pytest.mark.parametrize(
     "name",
     [
+        "_batches",
+        "_check",
         "alignedmtl",
         "cagrad",
         "config",
+        "crmogm",
         "dualproj",
+        "excessmtl",
         "fairgrad",
+        "gaussnewton",
+        "graddrop",
         "imtlg",
         "krum",
         "mgda",
+        "modo",
         "nashmtl",
+        "nested",
+        "pcd",
         "pcgrad",
         "random",
+        "sdmgrad",
+        "solvers.least_distance",
+        "solvers.projection",
         "solvers.rounding",
         "solvers.simplex",
         "solvers.spectral",
+        "sven",
+        "trimmedmean",
     ],
 )
 def test_examples_in_docstrings(name):
