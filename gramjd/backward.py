@@ -143,10 +143,10 @@ def _coordinatewise(
         return _checked_columns(aggregator.combine(columns), columns)
 
     with record_function("gramjd::walk"), torch.no_grad():
-        found = driver.combine_columns(losses, inputs, combine, memory_budget)
-    accumulate(found)
+        columns = driver.combine_columns(losses, inputs, combine, memory_budget)
+    accumulate(columns.gradients())
     if not retain_graph:
-        release(losses)
+        release(columns.graph, losses)
 
 
 def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tenso
         weighted_backward(losses, weights, rest, retain_graph)
     accumulate(gradients)
     if not rest and not retain_graph:
-        release(losses)
+        release(kept.graph, losses)
 
 
 def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses) -> Tensor:

@@ -23,12 +23,12 @@ class Columns:
     """Applies `combine` ([m, d] columns of J to their update [d]) to each input as soon as its rows are complete."""
 
     def __init__(self, graph: Graph, m: int, combine: Combine) -> None:  # noqa: D107
-        self._graph, self._m, self._combine = graph, m, combine
+        self.graph, self._m, self._combine = graph, m, combine
         self.updates: dict[Edge, Tensor] = {}
 
     def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         """The rows of an input arrived."""
-        leaf = self._graph.targets[edge]
+        leaf = self.graph.targets[edge]
         factors = [upright(f, leaf.shape) for f in factors]
         if _whole(leaf.shape, factors) and not groups:
             parts = [self._slab(factors, lo, hi) for lo, hi in slabs(factors[0].shape, self._m)]
@@ -55,7 +55,10 @@ class Columns:
         return self._combine(J)
 
     def gradients(self) -> list[tuple[Any, Tensor]]:
-        """Each input's graph node and update."""
+        """Each input's graph node and update; where nothing arrived, that of zeros."""
+        for edge, leaf in self.graph.targets.items():
+            if edge not in self.updates:
+                self.updates[edge] = self._combine(leaf.new_zeros(self._m, leaf.numel())).view(leaf.shape)
         return [(edge[0], update) for edge, update in self.updates.items()]
 
 

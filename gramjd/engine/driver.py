@@ -15,7 +15,7 @@ from torch import Tensor
 from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
 from gramjd.engine.columns import Columns, Combine
-from gramjd.engine.graph import Edge, Graph, Node
+from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.kept import Kept
 from gramjd.engine.rows import Mask, Rows
 from gramjd.engine.sums import Gramian, Sum
@@ -69,8 +69,8 @@ def compute_and_keep(
 
 def combine_columns(
     losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, combine: Combine, memory_budget: int | None
-) -> list[tuple[Node, Tensor]]:
-    """`combine` ([m, d] to [d]) applied to the columns of J, input by input: the graph node of each and its update."""
+) -> Columns:
+    """`combine` ([m, d] to [d]) applied to the columns of J, input by input."""
     graph = read(losses, inputs)
     columns = Columns(graph, sum(loss.numel() for loss in losses), combine)
     limit = budget_for(losses, memory_budget)
@@ -84,7 +84,7 @@ def combine_columns(
             f"memory_budget is {limit / 2**20:.1f} MiB: raise it to at least {needed} bytes"
         ) from None
     notify(walk.dense)
-    return columns.gradients()
+    return columns
 
 
 def _empty(graph: Graph, losses: Sequence[Tensor], kind: type[Sum], dtype: torch.dtype | None) -> Sum:

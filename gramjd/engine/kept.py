@@ -25,7 +25,7 @@ class Kept:
     """
 
     def __init__(self, graph: Graph, targets: Sequence[Tensor] | None, limit: int) -> None:  # noqa: D107
-        self._graph = graph
+        self.graph = graph
         self._wanted = None if targets is None else {id(t) for t in targets}
         self._limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
         self._held: dict[Edge, tuple[list[Group], list[Factor]]] = {}
@@ -33,8 +33,8 @@ class Kept:
 
     def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         """Keep what arrived at an input, if it is a leaf whose `.grad` is wanted and there is room."""
-        leaf = self._graph.targets[edge]
-        if self._graph.name(edge[0]) != LEAF or (self._wanted is not None and id(leaf) not in self._wanted):
+        leaf = self.graph.targets[edge]
+        if self.graph.name(edge[0]) != LEAF or (self._wanted is not None and id(leaf) not in self._wanted):
             return
         nbytes = sum(g.values.nbytes for g in groups) + sum(f.nbytes for f in factors)
         if self.nbytes + nbytes <= self._limit:
@@ -48,7 +48,7 @@ class Kept:
 
     def missing(self, targets: Sequence[Tensor]) -> list[Tensor]:
         """Those of `targets` whose gradient cannot be formed from what was kept."""
-        held = {id(self._graph.targets[edge]) for edge in self._held}
+        held = {id(self.graph.targets[edge]) for edge in self._held}
         return [t for t in targets if id(t) not in held]
 
     def gradients(self, w: Tensor) -> list[tuple[Any, Tensor]]:
@@ -56,7 +56,7 @@ class Kept:
         found = []
         while self._held:
             edge, (groups, factors) = self._held.popitem()
-            leaf = self._graph.targets[edge]
+            leaf = self.graph.targets[edge]
             shares = [weighted_group(g, w) for g in groups] + [weighted_factor(f, w) for f in factors]
             found.append((edge[0], sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape)))
         return found

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 
-from gramjd.engine.graph import Edge, Node, edge_of, is_python, topological
+from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
 
 
 class _InGraphTask(torch.autograd.Function):
@@ -39,7 +39,7 @@ def in_graph_task(function: Callable[[], None]) -> None:
 
 
 def by_engine(
-    outputs: Sequence[Edge], cotangents: Sequence[Tensor], inputs: Sequence[Edge]
+    outputs: Sequence[Edge], cotangents: Sequence[Tensor], inputs: Sequence[Edge], keep_graph: bool = True
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `inputs`, with everything that the engine does around a node: hooks, missing outputs, casts.
 
@@ -48,7 +48,7 @@ def by_engine(
     starts = tuple(GradientEdge(node, nr) for node, nr in outputs)
     ends = tuple(GradientEdge(node, nr) for node, nr in inputs)
     found: tuple[Tensor | None, ...] = Variable._execution_engine.run_backward(
-        starts, tuple(cotangents), True, False, ends, allow_unreachable=True, accumulate_grad=False
+        starts, tuple(cotangents), keep_graph, False, ends, allow_unreachable=True, accumulate_grad=False
     )
     return found
 
@@ -72,14 +72,15 @@ class _Nothing(torch.autograd.Function):
         return (None,) * len(ctx.needs_input_grad)
 
 
-def release(losses: Sequence[Tensor]) -> None:
+def release(graph: Graph, losses: Sequence[Tensor]) -> None:
     """Free what the graph of the losses saved, as a backward pass without `retain_graph` does.
 
-    A backward pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom
-    functions would be given zeros instead: a graph with one of them is left to be freed with the losses.
+    A pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom functions
+    would be given zeros instead, and hooks None: a graph with one of them is left to be freed with the losses.
     """
-    if any(is_python(node) for node in topological([edge_of(loss)[0] for loss in losses])[0]):
+    if graph.hooks.edges or graph.hooks.nodes or any(is_python(node) for node in graph.children):
         return
     with torch.enable_grad():
         out = _Nothing.apply(*losses)
-    torch.autograd.backward(out)
+    leaves = [(node, 0) for node in graph.children if graph.name(node) == LEAF]
+    by_engine([edge_of(out)], [torch.ones_like(out)], leaves, keep_graph=False)
