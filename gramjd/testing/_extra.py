@@ -1,0 +1,5 @@
+"""Stops the import of `gramjd.testing` with the name of the extra where hypothesis is not installed."""
+
+from gramjd.demos.extras import require
+
+require("hypothesis", "testing")

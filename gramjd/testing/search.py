@@ -1,0 +1,214 @@
+"""Look for a counterexample with hypothesis, and keep what was found in a form that can be read and pasted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, find, settings, target
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, NoSuchExample
+from torch import Tensor
+
+from gramjd.errors import InputError
+from gramjd.testing.strategies import Range
+from gramjd.testing.subject import RaisedError, Subject, as_subject, kept_random_state
+
+Case = dict[str, Any]  # "J", "draw", and what else the property needs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every check accepts.
+
+    Args:
+        examples: matrices tried, before shrinking.
+        seed: of the search; the same seed tries the same matrices.
+        rows: m, or the least and the largest m.
+        columns: n, or the least and the largest n.
+        tol: what is put down to rounding, relative to the size of the terms of an update; None for the square root
+            of the machine epsilon of `dtype`: whoever computes from inner products keeps half of the digits.
+        dtype: torch.float64 or torch.float32, of the matrices handed to the aggregator. Everything is compared in
+            float64.
+        takes: "gramian" or "jacobian", where it does not follow from the aggregator (see `as_subject`).
+    """
+
+    examples: int = 100
+    seed: int = 0
+    rows: Range = (1, 5)
+    columns: Range = (1, 5)
+    tol: float | None = None
+    dtype: torch.dtype = torch.float64
+    takes: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not isinstance(self.examples, int) or self.examples < 1:
+            raise InputError(f"examples must be an int, 1 or more; got {self.examples!r}")
+        if self.dtype not in (torch.float64, torch.float32):
+            raise InputError(f"dtype must be torch.float64 or torch.float32; got {self.dtype}")
+        if self.tol is not None and not 0 < self.tol < math.inf:
+            raise InputError(f"tol must be a positive number, or None; got {self.tol!r}")
+
+    @property
+    def allowed(self) -> float:
+        """The relative error that is put down to rounding."""
+        return math.sqrt(torch.finfo(self.dtype).eps) if self.tol is None else self.tol
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How far a case is from the property.
+
+    Args:
+        ratio: the violation over the one that is allowed: more than 1 is a counterexample.
+        text: what is violated and by how much.
+        shown: values that go with the matrix, by name.
+    """
+
+    ratio: float
+    text: str
+    shown: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Measure = Callable[[Subject, Case, float], Measured]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A case for which the property does not hold.
+
+    Args:
+        text: what is violated and by how much.
+        J: the Jacobian [m, n].
+        given: what else belongs to the case, by name: scales, an order.
+        updates: what came of it, by name, each [n].
+        seed: what torch, numpy and random were seeded with before each call, if the aggregator draws; else None.
+    """
+
+    text: str
+    J: Tensor
+    given: Mapping[str, Any]
+    updates: Mapping[str, Tensor]
+    seed: int | None
+
+    def lines(self) -> list[str]:
+        """Lines that can be pasted: the case as assignments, the updates as comments."""
+        lines = [f"torch.manual_seed({self.seed})  # before each call"] if self.seed is not None else []
+        lines += [f"{name} = {as_code(value)}" for name, value in {"J": self.J, **self.given}.items()]
+        return lines + [f"# {name}: {_short(y)}" for name, y in self.updates.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {"J": self.J, **self.given, **self.updates}
+        return {"text": self.text, "seed": self.seed, **{name: _plain(value) for name, value in values.items()}}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search for a counterexample came to."""
+
+    property: str
+    aggregator: str
+    examples: int
+    counterexample: Counterexample | None
+
+    @property
+    def holds(self) -> bool:
+        """No counterexample was found."""
+        return self.counterexample is None
+
+    def __bool__(self) -> bool:
+        """The same, so that a result can be asserted."""
+        return self.holds
+
+    def __str__(self) -> str:
+        """One line; below it the counterexample."""
+        if self.counterexample is None:
+            return f"{self.property:<33} holds  ({self.examples} matrices)"
+        head = f"{self.property:<33} FAILS  {self.counterexample.text}"
+        return "\n".join([head, *(f"    {line}" for line in self.counterexample.lines())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = None if self.counterexample is None else self.counterexample.to_dict()
+        return {"holds": self.holds, "examples": self.examples, "counterexample": found}
+
+
+def as_code(value: Any) -> str:
+    """A tensor (or a plain value) as Python.
+
+    >>> as_code(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    'torch.tensor([[1.0, -2.0]], dtype=torch.float64)'
+    """
+    return f"torch.tensor({value.tolist()}, dtype={value.dtype})" if isinstance(value, Tensor) else repr(value)
+
+
+def search(
+    name: str, aggregator: Any, cases: Callable[[Options], st.SearchStrategy[Case]], measure: Measure, options: Options
+) -> Result:
+    """Try `options.examples` cases; shrink the first counterexample and return it as part of the result."""
+    subject = as_subject(aggregator, options.takes)
+    tried = 0
+    found: list[tuple[Case, Measured]] = []
+
+    def fails(case: Case) -> bool:
+        nonlocal tried
+        tried += 1
+        measured = _measured(measure, subject, case, options.allowed)
+        if not found:
+            target(math.log10(min(max(measured.ratio, 1e-20), 1e20)))
+        if measured.ratio > 1:
+            found.append((case, measured))
+        return measured.ratio > 1
+
+    with kept_random_state():
+        try:
+            find(cases(options), fails, settings=_settings(options.examples), random=Random(options.seed))
+        except NoSuchExample:
+            return Result(name, subject.name, tried, None)
+        except Flaky:
+            pass  # it did not fail twice in the same way; the last failure is as good a witness as any
+        return Result(name, subject.name, tried, _counterexample(subject, *found[-1]))
+
+
+def _counterexample(subject: Subject, case: Case, measured: Measured) -> Counterexample:
+    given = {key: value for key, value in case.items() if key not in ("J", "draw")}
+    try:
+        seed = case["draw"] if subject.draws(case["J"], case["draw"]) else None
+    except RaisedError:
+        seed = None
+    return Counterexample(measured.text, case["J"], given, measured.shown, seed)
+
+
+def _measured(measure: Measure, subject: Subject, case: Case, allowed: float) -> Measured:
+    try:
+        measured = measure(subject, case, allowed)
+    except RaisedError as error:
+        return Measured(math.inf, f"{error}. If only some shapes are allowed, say rows=(least, largest)")
+    return Measured(math.inf, measured.text, measured.shown) if math.isnan(measured.ratio) else measured
+
+
+def _settings(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        verbosity=Verbosity.quiet,
+        phases=(Phase.generate, Phase.target, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+
+
+def _short(y: Tensor) -> str:
+    return "[" + ", ".join(f"{x:.6g}" for x in y.tolist()) + "]"
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
