@@ -188,7 +188,7 @@ def test_norms_form_no_products_of_different_rows() -> None:
     sizes: list[int] = []
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             sizes.extend(t.numel() for t in [out] if isinstance(t, Tensor))
             return out

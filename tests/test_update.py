@@ -88,7 +88,7 @@ def test_adds_to_what_is_there() -> None:
 
 
 def test_frees_the_graph() -> None:
-    model, losses = network()
+    _, losses = network()
     saved = losses.grad_fn.next_functions[0][0]
     gramjd.gram_backward(losses, update="reuse")
     with pytest.raises(RuntimeError, match="second time"):
@@ -98,7 +98,7 @@ def test_frees_the_graph() -> None:
 
 
 def test_retains_the_graph() -> None:
-    model, losses = network()
+    _, losses = network()
     gramjd.gram_backward(losses, update="reuse", retain_graph=True)
     losses.sum().backward()
 
@@ -200,12 +200,12 @@ def test_weights_that_fail_leave_grad_alone() -> None:
 
 def test_unknown_update() -> None:
     _, losses = network()
-    with pytest.raises(InputError, match="'forward'.*'backward', 'reuse'"):
+    with pytest.raises(InputError, match=r"'forward'.*'backward', 'reuse'"):
         gramjd.gram_backward(losses, update="forward")
 
 
 def test_explain_says_what_is_kept() -> None:
-    model, losses = network()
+    _, losses = network()
     plan = gramjd.explain(losses)
     kept = gramjd.engine.driver.compute_and_keep([losses], None, None, None)[1]
     assert plan.bytes == kept.nbytes

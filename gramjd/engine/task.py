@@ -75,8 +75,8 @@ class _Nothing(torch.autograd.Function):
 def release(graph: Graph, losses: Sequence[Tensor]) -> None:
     """Free what the graph of the losses saved, as a backward pass without `retain_graph` does.
 
-    A pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom functions
-    would be given zeros instead, and hooks None: a graph with one of them is left to be freed with the losses.
+    A pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom
+    functions would be given zeros instead, and hooks None: a graph with one of them is left to be freed with the losses.
     """
     if graph.hooks.edges or graph.hooks.nodes or any(is_python(node) for node in graph.children):
         return
