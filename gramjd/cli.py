@@ -41,6 +41,8 @@ GROUPS = {
 
 COMMANDS = (
     Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.demos.iwrm"),
+    Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.paper.convergence"),
+    Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.paper.trajectories"),
     Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
 )
 

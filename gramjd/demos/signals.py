@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +27,21 @@ def cosine_to_mean(gramian: Tensor, weights: Tensor) -> float:
     if not (update > 0 and mean > 0):
         return math.nan
     return float((G.sum(0) @ w) / (update.sqrt() * mean.sqrt()))
+
+
+def cosine_of(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Cosine of two lists of tensors, each taken as one vector; NaN where either is zero.
+
+    Args:
+        first: tensors of any shapes.
+        second: as many, of the same shapes.
+
+    >>> cosine_of([torch.tensor([3.0]), torch.tensor([4.0])], [torch.tensor([1.0]), torch.tensor([0.0])])
+    0.6
+    """
+    a, b = (torch.cat([t.detach().double().flatten() for t in tensors]) for tensors in (first, second))
+    lengths = float(a.norm() * b.norm())
+    return float(a @ b) / lengths if lengths > 0 else math.nan
 
 
 def conflict_share(gramian: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
+from gramjd.aggregation import Coordinatewise
 from gramjd.demos.images import Images
-from gramjd.demos.signals import conflict_share, cosine_to_mean
+from gramjd.demos.signals import conflict_share, cosine_of, cosine_to_mean
 
 BATCH = 32
 GIVE_UP = 1e3  # cross-entropy starts at log(10): a loss this high does not come back
@@ -24,7 +25,7 @@ class Method:
     """A way to turn a batch's losses `[m]` into `.grad`. Without an aggregator: plain SGD on the mean loss."""
 
     name: str
-    aggregator: Callable[[Tensor], Tensor] | None = None
+    aggregator: Callable[[Tensor], Tensor] | Coordinatewise | None = None
 
     def backward(self, losses: Tensor) -> gramjd.GramStep | None:
         """Fill `.grad`; return the Gramian and weights where there are any."""
@@ -116,7 +117,7 @@ def _train_epoch(
             tick(len(batches) - done)
             return False
         optimizer.zero_grad()
-        signals.append(_step(losses, method))
+        signals.append(_step(losses, method, list(model.parameters())))
         optimizer.step()
         tick(1)
     for record, values in zip((run.cosine, run.conflicts), torch.tensor(signals).T, strict=True):
@@ -125,15 +126,18 @@ def _train_epoch(
     return run.loss[-1] < GIVE_UP
 
 
-def _step(losses: Tensor, method: Method) -> tuple[float, float]:
+def _step(losses: Tensor, method: Method, parameters: Sequence[Tensor]) -> tuple[float, float]:
     """Fill `.grad`; return the update's cosine to the mean gradient and the share of conflicting pairs."""
-    if method.aggregator is None:
-        # SGD has no use for a Gramian: this one is for the table only, and no part of what is timed.
-        gramian = gramjd.gramian(losses)
+    if isinstance(method.aggregator, Coordinatewise):
+        conflicts = conflict_share(gramjd.gramian(losses))
+        mean = torch.autograd.grad(losses.mean(), parameters, retain_graph=True)
         method.backward(losses)
-        return 1.0, conflict_share(gramian)
+        return cosine_of(mean, [p.grad for p in parameters if p.grad is not None]), conflicts
+    # SGD has no use for a Gramian: this one is for the table only, and no part of what is timed.
+    conflicts = conflict_share(gramjd.gramian(losses)) if method.aggregator is None else math.nan
     step = method.backward(losses)
-    assert step is not None
+    if step is None:
+        return 1.0, conflicts
     return cosine_to_mean(step.gramian, step.weights), conflict_share(step.gramian)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from gramjd import aggregation
+from gramjd.aggregation import Coordinatewise, Weighting
 from gramjd.errors import InputError
 
 CAGRAD_RADIUS = 0.5  # Table 1 has 0 <= c < 1; the value is ours, in the middle
@@ -19,11 +18,11 @@ class Entry:
 
     Args:
         make: seed to aggregator; most have no use for the seed.
-        toy_rate: what the paper multiplies its learning rate by on the toy problem CQF.
+        toy_rate: what the paper multiplies its learning rate by on the toy problems.
         colour: in plots.
     """
 
-    make: Callable[[int], Callable[[Tensor], Tensor]]
+    make: Callable[[int], Weighting | Coordinatewise]
     toy_rate: float
     colour: str
 
@@ -39,6 +38,7 @@ TABLE: dict[str, Entry] = {
     "IMTL-G": Entry(lambda seed: aggregation.IMTLG(), 2.0, "#5b8c3a"),
     "CAGrad": Entry(lambda seed: aggregation.CAGrad(CAGRAD_RADIUS), 1.0, "#3a3a3a"),
     "RGW": Entry(aggregation.Random, 1.0, "#8a8a8a"),
+    "GradDrop": Entry(lambda seed: aggregation.GradDrop(seed=seed), 0.5, "#b08968"),
 }
 
 
