@@ -25,6 +25,10 @@ class BudgetError(GramjdError, MemoryError):
     """A step cannot be done within the memory budget that was given."""
 
 
+class BackendError(GramjdError, RuntimeError):
+    """The backend asked for cannot run: a package missing or too old, tensors of a device or dtype without a kernel."""
+
+
 class RuleError(GramjdError, RuntimeError):
     """A rule for a node returned something that breaks its contract, or was registered wrongly."""
 

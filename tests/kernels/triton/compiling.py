@@ -1,0 +1,135 @@
+"""Compile kernels for GPUs that are not there: what each configuration uses of the chip."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gramjd.kernels.triton import pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton.common import Config
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+# Bytes of shared memory that one block may take.
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+LENGTHS = ("I", "O", "size_c", "size_x")
+OPERANDS = ("x", "c")
+RESULTS = ("w", "out", "sums_c", "sums_x")
+
+
+class Case(NamedTuple):
+    """One kernel as it would be launched."""
+
+    kernel: Any
+    config: Config
+    dtype: torch.dtype
+    constants: tuple[tuple[str, Any], ...] = ()
+    ids: bool = False
+    uses_dot: bool = True
+
+    def __str__(self) -> str:
+        sizes = "-".join(str(n) for n in self.config.constants.values())
+        flags = "".join(f"-{name}" for name, value in self.constants if value)
+        return f"{self.kernel.__name__}-{sizes}{flags}-{str(self.dtype).removeprefix('torch.')}"
+
+
+class Use(NamedTuple):
+    """What a compiled kernel needs."""
+
+    shared: int
+    spilled: int
+    ptx: str
+
+    @property
+    def tensor_cores(self) -> bool:
+        return bool(re.search(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", self.ptx))
+
+
+def compiled(case: Case, arch: int) -> Use:
+    """Compile down to machine code: pointers and strides aligned, rows contiguous, as activations usually are."""
+    constants = {**case.config.constants, **dict(case.constants), "UPCAST": False}
+    constants |= {name: 1 for name in ("stride_xi", "stride_co") if name in case.kernel.arg_names}
+    names = case.kernel.arg_names
+    signature = {name: "constexpr" if name in constants else _type(name, case) for name in names}
+    aligned = [name for name in names if name not in constants and _aligned(name, signature[name], constants)]
+    source = ASTSource(
+        case.kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages, "enable_fp_fusion": True}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return Use(made.metadata.shared, _spilled(made), made.asm["ptx"])
+
+
+def _aligned(name: str, kind: str, constants: dict[str, Any]) -> bool:
+    """Whether it is a multiple of 16, as pointers and strides usually are, and lengths in whole blocks."""
+    return kind[0] == "*" or "stride" in name or (constants.get("WHOLE", False) and name in LENGTHS)
+
+
+def _type(name: str, case: Case) -> str:
+    if name == "x" and case.ids:
+        return "*i64"
+    if name in OPERANDS:
+        return POINTERS[case.dtype]
+    return "*fp32" if name in RESULTS else "i32"
+
+
+def _spilled(made: Any) -> int:
+    """Bytes of registers kept in memory: none without a stack frame, else what the assembler says of its use."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(made.asm["cubin"])
+        if "STACK:0 " in _run("cuobjdump", "--dump-resource-usage", cubin):
+            return 0
+        ptx.write_text(made.asm["ptx"])
+        target = re.search(r"\.target (\w+)", made.asm["ptx"])
+        assert target
+        newest = "ptxas-blackwell" if (TOOLS / "ptxas-blackwell").exists() else "ptxas"
+        text = _run(newest, "-v", f"--gpu-name={target[1]}", ptx, "-o", cubin)
+    return sum(int(found) for found in re.findall(r"(\d+) bytes spill stores", text))
+
+
+def _run(tool: str, *arguments: str | Path) -> str:
+    command = [TOOLS / tool, *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+
+
+SIZES = (1, 2, 3, 5, 8, 13, 16, 17, 24, 32, 33, 64, 100, 129, 512)
+
+
+def every_case(arch: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Everything that the configuration functions return for `dtype` on `arch`, by asking them for many shapes."""
+    seen = set()
+    for case in _asked(arch, dtype):
+        key = str(case), case.config.num_warps, case.config.num_stages
+        if key not in seen:
+            seen.add(key)
+            yield case
+
+
+def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
+    for flag in (True, False):
+        yield Case(sums.finish, sums.FINISH, dtype, (("TIMES_X", flag),), uses_dot=False)
+    for whole in (("WHOLE", True), ("WHOLE", False)):
+        for R in SIZES:
+            yield Case(symmetric.partial, symmetric.config_for(arch, dtype, R, 4096), dtype, (whole,))
+            for T in SIZES:
+                config = pairwise.config_for(arch, dtype, R, T, 512)
+                yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
+                yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
+                tiled = slabs.config_for(arch, dtype, R, T, 512, 512)
+                if tiled:
+                    yield Case(slabs.slabs, tiled, dtype, (whole,))
+    for side in (64, 512, 4096):
+        yield Case(weighted.weighted, weighted.config_for(arch, dtype, 8192, side, side), dtype)
