@@ -18,9 +18,14 @@ SIGMAS = 6.0
 _SPAN = 1e-10
 
 
+def _update(subject: Subject, case: Case, J: Tensor | None = None) -> Update:
+    """`A(J)` for the matrix of the case, or for another one with the same draw and the same past."""
+    return subject.update(case["J"] if J is None else J, case["draw"], case.get("past", ()))
+
+
 def conflict(subject: Subject, case: Case, allowed: float) -> Measured:
     """`-g_i . y` over `|g_i|` times the size of the update, for the worst i."""
-    J, u = case["J"].double(), subject.update(case["J"], case["draw"])
+    J, u = case["J"].double(), _update(subject, case)
     products, norms = J @ u.y, J.norm(dim=1)
     room = allowed * norms * u.size
     ratios = [_ratio(-float(p), float(r)) for p, r in zip(products, room, strict=True)]
@@ -33,7 +38,7 @@ def conflict(subject: Subject, case: Case, allowed: float) -> Measured:
 def nonlinearity(subject: Subject, case: Case, allowed: float) -> Measured:
     """`|A(diag(c + d) J) - A(diag(c) J) - A(diag(d) J)|`, for the same draw."""
     J, c, d = case["J"], case["c"].to(case["J"].dtype), case["d"].to(case["J"].dtype)
-    whole, first, second = (subject.update(s[:, None] * J, case["draw"]) for s in (c + d, c, d))
+    whole, first, second = (_update(subject, case, s[:, None] * J) for s in (c + d, c, d))
     gap = float((whole.y - first.y - second.y).norm())
     text = f"A(diag(c + d) J) and A(diag(c) J) + A(diag(d) J) are {gap:.4g} apart, the first is {_length(whole)} long"
     ratio = _ratio(gap, allowed * (whole.size + first.size + second.size))
@@ -42,7 +47,7 @@ def nonlinearity(subject: Subject, case: Case, allowed: float) -> Measured:
 
 def outside_span(subject: Subject, case: Case, allowed: float) -> Measured:
     """The length of what an update has beside its projection on the span of the gradients."""
-    J, u = case["J"].double(), subject.update(case["J"], case["draw"])
+    J, u = case["J"].double(), _update(subject, case)
     norms = J.norm(dim=1)
     _, s, V = torch.linalg.svd(J[norms > 0] / norms[norms > 0, None], full_matrices=False)
     basis = V[s > _SPAN * s.max()] if len(s) else V[:0]
@@ -53,22 +58,21 @@ def outside_span(subject: Subject, case: Case, allowed: float) -> Measured:
 
 def order_dependence(subject: Subject, case: Case, allowed: float) -> Measured:
     """`|A(J[order]) - A(J)|`; of the averages over draws, for an aggregator that draws."""
-    J, draw = case["J"], case["draw"]
-    permuted = J[case["order"]]
-    if subject.draws(J, draw):
-        return _average_order_dependence(subject, J, permuted, draw, allowed)
-    before = subject.update(J, draw)
-    after = subject.update(permuted, draw)
+    order = case["order"]
+    permuted = {**case, "J": case["J"][order], "past": [past[order] for past in case.get("past", ())]}
+    if subject.draws(case["J"], case["draw"], case.get("past", ())):
+        return _average_order_dependence(subject, case, permuted, allowed)
+    before, after = _update(subject, case), _update(subject, permuted)
     gap = float((after.y - before.y).norm())
     text = f"A(J[order]) and A(J) are {gap:.4g} apart, A(J) is {_length(before)} long"
     shown = {"update": before.y, "update_permuted": after.y}
     return Measured(_ratio(gap, allowed * (before.size + after.size)), text, shown)
 
 
-def _average_order_dependence(subject: Subject, J: Tensor, permuted: Tensor, draw: int, allowed: float) -> Measured:
+def _average_order_dependence(subject: Subject, case: Case, permuted: Case, allowed: float) -> Measured:
     means, errors, sizes = [], [], []
-    for first, matrix in ((draw, J), (draw + DRAWS, permuted)):
-        updates = [subject.update(matrix, first + k) for k in range(DRAWS)]
+    for first, one in ((0, case), (DRAWS, permuted)):
+        updates = [_update(subject, {**one, "draw": case["draw"] + first + k}) for k in range(DRAWS)]
         Y = torch.stack([u.y for u in updates])
         means.append(Y.mean(0))
         errors.append(Y.var(0) / DRAWS)
@@ -99,8 +103,7 @@ def turn(first: Update, second: Update, allowed: float) -> tuple[float, float]:
 
 def scale_dependence(subject: Subject, case: Case, allowed: float) -> Measured:
     """The distance of the unit vectors along `A(s J)` and `A(J)`, for the same draw."""
-    J, s, draw = case["J"], case["s"], case["draw"]
-    plain, scaled = subject.update(J, draw), subject.update(s * J, draw)
+    plain, scaled = _update(subject, case), _update(subject, case, case["s"] * case["J"])
     ratio, cosine = turn(plain, scaled, allowed)
     text = f"A(s J) points elsewhere than A(J): cosine {cosine:.6g}, lengths {_length(scaled)} and {_length(plain)}"
     return Measured(ratio, text, {"update": plain.y, "update_scaled": scaled.y})
@@ -108,7 +111,7 @@ def scale_dependence(subject: Subject, case: Case, allowed: float) -> Measured:
 
 def distance_to_mean(subject: Subject, case: Case, allowed: float) -> Measured:
     """The distance of the unit vectors along `A(J)` and along the mean of the rows."""
-    J, u = case["J"].double(), subject.update(case["J"], case["draw"])
+    J, u = case["J"].double(), _update(subject, case)
     mean = Update(J.mean(0), float(J.norm(dim=1).mean()))
     ratio, cosine = turn(u, mean, allowed)
     text = f"no two gradients conflict, yet the update is no multiple of the mean: cosine {cosine:.6g}"
@@ -117,17 +120,17 @@ def distance_to_mean(subject: Subject, case: Case, allowed: float) -> Measured:
 
 def movement(subject: Subject, case: Case, allowed: float) -> Measured:
     """`|A(J)|` over the size of its terms."""
-    u = subject.update(case["J"], case["draw"])
+    u = _update(subject, case)
     text = f"no direction helps a loss but at another's cost, yet the update is {_length(u)} long, not zero"
     return Measured(_ratio(float(u.y.norm()), allowed * u.size), text, {"update": u.y})
 
 
 def repetition(subject: Subject, case: Case, allowed: float) -> Measured:
     """The larger difference of calls of one and the same copy with J."""
-    J, draw = case["J"], case["draw"]
-    with subject.session(draw) as call:
+    J, draw, past = case["J"], case["draw"], case.get("past", ())
+    with subject.session(draw, past) as call:
         first, again = call(J), call(J)
-    with subject.session(draw) as call:
+    with subject.session(draw, past) as call:
         call(J + 1)
         later = call(J)
     gaps = [float((other.y - first.y).norm()) for other in (again, later)]
@@ -143,8 +146,7 @@ def disagreement(reference: Subject) -> Measure:
     """The measure `|A(J) - B(J)|` for the other implementation B, with the same seeds."""
 
     def measure(subject: Subject, case: Case, allowed: float) -> Measured:
-        J, draw = case["J"], case["draw"]
-        mine, other = subject.update(J, draw), reference.update(J, draw)
+        mine, other = _update(subject, case), _update(reference, case)
         if mine.y.shape != other.y.shape:
             raise InputError(f"the updates have lengths {len(mine.y)} and {len(other.y)}: nothing to compare")
         gap = float((mine.y - other.y).norm())

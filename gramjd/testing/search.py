@@ -15,10 +15,11 @@ from hypothesis.errors import Flaky, NoSuchExample
 from torch import Tensor
 
 from gramjd.errors import InputError
-from gramjd.testing.strategies import Range
+from gramjd.testing.strategies import Range, jacobians
 from gramjd.testing.subject import RaisedError, Subject, as_subject, kept_random_state
 
-Case = dict[str, Any]  # "J", "draw", and what else the property needs
+# "J", "draw", what else the property needs, and for aggregators that remember "past", the matrices they saw before.
+Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Counterexample:
     Args:
         text: what is violated and by how much.
         J: the Jacobian [m, n].
-        given: what else belongs to the case, by name: scales, an order.
+        given: what else belongs to the case, by name: scales, an order, the matrices seen before.
         updates: what came of it, by name, each [n].
         seed: what torch, numpy and random were seeded with before each call, if the aggregator draws; else None.
     """
@@ -145,7 +146,9 @@ def as_code(value: Any) -> str:
     >>> as_code(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
     'torch.tensor([[1.0, -2.0]], dtype=torch.float64)'
     """
-    return f"torch.tensor({value.tolist()}, dtype={value.dtype})" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"torch.tensor({value.tolist()}, dtype={value.dtype})"
+    return f"[{', '.join(map(as_code, value))}]" if isinstance(value, list) else repr(value)
 
 
 def search(
@@ -153,6 +156,7 @@ def search(
 ) -> Result:
     """Try `options.examples` cases; shrink the first counterexample and return it as part of the result."""
     subject = as_subject(aggregator, options.takes)
+    strategy = cases(options).flatmap(_with_past) if subject.remembers else cases(options)
     tried = 0
     found: list[tuple[Case, Measured]] = []
 
@@ -168,7 +172,7 @@ def search(
 
     with kept_random_state():
         try:
-            find(cases(options), fails, settings=_settings(options.examples), random=Random(options.seed))
+            find(strategy, fails, settings=_settings(options.examples), random=Random(options.seed))
         except NoSuchExample:
             return Result(name, subject.name, tried, None)
         except Flaky:
@@ -176,10 +180,18 @@ def search(
         return Result(name, subject.name, tried, _counterexample(subject, *found[-1]))
 
 
+def _with_past(case: Case) -> st.SearchStrategy[Case]:
+    m, n = case["J"].shape
+    matrices = jacobians(m, n, dtype=case["J"].dtype, near_singular=False)
+    return st.lists(matrices, max_size=2).map(lambda past: {**case, "past": past})
+
+
 def _counterexample(subject: Subject, case: Case, measured: Measured) -> Counterexample:
-    given = {key: value for key, value in case.items() if key not in ("J", "draw")}
+    past = case.get("past", [])
+    given = {"past": past} if past else {}
+    given |= {key: value for key, value in case.items() if key not in ("J", "draw", "past")}
     try:
-        seed = case["draw"] if subject.draws(case["J"], case["draw"]) else None
+        seed = case["draw"] if subject.draws(case["J"], case["draw"], past) else None
     except RaisedError:
         seed = None
     return Counterexample(measured.text, case["J"], given, measured.shown, seed)
@@ -211,4 +223,6 @@ def _short(y: Tensor) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.tolist() if isinstance(value, Tensor) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,22 +47,30 @@ class Subject:
     takes: str
     name: str
 
-    def update(self, J: Tensor, draw: int) -> Update:
-        """`A(J)`, by a fresh copy of the aggregator, with its random numbers fixed by `draw`."""
-        with self.session(draw) as call:
+    @property
+    def remembers(self) -> bool:
+        """Whether calls may depend on earlier ones: it has a method `reset`."""
+        return callable(getattr(self.aggregator, "reset", None))
+
+    def update(self, J: Tensor, draw: int, past: Sequence[Tensor] = ()) -> Update:
+        """`A(J)`, by a fresh copy of the aggregator that saw `past` before, its random numbers fixed by `draw`."""
+        with self.session(draw, past) as call:
             return call(J)
 
-    def draws(self, J: Tensor, draw: int) -> bool:
+    def draws(self, J: Tensor, draw: int, past: Sequence[Tensor] = ()) -> bool:
         """Whether the aggregator takes random numbers to compute `A(J)`."""
         fresh = self._started(draw)
         before = _random_states(fresh)
-        self._call(fresh, J)
+        for matrix in (*past, J):
+            self._call(fresh, matrix)
         return _random_states(fresh) != before
 
     @contextmanager
-    def session(self, draw: int) -> Iterator[Call]:
+    def session(self, draw: int, past: Sequence[Tensor] = ()) -> Iterator[Call]:
         """Several calls of one fresh copy, which may remember; random numbers start from `draw` and go on."""
         fresh = self._started(draw)
+        for matrix in past:
+            self._call(fresh, matrix)
         yield lambda J: self._call(fresh, J)
 
     def _started(self, draw: int) -> Any:
