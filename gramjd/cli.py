@@ -44,6 +44,7 @@ COMMANDS = (
     Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.paper.convergence"),
     Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.paper.trajectories"),
     Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
+    Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.paper.cost"),
 )
 
 
