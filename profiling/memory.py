@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
+
+from gramjd.profiling.marks import PREFIX
+
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bytes alive beyond those before the start, change by change, and the marks that were passed.
+
+    Args:
+        levels: (seconds since the start, bytes alive from then on).
+        marks: (seconds since the start, phase that begins there).
+    """
+
+    levels: list[tuple[float, int]]
+    marks: list[tuple[float, str]]
+
+    @property
+    def peak(self) -> int:
+        """The highest level, and no less than zero."""
+        return max(0, 0, *(level for _, level in self.levels))
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -> int:
@@ -28,28 +56,33 @@ def peak_bytes(work: Callable[[], object], device: torch.device | str = "cpu") -
     device = torch.device(device)
     if device.type == "cuda":
         return _peak_bytes_cuda(work, device)
+    return timeline(work).peak
+
+
+def timeline(work: Callable[[], object], device: torch.device | str = "cpu") -> Timeline:
+    """Every allocation and release of `work()` on the device in order, with the marks of `marks.tag`.
+
+    >>> timeline(lambda: torch.zeros(16)).levels[-1][1]
+    0
+    """
+    kind = torch.device(device).type
     # The profiler writes a line to stderr at each start and stop unless told otherwise before its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(profile_memory=True) as recording:
         work()
     results = recording.kineto_results
     assert results is not None
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return highest_sum(event.nbytes() for event in events)
+    events = sorted(results.events(), key=lambda event: event.start_ns())
+    changes = [e for e in events if e.name() == "[memory]" and _is_on(e, kind)]
+    marks = [e for e in events if e.name().startswith(PREFIX)]
+    start = min((e.start_ns() for e in [*changes[:1], *marks[:1]]), default=0)
+    sums = accumulate(e.nbytes() for e in changes)
+    levels = [((e.start_ns() - start) / 1e9, level) for e, level in zip(changes, sums, strict=True)]
+    return Timeline(levels, [((e.start_ns() - start) / 1e9, e.name().removeprefix(PREFIX)) for e in marks])
 
 
-def highest_sum(changes: Iterable[int]) -> int:
-    """Highest running sum of a sequence of signed changes, and no less than zero.
-
-    >>> highest_sum([4, 2, -4, 3, -5])
-    6
-    """
-    level = highest = 0
-    for change in changes:
-        level += change
-        highest = max(highest, level)
-    return highest
+def _is_on(event: Any, kind: str) -> bool:
+    return str(event.device_type()).rsplit(".", 1)[-1].lower() == kind
 
 
 def _peak_bytes_cuda(work: Callable[[], object], device: torch.device) -> int:
@@ -59,3 +92,39 @@ def _peak_bytes_cuda(work: Callable[[], object], device: torch.device) -> int:
     work()
     torch.cuda.synchronize(device)
     return max(0, torch.cuda.max_memory_allocated(device) - before)
+
+
+def resident_peak(work: Callable[[], object]) -> int | None:
+    """How far the resident size of the whole process rises above where it stood; None where the system does not say.
+
+    Unlike `peak_bytes` this sees libraries' own buffers, and what the C library keeps of memory given back. It only
+    tells in a process that has not done the same work before.
+    """
+    if not STATUS.exists():
+        return _resident_by_usage(work)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present size
+    before = kilobytes("VmRSS")
+    work()
+    return max(0, kilobytes("VmHWM") - before) * 1024
+
+
+def kilobytes(name: str) -> int:
+    """A size that Linux reports of this process, such as `VmRSS`.
+
+    Raises:
+        OSError: on another system.
+    """
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def _resident_by_usage(work: Callable[[], object]) -> int | None:
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit

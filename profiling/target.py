@@ -80,7 +80,7 @@ def _from_path(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise InputError(f"there is no module {name!r}: run from the folder it is in, or give path/to/file.py") from None
+        raise InputError(f"there is no module {name!r}: run where it can be imported, or give a file.py") from None
 
 
 def _from_file(path: Path) -> Any:
