@@ -6,6 +6,7 @@ A figure is made without pyplot: no window, no backend to choose, no state left 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def draw_times(axes: Axes, methods: Results) -> Axes:
         for phase, spent in result["phases"].items():
             axes.barh(place, spent, left=left, color=PHASE_COLOURS[phase], height=0.62, edgecolor="white", lw=0.6)
             left += spent
-        axes.text(left + 0.012 * longest, place, f"{result['ratio']['median']:.2f} x", va="center", fontsize=9)
+        axes.text(left + 0.012 * longest, place, _times_over(result["ratio"]["median"]), va="center", fontsize=9)
     seen = [phase for phase in PHASES if any(phase in r.get("phases", ()) for r in methods.values())]
     patches = require("matplotlib.patches", "profile")
     handles = [patches.Patch(color=PHASE_COLOURS[phase], label=phase) for phase in seen]
@@ -81,7 +82,7 @@ def draw_timeline(axes: Axes, result: Mapping[str, Any], name: str, ceiling: flo
     ys = [0.0, *(level / 1e6 for _, level in levels), levels[-1][1] / 1e6]
     top = ceiling or 1.2 * max(ys)
     axes.step(xs, ys, where="post", color="#222222", lw=1.1)
-    for (start, phase), (stop, _) in zip(marks[:-1], marks[1:], strict=True):
+    for (start, phase), (stop, _) in pairwise(marks):
         axes.axvspan(1e3 * start, 1e3 * stop, color=PHASE_COLOURS[phase], alpha=0.22, lw=0)
         if stop - start > 0.09 * end:
             axes.text(500 * (start + stop), 0.97 * top, phase, ha="center", va="top", fontsize=8, color="#333333")
@@ -183,3 +184,7 @@ def _bare(axes: Axes) -> Axes:
 
 def _wrapped(text: str) -> str:
     return text if len(text) < 80 else text[:77] + "..."
+
+
+def _times_over(ratio: float) -> str:
+    return f"{ratio:.2f} x" if ratio < 10 else f"{ratio:.0f} x"
