@@ -48,12 +48,18 @@ def as_gramian(G: Tensor) -> Tensor:
     norms = lengths.clamp_min(0).sqrt()
     bounds = torch.outer(norms, norms)
     # What stands in a row without length: nothing, or the noise of the longest rows, or the rest of an underflow.
-    floor = _STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + torch.finfo(G.dtype).tiny / torch.finfo(G.dtype).eps
+    floor = _STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + underflow(G.dtype)
     limit = asymmetry_limit(G.dtype) * bounds + floor
     excess = torch.maximum((H - H.mT).abs(), H.abs() - bounds) - limit
     if not bool(excess.amax() <= 0):
         raise explain_bad_values(G.detach(), norms.to(G.dtype))
     return (H + H.mT) / 2
+
+
+def underflow(dtype: torch.dtype) -> float:
+    """The size up to which entries of a Gramian have lost digits because they are close to the smallest numbers."""
+    limits = torch.finfo(dtype)
+    return limits.tiny if dtype == torch.float16 else limits.tiny / limits.eps
 
 
 def asymmetry_limit(dtype: torch.dtype) -> float:

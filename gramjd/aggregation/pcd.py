@@ -20,9 +20,10 @@ class PCD(Stateful, CosineWeighting):
     """`y` is `argmin {|d - h_1|^2 : h_j . d >= tau_j |h_j|^2 for j >= 2}`, made as long as `g_1`.
 
     `h_i = g_i / sqrt(v_i)` are the gradients in units of their usual length: `v_i` is the running average of `|g_i|^2`
-    over the calls, `v <- beta v + (1 - beta) |g|^2`, divided by `1 - beta^t` in call t. In words: follow the first
-    loss, the primary one, turned as little as will give each of the others the share `tau` of the progress that a step
-    along its own gradient would bring. The order of the losses matters: **the first is the primary one**.
+    over the calls, `v <- beta v + (1 - beta) |g|^2` from zero. (The paper corrects it for the start from zero, by a
+    factor that all losses share and that cancels.) In words: follow the first loss, the primary one, turned as little
+    as will give each of the others the share `tau` of the progress that a step along its own gradient would bring. The
+    order of the losses matters: **the first is the primary one**.
 
     If no direction grants all the shares, `y = g_1`; if `g_1` is zero, or `d` is up to rounding, `w = 0`. Scaling a
     loss changes nothing but, for the first one, the length of the update (the paper adds 1e-8 to `v`, which would).
@@ -47,7 +48,7 @@ class PCD(Stateful, CosineWeighting):
     tensor([4., 3.])
     """
 
-    _names = ("squares", "calls")
+    _names = ("squares",)
 
     def __init__(self, tau: float | Sequence[float] | Tensor = 0.02, beta: float = 0.999) -> None:
         """Check the options; the average starts at the first call."""
@@ -79,12 +80,10 @@ class PCD(Stateful, CosineWeighting):
         return x / length * norms[0] * cone.inverse_norms
 
     def _usual_lengths(self, norms: Tensor) -> Tensor:
-        squares, calls = (self._recall(name, len(norms), norms.device) for name in self._names)
-        zero = torch.zeros_like(norms)
-        squares = self._beta * (zero if squares is None else squares) + (1 - self._beta) * norms.square()
-        calls = (zero if calls is None else calls) + 1
-        self._kept = {"squares": squares, "calls": calls}
-        return (squares / (1 - self._beta**calls)).sqrt()
+        squares = self._recall("squares", len(norms), norms.device)
+        squares = self._beta * (0.0 if squares is None else squares) + (1 - self._beta) * norms.square()
+        self._kept = {"squares": squares}
+        return squares.sqrt()
 
     def __repr__(self) -> str:
         """The call that makes this weighting (without what it has seen)."""

@@ -40,7 +40,7 @@ def twice(J, tasks, samples, first):
 def test_is_combining_the_rows_twice(first, pair):
     tasks, samples = PAIRS[pair]
     for (n, k), kind in itertools.product([(1, 1), (1, 4), (5, 1), (3, 4), (6, 2)], ["full", "wide", "half space"]):
-        for seed in range(4):
+        for seed in range(2):
             J = jacobian(kind, n * k, seed)
             J = J * torch.logspace(-2, 2, n * k, dtype=torch.float64)[:, None] if seed % 2 else J
             w = Nested(tasks, samples, first)(J @ J.mT, torch.ones(n, k))

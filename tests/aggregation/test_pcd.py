@@ -54,7 +54,7 @@ def problems(draw):
     return J, tau
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(problems())
 def test_is_the_quadratic_program_on_the_gradients(problem):
     agrees(*problem)

@@ -47,6 +47,11 @@ def updates(aggregator, calls):
     return torch.stack(results)
 
 
+def emptied(state):
+    for value in state.values():
+        emptied(value) if isinstance(value, dict) else value.zero_()
+
+
 def through_a_file(state):
     file = io.BytesIO()
     torch.save(state, file)
@@ -62,9 +67,11 @@ def test_goes_on_where_the_saved_one_was(make):
     second.load_state_dict(through_a_file(state))
     later = updates(first, range(4, 8))
     assert torch.equal(updates(second, range(4, 8)), later)
-    # What was handed out is a copy: the calls since have not moved it.
+    # What was handed out and what was taken in are copies: no call has moved them, and emptying them moves nothing.
     third = make()
     third.load_state_dict(state)
+    emptied(state)
+    emptied(third.state_dict())
     assert torch.equal(updates(third, range(4, 8)), later)
     assert not torch.equal(updates(make(), range(4, 8)), later)
 
