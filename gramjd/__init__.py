@@ -5,6 +5,7 @@
 
 from gramjd.aggregation import Constant, Mean, Sum, UPGrad
 from gramjd.backward import GramStep, gram_backward, mtl_backward
+from gramjd.capture import capture
 from gramjd.engine.rules import register_rule
 from gramjd.explain import Explanation, explain
 from gramjd.gramians import gradient_norms, gramian
@@ -16,6 +17,7 @@ __all__ = [
     "Mean",
     "Sum",
     "UPGrad",
+    "capture",
     "explain",
     "gradient_norms",
     "gram_backward",

@@ -17,7 +17,8 @@ from gramjd.engine.graph import Edge
 from gramjd.engine.kept import Kept
 from gramjd.engine.task import accumulate, release
 from gramjd.errors import AggregatorError, InputError, LossError
-from gramjd.losses import Inputs, Losses, as_inputs, as_losses
+from gramjd.kernels.dispatch import chosen
+from gramjd.losses import Inputs, Losses, all_finite, as_inputs, as_losses
 
 Aggregator = Callable[..., Tensor]
 
@@ -42,6 +43,7 @@ def gram_backward(  # type: ignore[overload-overlap]
     update: str = "backward",
     retain_graph: bool = False,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> None: ...
 
 
@@ -55,6 +57,7 @@ def gram_backward(
     update: str = "backward",
     retain_graph: bool = False,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> GramStep: ...
 
 
@@ -67,6 +70,7 @@ def gram_backward(
     update: str = "backward",
     retain_graph: bool = False,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> GramStep | None:
     """Add `J^T w` with `w = aggregator(J J^T)` to `.grad`, as `losses.backward(w)` would.
 
@@ -83,6 +87,7 @@ def gram_backward(
         retain_graph: keep the graph for another backward pass, as in PyTorch.
         memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep;
             default a quarter of the memory.
+        backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
 
     Returns:
         GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
@@ -110,10 +115,11 @@ def gram_backward(
     if isinstance(aggregator, Coordinatewise):
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
-        _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
+        with chosen(backend):
+            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
         return None
     kept: Kept | None = None
-    with record_function("gramjd::walk"):
+    with record_function("gramjd::walk"), chosen(backend):
         if update == "reuse":
             G, kept = driver.compute_and_keep(found, sources, targets, memory_budget)
         else:
@@ -124,7 +130,8 @@ def gram_backward(
         if kept is None:
             weighted_backward(found, weights, targets, retain_graph)
         else:
-            _reuse(found, kept, weights, targets, retain_graph)
+            with chosen(backend):
+                _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
 
 
@@ -153,7 +160,7 @@ def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
     if not isinstance(update, Tensor) or update.shape != columns.shape[1:]:
         got = tuple(update.shape) if isinstance(update, Tensor) else type(update).__name__
         raise AggregatorError(f"`combine` returned {got} for columns {tuple(columns.shape)}; expected one number each")
-    if not bool(torch.isfinite(update).all()):
+    if not all_finite(update):
         raise AggregatorError("`combine` returned NaN or infinite numbers; `.grad` was left as it was")
     return update
 
@@ -183,7 +190,7 @@ def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses) -> Tensor:
         raise AggregatorError(f"the aggregator returned weights on {weights.device}; expected them on {G.device}")
     if not weights.is_floating_point():
         raise AggregatorError(f"the aggregator returned dtype {weights.dtype}; expected floating point")
-    if not bool(torch.isfinite(weights).all()):
+    if not all_finite(weights):
         raise AggregatorError("the aggregator returned NaN or infinite weights; `.grad` was left as it was")
     return weights.detach()
 

@@ -41,10 +41,12 @@ GROUPS = {
 
 COMMANDS = (
     Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.demos.iwrm"),
-    Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.paper.convergence"),
     Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.paper.trajectories"),
+    Command("paper properties", "table 1, every yes and no found by search", "gramjd.paper.properties"),
+    Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.paper.convergence"),
     Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
     Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.paper.cost"),
+    Command("paper all", "all of these, short unless told otherwise", "gramjd.paper.everything"),
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gramjd.engine import cross, driver
 from gramjd.engine.sums import Diagonal
 from gramjd.errors import InputError
+from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses
 
 
@@ -23,6 +24,7 @@ def gramian(
     per_parameter: Literal[False] = False,
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> Tensor: ...
 
 
@@ -34,6 +36,7 @@ def gramian(
     per_parameter: Literal[True],
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> dict[Hashable, Tensor]: ...
 
 
@@ -45,6 +48,7 @@ def gramian(
     per_parameter: bool = False,
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> Tensor | dict[Hashable, Tensor]:
     """`G = J J^T`, where row i of J is the gradient of loss i.
 
@@ -56,6 +60,7 @@ def gramian(
         per_parameter: each input's share of G by itself.
         dtype: what G is accumulated in; default float32, or float64 where a loss or an input is.
         memory_budget: bytes that stacked rows may take where no batch axis is found; default a quarter of the memory.
+        backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
 
     Returns:
         G [m, m], symmetric, detached; [m, m'] with `other`. With `per_parameter` a dictionary from each input (its
@@ -83,21 +88,30 @@ def gramian(
     if other is not None:
         if per_parameter:
             raise InputError("give either `other` or `per_parameter`, not both")
-        return cross.compute(found, as_losses(other), targets, dtype, memory_budget)
+        others = as_losses(other)
+        with chosen(backend):
+            return cross.compute(found, others, targets, dtype, memory_budget)
     if per_parameter:
-        shares = driver.compute_apart(found, targets, dtype, memory_budget)
+        with chosen(backend):
+            shares = driver.compute_apart(found, targets, dtype, memory_budget)
         names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
         return {names.get(id(tensor), tensor): share for tensor, share in shares}
-    return driver.compute(found, targets, dtype, memory_budget)
+    with chosen(backend):
+        return driver.compute(found, targets, dtype, memory_budget)
 
 
 def gradient_norms(
-    losses: Losses, inputs: Inputs = None, *, dtype: torch.dtype | None = None, memory_budget: int | None = None
+    losses: Losses,
+    inputs: Inputs = None,
+    *,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """The length of each loss's gradient, [m]: the root of the diagonal of G, without the rest of G.
 
     Args:
-        losses, inputs, dtype, memory_budget: as in `gramian`.
+        losses, inputs, dtype, memory_budget, backend: as in `gramian`.
 
     Returns:
         The norms [m], detached. The graph stays usable.
@@ -109,7 +123,8 @@ def gradient_norms(
     >>> gradient_norms(w**2)
     tensor([2., 4.])
     """
-    return driver.compute(as_losses(losses), as_inputs(inputs), dtype, memory_budget, Diagonal).sqrt()
+    with chosen(backend):
+        return driver.compute(as_losses(losses), as_inputs(inputs), dtype, memory_budget, Diagonal).sqrt()
 
 
 __all__: Sequence[str] = ["gradient_norms", "gramian"]

@@ -18,7 +18,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -68,6 +68,11 @@ def use_backend(backend: str) -> Iterator[None]:
         yield
     finally:
         _backend.reset(token)
+
+
+def chosen(backend: str | None) -> AbstractContextManager[None]:
+    """`use_backend(backend)`, or for None what is in force already."""
+    return nullcontext() if backend is None else use_backend(backend)
 
 
 def current_backend() -> str:

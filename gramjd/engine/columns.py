@@ -14,7 +14,7 @@ from gramjd.engine.accumulate import region_of, upright
 from gramjd.engine.cotangent import Group, densify
 from gramjd.engine.factors import Factor, slabs
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.rows import Rows
+from gramjd.engine.rows import Rows, placed
 
 Combine = Callable[[Tensor], Tensor]
 
@@ -49,8 +49,8 @@ class Columns:
         first = parts[0][1]
         J = torch.zeros(self._m, first[0].numel(), dtype=first.dtype, device=first.device)
         for rows, values in parts:
-            live = torch.from_numpy(np.flatnonzero(rows >= 0)).to(values.device)
-            owner = torch.from_numpy(rows[rows >= 0]).to(values.device)
+            live = placed(np.flatnonzero(rows >= 0), values.device)
+            owner = placed(rows[rows >= 0], values.device)
             J.index_add_(0, owner, values.reshape(len(values), -1).index_select(0, live).to(J.dtype))
         return self._combine(J)
 

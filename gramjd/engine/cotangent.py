@@ -6,12 +6,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.rows import Layout, Piece, Rows, Shape, canonical, dense, overlay, split
+from gramjd.engine.rows import Layout, Piece, Rows, Shape, canonical, dense, overlay, placed, remembered, split
 
 Charge = Callable[[int], None]
 
@@ -96,56 +97,62 @@ def _spread(values: Tensor, sizes: list[int], gone: list[int], owner: Rows, coun
         return out
     place = np.stack(np.unravel_index(np.arange(len(owner)), (stacked, *lengths)), axis=1)
     live = owner >= 0
-    index = torch.from_numpy(np.concatenate([owner[live, None], place[live, 1:]], axis=1)).to(values.device)
+    index = placed(np.concatenate([owner[live, None], place[live, 1:]], axis=1), values.device)
     flat = source.reshape(len(owner), *source.shape[1 + len(gone) :])
-    flat = flat.index_select(0, torch.from_numpy(np.flatnonzero(live)).to(values.device))
+    flat = flat.index_select(0, placed(np.flatnonzero(live), values.device))
     out.permute(0, *front, *rest).index_put_(tuple(index.unbind(1)), flat, accumulate=True)
     return out
 
 
 def reduce_to(group: Group, shape: Shape, charge: Charge = free) -> Group:
     """Sum a cotangent of a broadcast result down to the operand's `shape`; diagonal pieces summed over become rows."""
-    full = group.shape
-    if tuple(full) == tuple(shape):
+    full = tuple(group.shape)
+    if full == tuple(shape):
         return group
+    if split(group.layout, full) is None:
+        group = densify(group, None, charge)
+    plan = _reduction(group.layout, full, tuple(shape))
+    values = group.values.reshape(plan.sizes).permute(plan.order)
+    if plan.over:
+        values = values.sum(dim=plan.over)
+    values = values.reshape(plan.count, *shape)
+    if plan.live is not None:
+        values = values.index_select(0, placed(plan.live, values.device))
+    return Group(plan.layout, values)
+
+
+class _Reduction(NamedTuple):
+    """How to sum down: split into `sizes`, reorder, sum `over` the last ones; of `count` rows keep those `live`."""
+
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+    over: tuple[int, ...]
+    count: int
+    live: Rows | None
+    layout: Layout
+
+
+@remembered
+def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) -> _Reduction:
+    cut = split(layout, full)
+    assert cut is not None, "the caller densifies what cannot be split"
+    pieces, rows = cut
     lead = len(full) - len(shape)
     summed = {d for d, n in enumerate(full) if d < lead or (shape[d - lead] == 1 and n != 1)}
-    return Group(*_reduced(group, full, summed, shape, charge))
-
-
-def _reduced(group: Group, full: Shape, summed: set[int], shape: Shape, charge: Charge) -> tuple[Layout, Tensor]:
-    cut = split(group.layout, full)
-    if cut is None:
-        group = densify(group, None, charge)
-        cut = split(group.layout, full)
-        assert cut is not None
-    pieces, rows = cut
-    stacked = rows.shape[0]
     over = [1 + a for a, p in enumerate(pieces) if p.dim in summed and not p.diagonal]
     gone = [1 + a for a, p in enumerate(pieces) if p.dim in summed and p.diagonal]
     rest = [1 + a for a, p in enumerate(pieces) if p.dim not in summed]
     axes = [1 + a for a, p in enumerate(pieces) if p.diagonal]
-    values = group.values.reshape(stacked, *(p.size for p in pieces)).permute(0, *gone, *rest, *over)
-    if over:
-        values = values.sum(dim=tuple(range(1 + len(gone) + len(rest), values.ndim)))
     moved = rows.transpose([0, *(1 + axes.index(a) for a in gone), *(1 + axes.index(a) for a in axes if a not in gone)])
     count = math.prod(moved.shape[: 1 + len(gone)])
     moved = moved.reshape(count, *moved.shape[1 + len(gone) :])
-    values = values.reshape(count, *shape)
-    layout = canonical([Piece(pieces[a - 1].size, pieces[a - 1].diagonal) for a in rest], moved)
-    kept = compact(Group(layout, values)) if gone else Group(layout, values)
-    return kept.layout, kept.values
-
-
-def compact(group: Group) -> Group:
-    """Drop stacked rows that belong to no loss (they are zero)."""
-    rows = group.layout.rows
-    live = (rows >= 0).reshape(len(rows), -1).any(axis=1)
-    if live.all():
-        return group
-    index = torch.from_numpy(np.flatnonzero(live)).to(group.values.device)
-    layout = Layout(group.layout.pieces, rows[live])
-    return Group(layout, group.values.index_select(0, index))
+    owned = (moved >= 0).reshape(count, -1).any(axis=1)
+    live = None if owned.all() or not gone else np.flatnonzero(owned)
+    moved = moved if live is None else moved[live]
+    order = (0, *gone, *rest, *over)
+    last = tuple(range(1 + len(gone) + len(rest), len(order)))
+    small = canonical([Piece(pieces[a - 1].size, pieces[a - 1].diagonal) for a in rest], moved)
+    return _Reduction((len(rows), *(p.size for p in pieces)), order, last, count, live, small)
 
 
 def unite(groups: Sequence[Group], charge: Charge = free) -> list[Group]:
@@ -195,10 +202,10 @@ def _stack(groups: list[Group], charge: Charge) -> Group:
     for group, end in zip(groups, ends, strict=True):
         mine = owner[end - group.layout.stacked : end]
         live = np.flatnonzero(mine >= 0)
-        index = torch.from_numpy(mine[live]).to(out.device)
+        index = placed(mine[live], out.device)
         values = group.values
         if len(live) < len(mine):
-            values = values.index_select(0, torch.from_numpy(live).to(out.device))
+            values = values.index_select(0, placed(live, out.device))
         out.index_add_(0, index, values.to(out.dtype))
     return Group(layout, out)
 
@@ -249,6 +256,6 @@ def materialised(rows: Rows, values: Tensor) -> Group:
         return Group(layout, values)
     out = torch.zeros(len(kept), *values.shape[1:], dtype=values.dtype, device=values.device)
     live = np.flatnonzero(owner >= 0)
-    index = torch.from_numpy(owner[live]).to(out.device)
-    out.index_add_(0, index, values.index_select(0, torch.from_numpy(live).to(out.device)))
+    index = placed(owner[live], out.device)
+    out.index_add_(0, index, values.index_select(0, placed(live, out.device)))
     return Group(layout, out)

@@ -14,7 +14,7 @@ from gramjd.engine.accumulate import region_of, separate, upright
 from gramjd.engine.cotangent import Group, densify
 from gramjd.engine.factors import Factor, Gathered, Outer, slabs
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.rows import Rows
+from gramjd.engine.rows import Rows, placed
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OverBudgetError, Walk, seeds_for
@@ -128,7 +128,7 @@ def _inner(f: Factor, h: Factor, shape: Sequence[int], dtype: torch.dtype) -> Te
 
 def _place(total: Tensor, rows: Rows, columns: Rows, block: Tensor) -> None:
     """`total[rows, columns] += block`; -1 is nobody."""
-    live = [torch.from_numpy(np.flatnonzero(side >= 0)).to(block.device) for side in (rows, columns)]
-    owner = [torch.from_numpy(side[side >= 0]).to(total.device) for side in (rows, columns)]
+    live = [placed(np.flatnonzero(side >= 0), block.device) for side in (rows, columns)]
+    owner = [placed(side[side >= 0], total.device) for side in (rows, columns)]
     block = block.index_select(0, live[0]).index_select(1, live[1]).to(device=total.device, dtype=total.dtype)
     total.index_put_((owner[0][:, None], owner[1][None, :]), block, accumulate=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,13 +27,20 @@ REFUSED = {
 PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """Shape, dtype and device of one output of a node, as the autograd engine checks them."""
 
     shape: tuple[int, ...]
     dtype: Any
     device: Any
+
+
+def _metadata_of(node: Node, given: Any) -> Metadata:
+    if given.is_nested_tensor:
+        raise GraphError(
+            f"{node.name()} produces a nested tensor, which cannot be walked: use a padded tensor and a mask"
+        )
+    return Metadata(tuple(given.shape), given.dtype, given.device)
 
 
 @dataclass
@@ -53,12 +60,7 @@ class Graph:
         """One entry an output of the node."""
         found = self._metadata.get(node)
         if found is None:
-            given = node._input_metadata
-            if any(m.is_nested_tensor for m in given):
-                raise GraphError(
-                    f"{node.name()} produces a nested tensor, which cannot be walked: use a padded tensor and a mask"
-                )
-            found = self._metadata[node] = [Metadata(tuple(m.shape), m.dtype, m.device) for m in given]
+            found = self._metadata[node] = [_metadata_of(node, m) for m in node._input_metadata]
         return found
 
     def name(self, node: Node) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from gramjd.engine.graph import LEAF, Edge, Graph, Node
-from gramjd.engine.task import by_engine
+from gramjd.engine.graph import LEAF, Edge, Graph, Metadata, Node
+from gramjd.engine.task import by_engine, run_backward
 from gramjd.errors import GraphError
 
 
@@ -28,7 +29,7 @@ class Hooks:
 def find(graph: Graph) -> Hooks:
     """All hooks between the losses and the inputs."""
     hooks = Hooks()
-    zeros: dict[Any, Tensor] = {}
+    zeros: dict[Metadata, Tensor] = {}
     for node in graph.wanted:
         name = graph.name(node)
         if name == LEAF:
@@ -38,10 +39,9 @@ def find(graph: Graph) -> Hooks:
         if _has_own(node):
             hooks.nodes.add(node)
         for nr, meta in enumerate(graph.metadata(node)):
-            key = (meta.dtype, meta.device, meta.shape)
-            if key not in zeros:
-                zeros[key] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
-            if _changes((node, nr), zeros[key]):
+            if meta not in zeros:
+                zeros[meta] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
+            if _changes((node, nr), zeros[meta]):
                 hooks.edges.add((node, nr))
     return hooks
 
@@ -62,8 +62,9 @@ def _nothing(*_: Any) -> None:
 
 
 def _changes(edge: Edge, zero: Tensor) -> bool:
+    place = (GradientEdge(*edge),)
     try:
-        return by_engine([edge], [zero], [edge])[0] is not zero
+        return run_backward(place, (zero,), True, False, place, True, False)[0] is not zero
     except RuntimeError:
         # A hook that writes in place cannot write to the shared zero.
         return True

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Edge, Graph
-from gramjd.engine.rows import Rows
+from gramjd.engine.rows import Rows, placed
 
 
 class Kept:
@@ -86,6 +85,7 @@ def weighted_group(group: Group, w: Tensor) -> Tensor:
 
 def _weights_of(rows: Rows, w: Tensor) -> Tensor:
     """The weight of each row's loss, zero for those of none."""
-    index = torch.from_numpy(np.where(rows >= 0, rows, 0).reshape(-1)).to(w.device)
-    weights = w.index_select(0, index).view(rows.shape)
-    return weights if (rows >= 0).all() else weights * torch.from_numpy(rows >= 0).to(w.device)
+    if rows.size == len(w) and (rows.reshape(-1) == np.arange(len(w))).all():
+        return w.view(rows.shape)
+    weights = w.index_select(0, placed(np.where(rows >= 0, rows, 0).reshape(-1), w.device)).view(rows.shape)
+    return weights if (rows >= 0).all() else weights * placed(rows >= 0, w.device)

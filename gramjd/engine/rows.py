@@ -13,6 +13,7 @@ a layout survives every view and reshape as it is.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
@@ -21,6 +22,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -82,6 +84,8 @@ class Layout:
 # Owners of larger layouts would keep too much memory alive in the caches below.
 _SMALL = 1 << 12
 _ALIVE: WeakValueDictionary[Any, Layout] = WeakValueDictionary()
+# Keeps those of one training step alive until the next.
+_RECENT: deque[Layout] = deque(maxlen=512)
 
 
 def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
@@ -101,10 +105,13 @@ def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
                 sizes.append(piece.size)
     flat = np.ascontiguousarray(rows).reshape(rows.shape[0], *sizes)
     layout = Layout(tuple(Piece(int(s), bool(d)) for s, d in merged), flat)
-    return _ALIVE.setdefault(layout.key, layout)
+    known = _ALIVE.setdefault(layout.key, layout)
+    if known is layout and flat.size <= _SMALL:
+        _RECENT.append(layout)
+    return known
 
 
-def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
     """Ask the same question about a layout once: a network repeats its layers, and training its steps."""
     cached = lru_cache(maxsize=1024)(function)
 
@@ -113,6 +120,18 @@ def _remembered(function: Callable[..., Result]) -> Callable[..., Result]:
         return cached(layout, *args) if layout.rows.size <= _SMALL else function(layout, *args)
 
     return ask
+
+
+def placed(index: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An index as a tensor on a device. Other devices than the CPU get each index once: training repeats its steps."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.ascontiguousarray(index))
+    return _uploaded(index.tobytes(), str(index.dtype), index.shape, device)
+
+
+@lru_cache(maxsize=4096)
+def _uploaded(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
 
 
 def dense(rows: Sequence[int] | Rows, numel: int) -> Layout:
@@ -125,7 +144,7 @@ def split(layout: Layout, shape: Shape) -> tuple[list[Piece], Rows] | None:
     return _split(layout, tuple(shape))
 
 
-@_remembered
+@remembered
 def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Rows] | None:
     """Cut the pieces at the borders of the dimensions of `shape`, so that each lies in one dimension.
 
@@ -151,12 +170,15 @@ def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Rows] |
     return pieces, layout.rows.reshape(layout.stacked, *sizes)
 
 
-def diagonal_dims(layout: Layout, shape: Shape) -> set[int] | None:
+def diagonal_dims(layout: Layout, shape: Shape) -> frozenset[int] | None:
     """The dimensions that hold a part of a batch axis; None where they cannot be told."""
-    if not layout.diagonal:
-        return set()
-    cut = split(layout, shape)
-    return None if cut is None else {p.dim for p in cut[0] if p.diagonal}
+    return _diagonal_dims(layout, tuple(shape)) if layout.diagonal else frozenset()
+
+
+@remembered
+def _diagonal_dims(layout: Layout, shape: tuple[int, ...]) -> frozenset[int] | None:
+    cut = _split(layout, shape)
+    return None if cut is None else frozenset(p.dim for p in cut[0] if p.diagonal)
 
 
 def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int]) -> Layout:
@@ -167,7 +189,7 @@ def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int])
     return _carry(layout, tuple(shape), tuple(to_shape), tuple(to_dim.items()))
 
 
-@_remembered
+@remembered
 def _carry(
     layout: Layout, shape: tuple[int, ...], to_shape: tuple[int, ...], to_dim: tuple[tuple[int, int], ...]
 ) -> Layout:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.factors import Factor
-from gramjd.engine.rows import Mask, Rows
+from gramjd.engine.rows import Mask, Rows, placed
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_own_slices, gram_rows
 
@@ -80,7 +80,7 @@ class Sum(ABC):
         return len(rows) == self.m and bool((rows == self._everyone).all())
 
     def _on_device(self, index: Rows | Mask) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(index)).to(self.device)
+        return placed(index, self.device)
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ class Gramian(Sum):
     def _live(self, block: Tensor, rows: Rows) -> Tensor:
         if (rows >= 0).all():
             return block
-        return block.index_select(0, torch.from_numpy(np.flatnonzero(rows >= 0)).to(block.device))
+        return block.index_select(0, placed(np.flatnonzero(rows >= 0), block.device))
 
     def add_rows(self, rows: Rows, J: Tensor, whole: bool = False) -> None:  # noqa: D102
         block = gram_rows(J, torch.promote_types(J.dtype, self.dtype))

@@ -12,6 +12,9 @@ from torch.autograd.variable import Variable
 
 from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
 
+# The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
+run_backward = Variable._execution_engine.run_backward
+
 
 class _InGraphTask(torch.autograd.Function):
     """Runs a function inside a backward pass, where checkpointed segments recompute once and not at every read."""
@@ -41,15 +44,10 @@ def in_graph_task(function: Callable[[], None]) -> None:
 def by_engine(
     outputs: Sequence[Edge], cotangents: Sequence[Tensor], inputs: Sequence[Edge], keep_graph: bool = True
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of `inputs`, with everything that the engine does around a node: hooks, missing outputs, casts.
-
-    `torch.autograd.grad` without its checks, which would cost more than the small graphs this is used for.
-    """
+    """Gradients of `inputs`, with everything that the engine does around a node: hooks, missing outputs, casts."""
     starts = tuple(GradientEdge(node, nr) for node, nr in outputs)
     ends = tuple(GradientEdge(node, nr) for node, nr in inputs)
-    found: tuple[Tensor | None, ...] = Variable._execution_engine.run_backward(
-        starts, tuple(cotangents), keep_graph, False, ends, allow_unreachable=True, accumulate_grad=False
-    )
+    found: tuple[Tensor | None, ...] = run_backward(starts, tuple(cotangents), keep_graph, False, ends, True, False)
     return found
 
 
@@ -76,7 +74,7 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
     """Free what the graph of the losses saved, as a backward pass without `retain_graph` does.
 
     A pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom
-    functions would be given zeros instead, and hooks None: a graph with one of them is left to be freed with the losses.
+    functions would be given zeros instead, and hooks None: a graph with one of them is freed with the losses.
     """
     if graph.hooks.edges or graph.hooks.nodes or any(is_python(node) for node in graph.children):
         return

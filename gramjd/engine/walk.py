@@ -19,7 +19,7 @@ from gramjd.engine.cotangent import Group, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
 from gramjd.engine.hooks import Hooks
-from gramjd.engine.rows import Mask, Piece, Rows, canonical
+from gramjd.engine.rows import Mask, Piece, Rows, canonical, placed
 from gramjd.engine.sums import Sum
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
@@ -110,14 +110,19 @@ class Walk:
         inbox = self._inbox.pop(node, None)
         if not inbox:
             return
-        held = sum(_stacked_bytes(m) for queue in inbox.values() for m in queue if isinstance(m, Group))
-        for nr in inbox:
-            if (node, nr) in self.graph.hooks.edges:
-                inbox[nr] = list(self._hooked(node, nr, inbox[nr]))
-            if (node, nr) in self.graph.targets:
-                factors = [f for f in inbox[nr] if isinstance(f, Factor)]
-                self.on_target((node, nr), [g for g in inbox[nr] if isinstance(g, Group)], factors)
-        if self.graph.name(node) != LEAF and any(child in self.graph.wanted for child, _ in self.graph.children[node]):
+        graph, held = self.graph, 0
+        for nr, queue in inbox.items():
+            held += sum(_stacked_bytes(m) for m in queue if isinstance(m, Group))
+            edge = (node, nr)
+            if edge in graph.hooks.edges:
+                inbox[nr] = queue = list(self._hooked(node, nr, queue))
+            if edge in graph.targets:
+                self.on_target(
+                    edge,
+                    [m for m in queue if isinstance(m, Group)],
+                    [m for m in queue if isinstance(m, Factor)],
+                )
+        if graph.name(node) != LEAF and any(child in graph.wanted for child, _ in graph.children[node]):
             self._send_on(node, inbox)
         self.budget.alive -= held
 
@@ -126,22 +131,24 @@ class Walk:
         return visit.hooked(nr, [self._as_group(m, node, nr) for m in messages])
 
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
-        step = rules.ISOMETRIES.get(self.graph.name(node)) if node not in self.graph.hooks.nodes else None
-        passing = [(nr, m) for nr, queue in inbox.items() for m in queue if step and isinstance(m, Factor)]
-        arrivals: dict[int, list[Group]] = {}
+        visit = Visit(self.graph, node, {}, self._ledger, self._ancestry)
+        step = rules.ISOMETRIES.get(visit.name) if node not in self.graph.hooks.nodes else None
         for nr, queue in inbox.items():
-            groups = [self._as_group(m, node, nr) for m in queue if not (step and isinstance(m, Factor))]
+            groups = []
+            for m in queue:
+                if isinstance(m, Group):
+                    groups.append(m)
+                elif step is not None:
+                    visit.forward_factor(0, m, step(visit, nr))
+                else:
+                    groups.append(self._as_group(m, node, nr))
             if groups:
-                arrivals[nr] = unite(groups, self.budget.charge)
-        visit = Visit(self.graph, node, arrivals, self._ledger, self._ancestry)
-        for nr, factor in passing:
-            assert step is not None
-            visit.forward_factor(0, factor, step(visit, nr))
-        if arrivals:
+                visit.arrivals[nr] = unite(groups, self.budget.charge) if len(groups) > 1 else groups
+        if visit.arrivals:
             rules.rule_for(self.graph, node)(visit)
-        for edge, message in visit.sent:
-            target = visit.edges[edge]
-            assert target is not None
+        for place, message in visit.sent:
+            target = visit.edges[place]
+            assert target is not None, "nothing is sent to an edge that leads nowhere"
             self._deliver(*target, message)
 
     def _as_group(self, message: Message, node: Node, nr: int) -> Group:
@@ -184,7 +191,7 @@ def _nested(
 
 
 def _stacked_bytes(group: Group) -> int:
-    return group.values.numel() * group.values.element_size() if group.layout.stacked > 1 else 0
+    return group.values.nbytes if group.layout.stacked > 1 else 0
 
 
 def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = False) -> list[Group | None]:
@@ -208,7 +215,7 @@ def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = F
 def _ones(loss: Tensor, rows: Rows, device: torch.device) -> Tensor:
     if (rows >= 0).all():
         return torch.ones(1, *loss.shape, dtype=loss.dtype, device=device)
-    mask = torch.from_numpy(rows >= 0).to(loss.device).view(1, *loss.shape)
+    mask = placed(rows >= 0, loss.device).view(1, *loss.shape)
     return mask.to(dtype=loss.dtype, device=device)
 
 

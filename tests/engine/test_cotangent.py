@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.engine.cotangent import Group, compact, densify, materialised, reduce_to, unite
+from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
 from gramjd.engine.rows import Piece, canonical, diagonal_dims
 from tests.engine.layouts import SHAPES, dense_rows, groups, is_canonical, rows_of
 
@@ -95,15 +95,6 @@ def test_unite_adds_what_has_the_same_owners(data: st.DataObject, shape: tuple[i
     assert len(united) == 1
     assert torch.equal(dense_rows(united[0]), math.comb(count + 1, 2) * dense_rows(first))
     assert united[0].layout.stacked <= first.layout.stacked
-
-
-@given(groups())
-def test_compact(group: Group) -> None:
-    kept = compact(group)
-    live = (group.layout.rows >= 0).reshape(group.layout.stacked, -1).any(1)
-    assert kept.layout.stacked == live.sum()
-    if live.any():
-        assert torch.equal(dense_rows(kept), dense_rows(group))
 
 
 @given(st.data(), SHAPES, st.integers(1, 6), st.integers(0, 2**20))

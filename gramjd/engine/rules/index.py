@@ -158,7 +158,7 @@ def _added(values: Tensor, mine: layouts.Rows, index: Tensor, size: int) -> Tens
     K, A, P, C = values.shape
     out = torch.zeros(K, A, size, C, dtype=values.dtype, device=values.device)
     if len(mine) < P:
-        some = torch.from_numpy(mine).to(values.device)
+        some = layouts.placed(mine, values.device)
         values, index = values.index_select(2, some), index.to(values.device).index_select(0, some)
     return out.index_add_(2, index.to(values.device), values)
 

@@ -37,14 +37,13 @@ def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands:
     if _complex(visit):
         opaque(visit)
         return
-    for operand in operands:
-        if not visit.wants(operand.edge):
-            continue
-        for group in groups:
-            whole = Group(group.layout, group.values.reshape(-1, *shape))
-            if layouts.split(whole.layout, shape) is None:
-                whole = visit.densified(whole, None, CUTS)
-            _gradient(visit, operand, whole)
+    for group in groups:
+        whole = Group(group.layout, group.values.reshape(-1, *shape))
+        if layouts.split(whole.layout, shape) is None:
+            whole = visit.densified(whole, None, CUTS)
+        for operand in operands:
+            if visit.wants(operand.edge):
+                _gradient(visit, operand, whole)
 
 
 def _complex(visit: Visit) -> bool:
@@ -53,14 +52,11 @@ def _complex(visit: Visit) -> bool:
 
 
 def _gradient(visit: Visit, operand: Operand, group: Group) -> None:
-    cut = layouts.split(group.layout, group.shape)
-    assert cut is not None, "made whole by the caller"
-    pieces, _ = cut
+    own = layouts.diagonal_dims(group.layout, group.shape)
+    assert own is not None, "made whole by the caller"
     summed = 2 if operand.left else 1
     kept = 3 - summed
-    own = {p.dim for p in pieces if p.diagonal}
-    parametric = visit.parametric(operand.edge)
-    if parametric and kept not in own and 0 not in own:
+    if kept not in own and 0 not in own and visit.parametric(operand.edge):
         _send_outer(visit, operand, group, summed)
     elif summed in own:
         _send_rows(visit, operand, group, summed)
@@ -89,33 +85,41 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     visit.send(operand.edge, layout, compute)
 
 
-def _batched(group: Group, dim: int) -> tuple[list[Piece], list[Piece], list[int], layouts.Rows]:
-    """Diagonal and other pieces of `dim`, the permutation that puts them in this order, and rows split by pieces."""
-    cut = layouts.split(group.layout, group.shape)
+class _Axis(NamedTuple):
+    """A dimension as batch b and positions T: its pieces in order, the permutation that puts diagonal ones first."""
+
+    b: int
+    T: int
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@layouts.remembered
+def _axis(layout: Layout, shape: tuple[int, ...], dim: int) -> _Axis:
+    cut = layouts.split(layout, shape)
     assert cut is not None, "made whole by the caller"
-    pieces, rows = cut
-    inside = [p for p in pieces if p.dim == dim]
-    order = [n for n, p in enumerate(inside) if p.diagonal] + [n for n, p in enumerate(inside) if not p.diagonal]
-    return [p for p in inside if p.diagonal], [p for p in inside if not p.diagonal], order, rows
+    inside = [p for p in cut[0] if p.dim == dim]
+    own = [n for n, p in enumerate(inside) if p.diagonal]
+    rest = [n for n, p in enumerate(inside) if not p.diagonal]
+    b, T = (math.prod(inside[n].size for n in part) for part in (own, rest))
+    return _Axis(b, T, tuple(p.size for p in inside), (*own, *rest))
 
 
 def _unfold(t: Tensor, axis: int, group: Group, dim: int) -> Tensor:
     """Axis `axis` of t (of the size of `dim`) as two: b (batch) and T (positions)."""
-    own, rest, order, _ = _batched(group, dim)
-    inside = [p for p in (layouts.split(group.layout, group.shape) or ([], None))[0] if p.dim == dim]
-    b, T = math.prod(p.size for p in own), math.prod(p.size for p in rest)
-    if not inside or order == list(range(len(order))):
-        return t.reshape(*t.shape[:axis], b, T, *t.shape[axis + 1 :])
-    split = t.reshape(*t.shape[:axis], *(p.size for p in inside), *t.shape[axis + 1 :])
-    n = len(inside)
+    b, T, sizes, order = _axis(group.layout, tuple(group.shape), dim)
+    before, after = t.shape[:axis], t.shape[axis + 1 :]
+    if order == tuple(range(len(order))):
+        return t.reshape(*before, b, T, *after)
+    n = len(sizes)
+    split = t.reshape(*before, *sizes, *after)
     perm = [*range(axis), *(axis + a for a in order), *range(axis + n, split.ndim)]
-    return split.permute(perm).reshape(*t.shape[:axis], b, T, *t.shape[axis + 1 :])
+    return split.permute(perm).reshape(*before, b, T, *after)
 
 
 def batched(group: Group, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
     """`other [g, L, *]` and the cotangent [K, g, L, o] with L as batch and positions [b, T], and the owners [K b]."""
-    rows = _batched(group, 1)[3]
-    return _unfold(other, 1, group, 1), _unfold(group.values, 2, group, 1), rows.reshape(-1)
+    return _unfold(other, 1, group, 1), _unfold(group.values, 2, group, 1), group.layout.rows.reshape(-1)
 
 
 def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
@@ -129,18 +133,16 @@ def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> No
         x = _unfold(x, 1, group, summed)
         c = group.values.mT if operand.left else group.values  # [K, g, L, o]
         c = _scaled(_unfold(c, 2, group, summed), operand.scale)
-    _, _, _, rows = _batched(group, summed)
     o, i = c.shape[-1], x.shape[-1]
     matrix = (o, i) if operand.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
-    factor = Outer(rows.reshape(-1), shape, visit.name, x, c, flipped=not operand.left)
+    factor = Outer(group.layout.rows.reshape(-1), shape, visit.name, x, c, flipped=not operand.left)
     visit.send_factor(operand.edge, factor)
 
 
 def _dry_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> tuple[Tensor, Tensor]:
-    own, rest, _, _ = _batched(group, summed)
     g, p, q = group.shape
-    b, T = math.prod(x.size for x in own), math.prod(x.size for x in rest)
+    b, T, *_ = _axis(group.layout, tuple(group.shape), summed)
     o = p if operand.left else q
     i = math.prod(visit.input(operand.edge).shape) // (g * o)
     dtype = group.values.dtype
@@ -150,13 +152,12 @@ def _dry_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> tup
 
 def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
     """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
-    own, _, _, rows = _batched(group, summed)
     cut = layouts.split(group.layout, group.shape)
-    assert cut is not None
-    pieces = cut[0]
+    assert cut is not None, "made whole by the caller"
+    pieces, rows = cut
     g, p, q = group.shape
     target = visit.input(operand.edge).shape
-    b = math.prod(x.size for x in own)
+    b = _axis(group.layout, tuple(group.shape), summed).b
     axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == summed]
     stay = [a for a in range(rows.ndim - 1) if a not in axes]
     moved = rows.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])

@@ -59,8 +59,8 @@ def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
     out = torch.zeros(len(owners), *first.shape[1:], dtype=first.dtype, device=first.device)
     for group in groups:
         live = np.flatnonzero(group.layout.rows >= 0)
-        place = torch.from_numpy(np.searchsorted(owners, group.layout.rows[live])).to(out.device)
-        out.index_add_(0, place, group.values[torch.from_numpy(live).to(out.device)])
+        place = layouts.placed(np.searchsorted(owners, group.layout.rows[live]), out.device)
+        out.index_add_(0, place, group.values[layouts.placed(live, out.device)])
     return out
 
 
