@@ -15,8 +15,8 @@ from gramjd.errors import AggregatorError
 class Coordinatewise(ABC):
     """An update whose entry k depends on column k of the Jacobian only.
 
-    So J need never exist as a whole: `combine` is applied to slabs of its columns, parameter after parameter and in
-    their order, and what it returns does not depend on where one slab ends and the next begins.
+    So J need never exist as a whole: `combine` is applied to slabs of its columns, parameter after parameter, and what
+    it returns does not depend on where one slab ends and the next begins.
     """
 
     def combine(self, slab: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from gramjd.aggregation._weighting import Weighting, weights_dtype
 class ExcessMTL(Stateful, Weighting):
     """`w_i <- w_i exp(rate e_i / b_i) / sum`, `e_i = G_ii / sqrt(S_i)`, `S_i` the sum of all `G_ii` so far.
 
-    `e_i` estimates how far loss i is above its best value (its excess risk): half a Newton step's gain is
-    `g^T H^-1 g`, with a curvature `H` guessed as AdaGrad does. The published method guesses one curvature per
+    `e_i` estimates how far loss i is above its best value (its excess risk), up to a factor: a Newton step gains
+    `g^T H^-1 g / 2`, with a curvature `H` guessed as AdaGrad does. The published method guesses one curvature per
     parameter, which takes the rows of J and as much memory again, kept for good. **This one guesses one curvature per
     loss**, `H_i = sqrt(S_i)` times the identity, and so needs the diagonal of G only. The two agree where the squared
     gradients of a loss are spread over the parameters in proportion to what they were before (for one parameter:

@@ -19,8 +19,8 @@ class GradDrop(Stateful, Coordinatewise):
 
     `P_k = (1 + sum_i J_ik / sum_i |J_ik|) / 2` is the share of the positive entries, and `K_ik = 1` where `J_ik` has
     the sign that was drawn. Entries of one sign are summed as they are. One number in [0, 1) is drawn per coordinate,
-    on the CPU, in float64 and in the order of the columns, so that a seed gives the same update on every device and
-    for any division into slabs. Cost: O(m n), and the transfer of n numbers where J is on another device.
+    on the CPU, in float64 and in the order in which the columns come, so that a seed gives the same update on every
+    device and for any division into slabs. Cost: O(m n), and the transfer of n numbers where J is on another device.
 
     Table 1: non-conflicting no, linear under scaling no, weighted no (the update need not be a combination of
     gradients).
