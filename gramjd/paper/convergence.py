@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from torch import Tensor
 from gramjd.demos.report import align
 from gramjd.extras import require
 from gramjd.paper import options, weightings
-from gramjd.paper.journal import plain
 from gramjd.paper.quadratics import Quadratics, draw_problem, gap
+from gramjd.paper.results import write
 from gramjd.profiling.environment import describe
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 PROBLEMS = ((2, 2), (4, 10), (8, 20), (16, 10))  # (m, n); with 16 gradients in 10 dimensions G is singular throughout
 RECORDS = 40  # points of a curve
+FLOOR = 1e-17  # of the plot
 HEADER = (
     "aggregator",
     "m",
@@ -65,14 +65,12 @@ def run(args: argparse.Namespace) -> int:
             problem, start = draw_problem(m, n, seed)
             found = descend(problem, start, name, steps=args.steps, seed=seed)
             runs.append({"weighting": name, "m": m, "n": n, "seed": seed, **found})
-    args.out.mkdir(parents=True, exist_ok=True)
     environment = describe(packages=("torch", "gramjd"))
-    results = plain({"environment": environment, "steps": args.steps, "seeds": args.seeds, "runs": runs})
-    text = json.dumps(results, indent=1, allow_nan=False)
-    (args.out / "convergence.json").write_text(text + "\n")
+    results = {"environment": environment, "steps": args.steps, "seeds": args.seeds, "runs": runs}
+    text = write(results, args.out / "convergence.json")
     plot = args.out / "convergence.png"
-    draw(results["runs"]).savefig(plot, dpi=100)
-    print(text if args.json else f"{table(results['runs'])}\n\nPlot: {plot}")
+    draw(runs).savefig(plot, dpi=100)
+    print(text if args.json else f"{table(runs)}\n\nPlot: {plot}")
     return 0
 
 
@@ -142,8 +140,8 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
         for run in (run for run in runs if (run["m"], run["n"]) == size):
             colour = weightings.TABLE[run["weighting"]].colour
             label = run["weighting"] if run["seed"] == 0 else None
-            axes.plot(run["at"][1:], run["upper"][1:], color=colour, linewidth=1.3, label=label)
-            axes.plot(run["at"][1:], run["lower"][1:], color=colour, linewidth=0.8, linestyle=":")
+            axes.plot(run["at"][1:], _visible(run["upper"]), color=colour, linewidth=1.3, label=label)
+            axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"m = {size[0]}, n = {size[1]}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -151,3 +149,8 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
     grid[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Convex quadratics, step 1/(β√m): upper bound (line) and lower bound (dotted)", fontsize=11)
     return figure
+
+
+def _visible(distances: Sequence[float]) -> list[float]:
+    """All but the start, zeros lifted to where a logarithmic axis can show them."""
+    return [max(distance, FLOOR) for distance in distances[1:]]

@@ -7,7 +7,6 @@ and the set's network; an epoch is 1024 images. The first table is at batch 32, 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from gramjd.extras import require
 from gramjd.paper import cost_plots, options, weightings
 from gramjd.paper.cost_methods import WAYS, Fill, Task, make_step, sgd
 from gramjd.paper.data.sets import DATA
-from gramjd.paper.journal import plain
+from gramjd.paper.results import write
 from gramjd.profiling.environment import describe
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import interleave, ratio, spread
@@ -67,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
         results = {"environment": describe(packages=("torch", "gramjd"), device=args.device)} | _measure(
             args, keys, names
         )
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(results), indent=1, allow_nan=False)
-    (args.out / "cost.json").write_text(text + "\n")
+    text = write(results, args.out / "cost.json")
     plot = args.out / "cost.png"
     cost_plots.draw(results["sizes"], DATA[args.swept].title).savefig(plot, dpi=100)
     print(text if args.json else f"{table(results)}\n\nPlot: {plot}")

@@ -7,7 +7,6 @@ paper's protocol on scikit-learn's digits, which takes hours; `--budget` ends it
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -18,6 +17,7 @@ from gramjd.paper import iwrm_report, options, weightings
 from gramjd.paper.data.sets import DATA, OPTIMIZERS, epochs_of
 from gramjd.paper.journal import Journal
 from gramjd.paper.protocol import Plan
+from gramjd.paper.results import as_text
 from gramjd.paper.studies import Study, advance, count, studies
 from gramjd.profiling.environment import describe
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     results = {"environments": journal.environments(), "studies": iwrm_report.summarise(done)}
     plots = iwrm_report.save(results["studies"], args.out)
     if args.json:
-        print(json.dumps(results, indent=1, allow_nan=False))
+        print(as_text(results))
         return 0
     print(iwrm_report.table(results["studies"]))
     print(f"\n{len(done)} runs in {args.journal}, {len(studies(done))} searches. Plots: {', '.join(map(str, plots))}")

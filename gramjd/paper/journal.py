@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gramjd.errors import InputError
+from gramjd.paper.results import plain
 
 
 class Journal:
@@ -55,17 +55,6 @@ class Journal:
             if "environment" in line and line["environment"] not in found:
                 found.append(line["environment"])
         return found
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: five digits, and null for what is not finite."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
 
 
 def _parsed(path: Path, end: int) -> Iterator[dict[str, Any]]:

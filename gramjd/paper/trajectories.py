@@ -8,7 +8,6 @@ farther from the optimum than `STALLED` times as far as the mean gradient leaves
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from gramjd.demos.report import align
 from gramjd.extras import require
 from gramjd.paper import options, trajectory_plots, weightings
-from gramjd.paper.journal import plain
+from gramjd.paper.results import write
 from gramjd.paper.toys import TOYS, Toy, path
 from gramjd.profiling.environment import describe
 
@@ -42,11 +41,9 @@ def run(args: argparse.Namespace) -> int:
     with options.threads(args.threads):
         paths = {key: _paths(toy, names, args.seed) for key, toy in TOYS.items()}
         found = {key: {name: examine(TOYS[key], name, of[name], args.seed) for name in of} for key, of in paths.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
+    results = {"environment": describe(packages=("torch", "gramjd")), "seed": args.seed, "toys": found}
+    text = write(results, args.out / "trajectories.json")
     plots = trajectory_plots.save(paths, args.out)
-    results = plain({"environment": describe(packages=("torch", "gramjd")), "seed": args.seed, "toys": found})
-    text = json.dumps(results, indent=1, allow_nan=False)
-    (args.out / "trajectories.json").write_text(text + "\n")
     print(text if args.json else f"{table(found)}\n\nPlots: {', '.join(map(str, plots))}")
     return 0
 

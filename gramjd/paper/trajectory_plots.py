@@ -78,8 +78,9 @@ def draw(toy: Toy, paths: Mapping[str, Sequence[Tensor]], objectives: bool) -> F
         (draw_objectives if objectives else draw_paths)(axes, toy, of)
         axes.set_title(name, fontsize=10)
         axes.tick_params(labelsize=8)
-    for axes in grid[len(paths) :]:
-        axes.set_visible(False)
+    for k, axes in enumerate(grid):
+        axes.set_visible(k < len(paths))
+        axes.tick_params(labelbottom=k + COLUMNS >= len(paths))
     if objectives:
         grid[0].legend(frameon=False, fontsize=8)
     paths_of = f"{toy.steps} steps from {len(toy.starts)} starts, circle to square"

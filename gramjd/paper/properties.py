@@ -1,0 +1,42 @@
+"""`gramjd paper properties`: the paper's Table 1, every yes and no found by search instead of stated."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gramjd.extras import require
+from gramjd.paper import options
+from gramjd.paper.results import write
+from gramjd.profiling.environment import describe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--examples", type=options.positive, default=100, help="matrices per cell (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
+    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of properties.json")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check Table 1, save `properties.json`, print the table (or the JSON); 1 if it is not as the paper states it."""
+    from gramjd.testing.table import ENTRIES, STATED, property_table  # needs hypothesis, an extra
+
+    entries = [entry for entry in ENTRIES if entry.source == "table 1"]
+    with (
+        options.threads(args.threads),
+        require("tqdm", "demo").tqdm(total=len(entries), unit="aggregator", disable=None, file=sys.stderr) as bar,
+    ):
+
+        def progress(label: str) -> None:
+            bar.set_description(label)
+            bar.update()
+
+        found = property_table(entries, STATED, examples=args.examples, seed=args.seed, progress=progress)
+    results = {"environment": describe(packages=("torch", "gramjd", "hypothesis")), "seed": args.seed}
+    text = write(results | found.to_dict(), args.out / "properties.json")
+    print(text if args.json else found)
+    return int(bool(found.differences()))
