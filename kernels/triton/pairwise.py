@@ -20,7 +20,7 @@ from gramjd.kernels.triton.common import Config, ceil_div, gram_tile, row_offset
 
 # Rows and positions of each on a side of a tile. 64 rows of a position each would not fit into registers.
 LARGE = ((1, 64), (4, 16), (16, 4))
-SMALL = ((2, 16), (8, 4), (32, 1))
+SMALL = ((1, 32), (2, 16), (8, 4), (32, 1))
 
 
 def config_for(arch: int, dtype: torch.dtype, R: int, T: int, D: int, groups: int = 1) -> Config:

@@ -29,10 +29,11 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int, i: int, o: int, gr
     """
     if R > FEW_ROWS or T > FEW_POSITIONS:
         return None
-    rows, side, warps = (16, 32, 8) if R <= 16 else (32, 16, 16)
+    rows, side = (16, 32) if R <= 16 else (32, 16)
     tiles = groups * ceil_div(i, side) * ceil_div(o, 16)
-    constants = {"ROWS": rows, "BLOCK_O": 16, "BLOCK_I": side, "BLOCK_T": 16}
-    return Config(constants, num_warps=warps, num_stages=2, splits=common.splits_for(arch, 1, 2 * tiles))
+    block_t = 8 if dtype == torch.float32 else 16
+    constants = {"ROWS": rows, "BLOCK_O": 16, "BLOCK_I": side, "BLOCK_T": block_t}
+    return Config(constants, num_warps=8, num_stages=2, splits=common.splits_for(arch, 1, 2 * tiles))
 
 
 @triton.jit

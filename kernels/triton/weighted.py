@@ -65,7 +65,7 @@ def weighted(
 
 
 def weighted_outer(x: Tensor, c: Tensor, w: Tensor, config: Config | None = None) -> Tensor:
-    """`sum_knt w_(k,n) c_(k,n,t) x_(n,t)^T` [g, o, i], in the type of c, of x [g, b, T, i], c [K, g, b, T, o], w [K b]."""
+    """`sum_knt w_(k,n) c_(k,n,t) x_(n,t)^T` [g, o, i], typed as c, of x [g, b, T, i], c [K, g, b, T, o], w [K b]."""
     K, g, b, T, o = c.shape
     i = x.shape[-1]
     if 0 in (*c.shape, i):

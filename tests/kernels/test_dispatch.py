@@ -1,0 +1,138 @@
+"""Who runs an operation: torch on a CPU, without a trace of Triton, and what the table says elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gramjd.engine.task import in_graph_task
+from gramjd.errors import BackendError, InputError
+from gramjd.kernels import dispatch
+from gramjd.kernels.dispatch import current_backend, implementation, use_backend
+
+FLOATS = (torch.float32, torch.float32, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    dispatch._without_triton.cache_clear()
+    dispatch._function.cache_clear()
+    yield
+    dispatch._without_triton.cache_clear()
+    dispatch._function.cache_clear()
+
+
+def fake(*arguments: object) -> Tensor:
+    return torch.full((2, 2), 7.0)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel for a CPU that is known to be fast."""
+    monkeypatch.setitem(dispatch.TABLE, ("outer.product", "cpu"), f"{__name__}:fake")
+    monkeypatch.setattr(dispatch, "MEASURED", {"outer.product"})
+
+
+def test_torch_on_a_cpu_without_importing_triton() -> None:
+    program = """
+import sys, torch, gramjd
+from gramjd.kernels.dispatch import implementation
+x = torch.randn(4, 3)
+weight = torch.randn(2, 3, requires_grad=True)
+gramjd.gram_backward((x @ weight.T).square().sum(1))
+assert implementation("outer.product", "cpu", torch.float32) is None
+assert "triton" not in sys.modules, "triton was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_an_entry_is_used_where_the_device_matches() -> None:
+    found = implementation("outer.product", "cpu", *FLOATS)
+    assert found is not None
+    assert torch.equal(found(), fake())
+    assert implementation("outer.rows", "cpu", *FLOATS) is None
+    with use_backend("torch"):
+        assert implementation("outer.product", "cpu", *FLOATS) is None
+
+
+def test_unmeasured_kernels_are_taken_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(dispatch.TABLE, ("outer.product", "cuda"), f"{__name__}:fake")
+    monkeypatch.setattr(dispatch, "MEASURED", set())
+    assert implementation("outer.product", "cuda", *FLOATS) is None
+    with use_backend("triton"):
+        assert implementation("outer.product", "cuda", *FLOATS) is not None
+        assert implementation("outer.shared", "cuda", *FLOATS) is None  # has no kernel
+
+
+def test_every_entry_exists() -> None:
+    pytest.importorskip("triton")
+    for target in dispatch.TABLE.values():
+        assert callable(dispatch._function(target))
+
+
+REFUSED = {
+    "device": ("cpu", FLOATS, r"on cpu, and there are kernels for cuda"),
+    "operand": ("cuda", (torch.float64, torch.float32), r"float64, and the kernels take float32, bfloat16, float16"),
+    "result": ("cuda", (torch.float32, torch.float64), r"float64"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_why_not(case: str) -> None:
+    device, dtypes, reason = REFUSED[case]
+    assert implementation("outer.product", device, *dtypes) is None
+    with use_backend("triton"), pytest.raises(BackendError, match=reason):
+        implementation("outer.product", device, *dtypes)
+
+
+@pytest.mark.parametrize(("found", "reason"), [(None, r"pip install 'gramjd\[triton\]'"), ("3.1.0", "triton is 3.1.0")])
+def test_triton_missing_or_too_old(monkeypatch: pytest.MonkeyPatch, found: str | None, reason: str) -> None:
+    real = importlib.import_module
+
+    def instead(name: str) -> object:
+        if name != "triton":
+            return real(name)
+        if found is None:
+            raise ModuleNotFoundError(name)
+        return SimpleNamespace(__version__=found)
+
+    monkeypatch.setattr(importlib, "import_module", instead)
+    monkeypatch.setattr(dispatch, "MEASURED", {"outer.product"})
+    assert implementation("outer.product", "cuda", *FLOATS) is None
+    with use_backend("triton"), pytest.raises(BackendError, match=reason):
+        implementation("outer.product", "cuda", *FLOATS)
+
+
+def test_backends_nest_and_end() -> None:
+    with use_backend("torch"):
+        with use_backend("triton"):
+            assert current_backend() == "triton"
+        assert current_backend() == "torch"
+    with pytest.raises(ZeroDivisionError), use_backend("torch"):
+        1 / 0  # noqa: B018
+    assert current_backend() == "auto"
+
+
+def test_unknown_backend() -> None:
+    with (
+        pytest.raises(InputError, match="'cuda' is not known: use one of 'auto', 'torch', 'triton'"),
+        use_backend("cuda"),
+    ):
+        pass
+
+
+def test_the_walk_sees_it() -> None:
+    """The walk runs inside a backward pass, which must not lose the choice on its way through the engine."""
+    seen = []
+    with use_backend("torch"):
+        in_graph_task(lambda: seen.append(current_backend()))
+    assert seen == ["torch"]

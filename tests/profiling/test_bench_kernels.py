@@ -1,0 +1,83 @@
+"""The kernels' benchmark: wrong results are not timed, and the rates follow from the times."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gramjd.profiling import bench_kernels
+from gramjd.profiling.bench_kernels import OPERATIONS, Case, ceilings, main, run
+
+SMALL = {
+    "outer.product": (2, 2, 5, 1, 3, 4),
+    "outer.pairwise": (2, 1, 3, 5, 7, 2),
+    "outer.rows": (1, 2, 3, 5, 7, 2),
+    "gathered.pairwise": (2, 3, 4, 5),
+    "rows": (6, 11),
+    "weighted.outer": (2, 3, 4, 2, 5, 3),
+}
+CASES = [Case(name, shape, dtype) for name, shape in SMALL.items() for dtype in (torch.float32, torch.bfloat16)]
+
+
+@pytest.fixture
+def torch_as_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_kernels, "kernel_of", lambda name: OPERATIONS[name].torch_form)
+    whole = bench_kernels.ceilings
+    monkeypatch.setattr(bench_kernels, "ceilings", lambda device, timer: whole(device, timer, 16))
+
+
+def one_millisecond(function: Callable[[], object]) -> float:
+    function()
+    return 1.0
+
+
+@pytest.mark.usefixtures("torch_as_kernel")
+def test_right_results_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(CASES, "cpu", one_millisecond)
+    assert len(found["results"]) == len(CASES)
+    assert found["speed_up"] == dict.fromkeys(OPERATIONS, 1.0)
+    assert all(str(case) in capsys.readouterr().out for case in CASES[:1])
+    rows = next(row for row in found["results"] if row["operation"] == "rows")
+    # 6 rows of 11 floats are read and 6 x 6 written; 21 inner products of 11 numbers.
+    assert rows["bytes_per_s"] == pytest.approx(1e3 * 4 * (66 + 36))
+    assert rows["flop_per_s"] == pytest.approx(1e3 * 2 * 21 * 11)
+    json.dumps(found)
+
+
+@pytest.mark.parametrize("wrong", [lambda G: 1.01 * G, lambda G: G * float("nan")])
+@pytest.mark.parametrize("case", CASES[:1] + CASES[-1:], ids=str)
+def test_wrong_results_are_not(case: Case, wrong: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = 10 if case.operation == "weighted.outer" else 1
+    form = OPERATIONS[case.operation].torch_form
+    monkeypatch.setattr(bench_kernels, "kernel_of", lambda _: lambda *given: factor * wrong(form(*given)))
+    timed: list[object] = []
+    with pytest.raises(SystemExit, match=case.operation):
+        run([case], "cpu", lambda function: float(timed.append(function) or 1))
+    assert not timed
+
+
+def test_ceilings() -> None:
+    found = ceilings("cpu", one_millisecond, 8)
+    assert found["bytes_per_s"] == pytest.approx(1e3 * 2 * 4 * 32 * 8)
+    assert found["flop_per_s_float32"] == found["flop_per_s_bfloat16"] == pytest.approx(1e3 * 2 * 8**3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        main(["--json", str(tmp_path / "out.json")])
+    assert "triton" not in sys.modules or not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu(tmp_path: Path) -> None:
+    main(["--operations", "rows", "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert set(found["speed_up"]) == {"rows"}
