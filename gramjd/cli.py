@@ -47,6 +47,8 @@ COMMANDS = (
     Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
     Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.paper.cost"),
     Command("paper all", "all of these, short unless told otherwise", "gramjd.paper.everything"),
+    Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
+    Command("check", "properties of an aggregator, or of all of them, with counterexamples", "gramjd.check"),
 )
 
 
