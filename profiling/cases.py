@@ -88,7 +88,7 @@ def _multi_task(m: int, batch: int = 256) -> Setup:
     return Setup(model, forward, None, (model,))
 
 
-def _gpt(m: int, vocabulary: int = 5000, length: int = 128) -> Setup:
+def gpt(m: int, vocabulary: int = 5000, length: int = 128) -> Setup:
     """One loss per sequence: mean cross-entropy of its next tokens."""
     model = GPT(vocabulary=vocabulary, length=length, layers=6, width=384)
     tokens = torch.randint(vocabulary, (m, length + 1))
@@ -110,7 +110,7 @@ CASES: dict[str, Case] = {
     **_family("vgg", "VGG-like CNN, 3x32x32", (32, 64), _vgg),
     **_family("encoder", "transformer encoder, 4 layers, d 256, T 64", (16, 32), _encoder),
     **_family("tasks", "task losses on a shared trunk, batch 256", (10,), _multi_task),
-    **_family("gpt", "GPT-2 style, 6 layers, d 384, T 128, tied head", (4, 8, 16), _gpt),
+    **_family("gpt", "GPT-2 style, 6 layers, d 384, T 128, tied head", (4, 8, 16), gpt),
     # Small enough for the test suite to run every part of the benchmarks.
     **_family("tiny", "smallest MLP", (4,), lambda m: _labelled(mlp((6, 5, 10)), torch.randn(m, 6))),
 }

@@ -24,7 +24,7 @@ from gramjd.profiling.flops import count_flops
 from gramjd.profiling.marks import Clock, ignore, tag
 from gramjd.profiling.methods import METHODS, Step
 from gramjd.profiling.target import Make, Work, build
-from gramjd.profiling.timing import FEWEST, interleave, ratio, spread
+from gramjd.profiling.timing import interleave, ratio, spread
 
 POINTS = 400  # of a timeline: enough for a plot as wide as a page
 
@@ -79,7 +79,7 @@ def _measured(
         warnings.simplefilter("always")
         step = METHODS[method](work, aggregator)
         clock = Clock(work.device)
-        resident = memory.resident_peak(lambda: _warm_up(step, clock, seconds / FEWEST))
+        resident = memory.resident_peak(lambda: _warm_up(step, clock, seconds))
     work.clear()
     line = memory.timeline(lambda: step(tag), work.device)
     work.clear()
