@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
 from gramjd.kernels.outer import SLAB, TILE_COST
 
 
@@ -21,7 +22,8 @@ def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, T, d = c.shape
     used, place = torch.unique(ids, return_inverse=True)
     if route(K * b, T, len(used), d) == "pairwise":
-        return _pairwise(place, c, dtype)
+        run = dispatch.implementation("gathered.pairwise", c.device.type, c.dtype, dtype) or _pairwise
+        return run(place, c, dtype)
     return _unique(place, len(used), c, dtype)
 
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
+
 # Elements of the largest temporary: 4 MiB of floats stay in cache and were fastest or near it for all shapes tried.
 SLAB = 1 << 20
 # Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
@@ -70,7 +72,8 @@ def gram_outer(x: Tensor, c: Tensor, dtype: torch.dtype, known: tuple[Tensor, Te
     name = route(extent(x, c))
     if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
         return _times_inner(known[1].clone(), x, c.shape[0], dtype)
-    return ROUTES[name](x, c, dtype)
+    run = dispatch.implementation("outer." + name, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[name]
+    return run(x, c, dtype)
 
 
 def _is_same(known: tuple[Tensor, Tensor], c: Tensor, dtype: torch.dtype) -> bool:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
+
 
 def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
     """`J J^T` for J [R, d]: 2 R^2 d operations, one pass over J while R is small."""
+    kernel = dispatch.implementation("rows", J.device.type, J.dtype, dtype)
+    if kernel is not None:
+        return kernel(J, dtype)
     J = J.to(dtype)
     return J @ J.T
 

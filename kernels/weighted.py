@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
+
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
     """`sum_k w[k, n] c[k, .., n, ..]` for c [K, *] with the batch axis at `batch` (of c), and w [K b]."""
@@ -26,6 +28,9 @@ def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
 
 def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """[g, o, i] from x [g, b, T, i], c [K, g, b, T, o] and weights w [K b]."""
+    kernel = dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype)
+    if kernel is not None:
+        return kernel(x, c, w)
     C = weighted_cotangents(c, w, 2).flatten(1, 2)
     return C.mT @ x.to(C.dtype).flatten(1, 2)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramjd.engine.task import in_graph_task
 from gramjd.errors import BackendError, InputError
-from gramjd.kernels import dispatch
+from gramjd.kernels import dispatch, gathered, outer, rows, weighted
 from gramjd.kernels.dispatch import current_backend, implementation, use_backend
 
 FLOATS = (torch.float32, torch.float32, torch.float32)
@@ -62,6 +62,30 @@ def test_an_entry_is_used_where_the_device_matches() -> None:
     assert implementation("outer.rows", "cpu", *FLOATS) is None
     with use_backend("torch"):
         assert implementation("outer.product", "cpu", *FLOATS) is None
+
+
+OPERATIONS = {
+    "outer.product": lambda: outer.gram_outer(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3), torch.float32),
+    "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
+    "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 64), torch.ones(1, 1, 2, 2, 64), torch.float32),
+    "gathered.pairwise": lambda: gathered.gram_gathered(
+        torch.arange(2)[:, None], torch.ones(1, 2, 1, 64), torch.float32
+    ),
+    "rows": lambda: rows.gram_rows(torch.ones(2, 3), torch.float32),
+    "weighted.outer": lambda: weighted.weighted_outer(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3), torch.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_ask_the_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "MEASURED", {name})
+    assert not torch.equal(OPERATIONS[name](), fake())
+    monkeypatch.setitem(dispatch.TABLE, (name, "cpu"), f"{__name__}:fake")
+    assert torch.equal(OPERATIONS[name](), fake())
+
+
+def test_every_kernel_is_asked_for() -> None:
+    assert {operation for operation, _ in dispatch.TABLE} == set(OPERATIONS)
 
 
 def test_unmeasured_kernels_are_taken_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:

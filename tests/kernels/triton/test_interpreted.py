@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 def test_by_the_interpreter() -> None:
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(here / "checks.py")]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(here / "checks.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""}
     done = subprocess.run(
         command, cwd=here.parents[2], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,0 +1,73 @@
+"""What a launch makes of real arguments: lengths of 1 become constants, mixed types are upcast, and it compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from gramjd.kernels.triton import common, pairwise, slabs, symmetric, weighted
+
+SHAPES = {
+    "ones": (1, 1, 1, 1, 1, 1),
+    "one sample": (1, 1, 1, 5, 1, 1),
+    "odd": (2, 3, 5, 7, 11, 13),
+    "round": (1, 1, 64, 1, 64, 64),
+}
+
+
+class NoDriver:
+    """Stands for a Hopper GPU as far as compiling needs one."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that were compiled instead of launched."""
+    names: list[str] = []
+    run = triton.runtime.JITFunction.run
+
+    def compile_only(kernel: Any, *arguments: Any, warmup: bool, **options: Any) -> None:
+        names.append(kernel.__name__)
+        run(kernel, *arguments, warmup=True, **options)
+
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", compile_only)
+    monkeypatch.setattr(common, "arch_of", lambda tensor: 90)
+    driver.set_active(NoDriver())  # no way back is needed: without a GPU there is no driver
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_gpu runs them")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list[str]) -> None:
+    """x of `dtype`, c of float32."""
+    g, K, b, T, i, o = shape
+    x, c = torch.randn(g, b, T, i).to(dtype), torch.randn(K, g, b, T, o)
+    pairwise.pairwise(x, c, torch.float32)
+    pairwise.gathered(torch.zeros(b, T, dtype=torch.long), c[:, 0], torch.float32)
+    slabs.rows(x, c, torch.float32)
+    weighted.weighted_outer(x, c, torch.ones(K * b))
+    symmetric.product(x[:, :, :1], c[:, :, :, :1], torch.float32)
+    symmetric.gram_rows(x.reshape(-1, i), torch.float32)
+    expected = {"pairs", "weighted", "partial", "finish"} | ({"slabs"} if K * b <= slabs.FEW_ROWS else set())
+    assert set(launched) == expected
