@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gramjd.testing import measures
 from gramjd.testing.search import Case, Options, Result, search
-from gramjd.testing.strategies import jacobians, positive_vectors
+from gramjd.testing.strategies import LEAST, between, jacobians, positive_vectors
 from gramjd.testing.subject import as_subject
 
 _CONFLICTS = ("any", "some", "strong", "stationary")
+# Small matrices that are known to take aggregators apart; drawn as they stand, now and then.
+_KNOWN = (
+    [[1, 0], [-9, 1]],  # a long gradient against a short one
+    [[8, 0, 1], [0, 8, 1], [-8, -8, 1]],  # a common direction that is small beside the conflict
+    [[8, 0, 1], [-4, 7, 1], [-4, -7, 1]],
+    [[2, -1, -1], [-1, 2, -1], [-1, -1, 2]],  # all pairs conflict, and nobody can gain
+    [[5, 1], [-3, 4], [-2, -4]],
+    [[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [-2, -2, -2, 1]],
+    [[8, 0, 0, 1], [0, 8, 0, 1], [0, 0, 8, 1], [-8, -8, -8, 1]],
+    [[2, 0], [0, 2], [3, 3]],  # nothing conflicts, one gradient is longer
+)
 # Powers of two, so that scaling rounds nothing. Squared they stay in range, also in float32.
 _EXPONENTS = (-20, 20)
 
@@ -122,15 +134,17 @@ def _run(name: str, aggregator: Any, cases: Any, measure: measures.Measure, opti
 
 
 def _matrices(options: Options, *conflicts: str, **structure: Any) -> st.SearchStrategy[Tensor]:
-    """Matrices of any of the kinds of conflict that fit into the rows and columns allowed."""
-    rows, columns = options.rows, options.columns
-    high = (rows if isinstance(rows, int) else rows[1]), (columns if isinstance(columns, int) else columns[1])
-    fitting = [
-        kind for kind in conflicts if not (kind in ("some", "strong") and high[0] < 2 or kind == "strong" and high[1] < 2)
+    """Matrices of the kinds of conflict that fit into the rows and columns allowed; of several, the known ones too."""
+    rows, columns = between(options.rows, "rows", 1), between(options.columns, "columns", 1)
+    fitting = [kind for kind in conflicts if rows[1] >= LEAST[kind] and (kind != "strong" or columns[1] > 1)]
+    drawn = [
+        jacobians(options.rows, options.columns, conflict=kind, dtype=options.dtype, **structure) for kind in fitting
     ]
-    return st.one_of(
-        *(jacobians(rows, columns, conflict=kind, dtype=options.dtype, **structure) for kind in fitting)
-    )
+    known = [torch.tensor(J, dtype=options.dtype) for J in _KNOWN]
+    known = [J for J in known if rows[0] <= J.shape[0] <= rows[1] and columns[0] <= J.shape[1] <= columns[1]]
+    if len(conflicts) > 1 and known:
+        drawn += [st.sampled_from(known)] * 2
+    return st.one_of(*drawn)
 
 
 @st.composite

@@ -164,7 +164,7 @@ def search(
         nonlocal tried
         tried += 1
         measured = _measured(measure, subject, case, options.allowed)
-        if not found:
+        if not found and measured.ratio > 1e-3:
             target(math.log10(min(max(measured.ratio, 1e-20), 1e20)))
         if measured.ratio > 1:
             found.append((case, measured))

@@ -15,7 +15,7 @@ from gramjd.errors import InputError
 NEAR = 2.0**-10
 _STEEP = 8
 # The fewest rows of a matrix with this much conflict.
-_LEAST = {"any": 1, "none": 1, "some": 2, "strong": 2, "stationary": 1}
+LEAST = {"any": 1, "none": 1, "some": 2, "strong": 2, "stationary": 1}
 
 Range = int | tuple[int, int]
 
@@ -64,8 +64,8 @@ def jacobians(
     tensor([[ 1.,  0.,  0.],
             [-1.,  0.,  0.]], dtype=torch.float64)
     """
-    if conflict not in _LEAST:
-        raise InputError(f"conflict must be one of {', '.join(map(repr, _LEAST))}; got {conflict!r}")
+    if conflict not in LEAST:
+        raise InputError(f"conflict must be one of {', '.join(map(repr, LEAST))}; got {conflict!r}")
     wishes = {"duplicated_rows": duplicated_rows, "zero_rows": zero_rows, "near_singular": near_singular}
     if conflict == "stationary" and near_singular:
         raise InputError("near_singular=True would move a stationary matrix off its point; leave out one of the two")
@@ -76,11 +76,11 @@ def jacobians(
             raise InputError(f"{name} must be True, False or None; got {wish!r}")
     if rank is not None and rank < 1 + (conflict == "strong"):
         raise InputError(f"rank must be 1 or more (2 for strong conflict), or None; got {rank!r}")
-    least = _LEAST[conflict] + sum(wish is True for wish in wishes.values())
-    m = _between(rows, "rows", least)
-    n = _between(columns, "columns", 1 + (conflict == "strong"))
+    least = LEAST[conflict] + sum(wish is True for wish in wishes.values())
+    m = between(rows, "rows", least)
+    n = between(columns, "columns", 1 + (conflict == "strong"))
     shapes = st.tuples(st.integers(*m), st.integers(*n))
-    exponents = _between(scale, "scale", None), _between(row_scale, "row_scale", None)
+    exponents = between(scale, "scale", None), between(row_scale, "row_scale", None)
     return _matrices(shapes, conflict, rank, exponents, wishes, permuted, largest, dtype)
 
 
@@ -101,7 +101,8 @@ def positive_vectors(m: int) -> st.SearchStrategy[Tensor]:
     return st.lists(numbers, min_size=m, max_size=m).map(lambda c: torch.tensor(c, dtype=torch.float64))
 
 
-def _between(value: Range, name: str, least: int | None) -> tuple[int, int]:
+def between(value: Range, name: str, least: int | None) -> tuple[int, int]:
+    """`value` as a pair (least, largest); the least raised to `least`."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(k, int) for k in pair) or pair[0] > pair[1]:
         raise InputError(f"{name} must be an int or a pair (least, largest) of ints; got {value!r}")
@@ -126,7 +127,7 @@ def _matrices(
     dtype: torch.dtype,
 ) -> Tensor:
     m, n = draw(shapes)
-    counts = _counts(draw, m - _LEAST[conflict], wishes)
+    counts = _counts(draw, m - LEAST[conflict], wishes)
     J = _CORES[conflict](draw, m - sum(counts.values()), n, rank, largest)
     for name, count in counts.items():
         for _ in range(count):

@@ -16,6 +16,7 @@ from torch import Tensor
 from gramjd.aggregation import Weighting
 from gramjd.errors import InputError
 
+_FLOOR = 1e-6
 TAKES = ("gramian", "jacobian")
 
 
@@ -29,7 +30,8 @@ class Update:
 
     Args:
         y: [n], the update.
-        size: `sum_i |w_i| |g_i|` where the weights are known; else, as if the update were a mean, `|y| + max_i |g_i|`.
+        size: `sum_i |w_i| |g_i|` where the weights are known (and a millionth of the longest gradient, for weights
+            that are zero but for rounding); else, as if the update were a mean, `|y| + max_i |g_i|`.
     """
 
     y: Tensor
@@ -93,9 +95,11 @@ class Subject:
         if getattr(fresh, "takes_losses", False):
             inputs.append(norms.to(J.dtype))
         w = self._checked(fresh, inputs, len(J), "m", "jacobian")
-        return Update(J.double().mT @ w, float(w.abs() @ norms))
+        return Update(J.double().mT @ w, float(w.abs() @ norms + _FLOOR * norms.max()))
 
-    def _checked(self, function: Callable[..., Any], inputs: list[Tensor], length: int, name: str, other: str) -> Tensor:
+    def _checked(
+        self, function: Callable[..., Any], inputs: list[Tensor], length: int, name: str, other: str
+    ) -> Tensor:
         """What `function` returns for copies of `inputs`, in float64, if it is a vector of the right length."""
         shape = list(inputs[0].shape)
         try:

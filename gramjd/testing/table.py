@@ -89,7 +89,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(lambda: agg.AlignedMTL("rmse"), "no no yes"),
     Entry(lambda: agg.FairGrad(0.5), "yes no yes"),
     Entry(agg.GradVac, "no yes yes", label="GradVac()"),
-    Entry(lambda: agg.CRMOGM(agg.UPGrad()), "no no yes", label="CRMOGM(UPGrad())"),
+    Entry(lambda: agg.CRMOGM(agg.UPGrad()), "no - yes", label="CRMOGM(UPGrad())"),
     Entry(agg.ExcessMTL, "no no yes", label="ExcessMTL()"),
     Entry(agg.MoDo, "no no yes", label="MoDo()"),
     Entry(agg.SDMGrad, "no no yes", label="SDMGrad()"),
