@@ -49,6 +49,7 @@ COMMANDS = (
     Command("paper all", "all of these, short unless told otherwise", "gramjd.paper.everything"),
     Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
     Command("bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench"),
+    Command("calibrate", "measure this machine, so that routes are chosen for it", "gramjd.kernels.calibrate"),
     Command("check", "properties of an aggregator, or of all of them, with counterexamples", "gramjd.check"),
 )
 

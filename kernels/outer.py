@@ -12,68 +12,42 @@ with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one r
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
+from gramjd.kernels.cost import SLAB, Extent, constants_of, extent, operations, pairs, route, tile
+from gramjd.kernels.symmetric import add_gram, gram, mirrored
 
-# Elements of the largest temporary: 4 MiB of floats stay in cache and were fastest or near it for all shapes tried.
-SLAB = 1 << 20
+__all__ = ["ROUTES", "SLAB", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
+
 # Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
 TILE_COST = 24
 
 
-class Extent(NamedTuple):
-    """The sizes that decide the route."""
-
-    g: int
-    K: int
-    b: int
-    T: int
-    i: int
-    o: int
-
-
-def extent(x: Tensor, c: Tensor) -> Extent:
-    """Sizes of x [g, b, T, i] and c [K, g, b, T, o]."""
-    g, b, T, i = x.shape
-    return Extent(g, c.shape[0], b, T, i, c.shape[-1])
-
-
-def operations(route: str, e: Extent) -> int:
-    """Multiply-adds of a route, with the tiles of `pairwise` weighted by what moving them costs."""
-    R = e.K * e.b
-    return (
-        e.g
-        * {
-            "product": e.b * e.b * e.i + R * R * e.o,
-            "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * (e.o + TILE_COST)) // 2,
-            "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
-            "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
-        }[route]
-    )
-
-
-def route(e: Extent) -> str:
-    """The cheapest route."""
-    if e.T == 1:
-        return "product"
-    options = ["rows", "shared"] if e.b == 1 else ["rows", "pairwise"]
-    return min(options, key=lambda name: operations(name, e))
-
-
-def gram_outer(x: Tensor, c: Tensor, dtype: torch.dtype, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """G [K b, K b] by the cheapest route, accumulated in `dtype`.
+def gram_outer(
+    x: Tensor,
+    c: Tensor,
+    dtype: torch.dtype,
+    known: tuple[Tensor, Tensor] | None = None,
+    budget: float = math.inf,
+) -> Tensor:
+    """G [K b, K b] by the quickest route whose temporaries take at most `budget` bytes, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
-    name = route(extent(x, c))
+    name = route(extent(x, c), constants_of(c.device.type, dtype), budget, dtype.itemsize)
     if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
         return _times_inner(known[1].clone(), x, c.shape[0], dtype)
-    run = dispatch.implementation("outer." + name, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[name]
-    return run(x, c, dtype)
+    return run(name, x, c, dtype)
+
+
+def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """G [K b, K b] by a route of `ROUTES`, in the form that the backend in force has for the device."""
+    kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
+    return kernel(x, c, dtype)
 
 
 def _is_same(known: tuple[Tensor, Tensor], c: Tensor, dtype: torch.dtype) -> bool:
@@ -92,7 +66,7 @@ def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor
     """`(C C^T) * (X X^T)` for each pair of the K stacked rows, in place of the first."""
     X = x[0, :, 0].to(dtype)
     b = len(X)
-    inner = X @ X.T
+    inner = gram(X)
     return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(inner[:, None, :]).view(K * b, K * b)
 
 
@@ -106,7 +80,7 @@ def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, _, i, o = extent(x, c)
     if g == 1:
         C = c.reshape(K * b, o).to(dtype)
-        return _times_inner(C @ C.T, x, K, dtype)
+        return _times_inner(gram(C), x, K, dtype)
     x = x.reshape(g, b, i).to(dtype)
     c = c.transpose(0, 1).reshape(g, K * b, o).to(dtype)
     grams = (c @ c.mT).view(g, K, b, K, b).mul_((x @ x.mT)[:, None, :, None, :])
@@ -116,15 +90,16 @@ def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _pairwise(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, T, i, o = extent(x, c)
     G = torch.zeros(b, K, b, K, dtype=dtype, device=c.device)
-    step = max(1, SLAB // max(1, K * K * T * T * b))
+    step = pairs(extent(x, c), SLAB)
     for group in range(g):
         X = x[group].to(dtype).reshape(b * T, i)
         C = c[:, group].to(dtype).transpose(0, 1).reshape(b * K * T, o)
         for n in range(0, b, step):
             s = min(step, b - n)
-            tile = (C[n * K * T : (n + s) * K * T] @ C[n * K * T :].T).view(s, K, T, b - n, K, T)
+            strip = (C[n * K * T : (n + s) * K * T] @ C[n * K * T :].T).view(s, K, T, b - n, K, T)
             inner = (X[n * T : (n + s) * T] @ X[n * T :].T).view(s, 1, T, b - n, 1, T)
-            G[n : n + s, :, n:] += tile.mul_(inner).sum((2, 5))
+            # In two steps, the first along lines of memory: several times as fast as both sums at once.
+            G[n : n + s, :, n:] += strip.mul_(inner).sum(2).sum(4)
     return _mirrored(G.transpose(0, 1).transpose(2, 3).reshape(K * b, K, b), K, b, step)
 
 
@@ -137,14 +112,21 @@ def _mirrored(G: Tensor, K: int, b: int, step: int) -> Tensor:
 
 
 def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    x, c = x.detach(), c.detach()  # results are written in place
     g, K, b, _, i, o = extent(x, c)
     G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
-    step = max(1, min(o, SLAB // max(1, K * b * i)))
+    outputs, inputs = tile(extent(x, c), SLAB)
+    slab = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
     for group in range(g):
-        for lo in range(0, o, step):
-            J = outer_rows(x[group], c[:, group, :, :, lo : lo + step], dtype).reshape(K * b, -1)
-            G.addmm_(J, J.T)
-    return G
+        for lo in range(0, o, outputs):
+            left = c[:, group, :, :, lo : lo + outputs].to(dtype).mT
+            for at in range(0, i, inputs):
+                right = x[group, :, :, at : at + inputs].to(dtype)
+                J = slab[: K * b * left.shape[2] * right.shape[2]].view(K, b, left.shape[2], -1)
+                for k in range(K):
+                    torch.bmm(left[k], right, out=J[k])
+                add_gram(G, J.view(K * b, -1))
+    return mirrored(G)
 
 
 def outer_rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:

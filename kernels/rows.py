@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
+from gramjd.kernels.symmetric import gram
 
 
 def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
-    """`J J^T` for J [R, d]: 2 R^2 d operations, one pass over J while R is small."""
+    """`J J^T` for J [R, d]: R^2 d to 2 R^2 d operations, one pass over J while R is small."""
     kernel = dispatch.implementation("rows", J.device.type, J.dtype, dtype)
-    if kernel is not None:
-        return kernel(J, dtype)
-    J = J.to(dtype)
-    return J @ J.T
+    return gram(J.to(dtype)) if kernel is None else kernel(J, dtype)
 
 
 def gram_rows_reference(J: Tensor) -> Tensor:

@@ -133,13 +133,13 @@ def test_numbers_of_linear_layers() -> None:
 
 @pytest.mark.parametrize(("T", "expected"), [(2, "pairwise"), (60, "rows")])
 def test_numbers_with_positions(T: int, expected: str) -> None:
-    layer = nn.Linear(16, 24)
-    losses = layer(torch.randn(8, T, 16)).square().sum((1, 2))
+    layer = nn.Linear(160, 240)
+    losses = layer(torch.randn(8, T, 160)).square().sum((1, 2))
     rows, route, operations = named(explain(losses, {"w": layer.weight}))["w"]
-    sizes = outer.Extent(g=1, K=1, b=8, T=T, i=16, o=24)
+    sizes = outer.Extent(g=1, K=1, b=8, T=T, i=160, o=240)
     assert (rows, route) == ("batch axis 8, 1 row", expected)
     assert operations == 2 * outer.operations(route, sizes)
-    assert outer.operations("rows", sizes) == 8 * T * 16 * 24 + 8 * 8 * 16 * 24
+    assert outer.operations("rows", sizes) == 8 * T * 160 * 240 + 8 * 8 * 160 * 240
 
 
 def test_numbers_of_tasks() -> None:

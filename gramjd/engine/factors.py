@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.rows import Rows
-from gramjd.kernels import gathered, norms, outer
-from gramjd.kernels import patches as convolution
+from gramjd.kernels import convolution, gathered, norms, outer, patches
 from gramjd.kernels import weighted as weighting
 
 Known = tuple[Tensor, Tensor] | None
@@ -258,39 +257,31 @@ class Convolution(Product):
     transposed: bool = False
 
     def plan(self) -> tuple[str, int]:  # noqa: D102
-        R, numel = len(self.rows), math.prod(self.shape)
-        pixels = math.prod(self.x.shape[2:] if self.transposed else self.c.shape[3:])
-        return "rows", 2 * R * numel * (pixels + R)
+        sizes = convolution.sizes(*self._operands())
+        name = convolution.route(sizes)
+        return name, 2 * convolution.operations(name, sizes)
 
     def samples(self) -> tuple[int, int]:  # noqa: D102
         return self.c.shape[0], self.c.shape[1]
 
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
-        R = len(self.rows)
-        first = self.shape[0]
-        step = max(1, (8 * outer.SLAB) // max(1, R * math.prod(self.shape[1:])))
-        if step >= first or self.options["groups"] > 1:
-            J = self.slab(0, first, dtype).reshape(R, -1)
-            return J @ J.T
-        G = torch.zeros(R, R, dtype=dtype, device=self.c.device)
-        for lo in range(0, first, step):
-            J = self.slab(lo, min(first, lo + step), dtype).reshape(R, -1)
-            G.addmm_(J, J.T)
-        return G
+        return convolution.gram_convolution(*self._operands(), dtype)
+
+    def _operands(self) -> tuple[Tensor, Tensor, convolution.Window]:
+        x, c = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
+        return x, c, convolution.Window(self.shape[2:], **self.options)
 
     def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
-        patched, plain = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
-        return norms.norms_convolution(patched, plain, self.shape[2:], **self.options, dtype=dtype)
+        x, c, window = self._operands()
+        return norms.norms_convolution(x, c, *window, dtype=dtype)
 
     def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
         return weighting.weighted_convolution(self.x, self.c, w, self.shape, self.transposed, self.options)
 
     def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
-        patched, plain = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
-        whole = self.options["groups"] > 1
-        if not whole:
-            plain = plain[:, :, lo:hi]
-        J = convolution.convolution_rows(patched, plain, self.shape[2:], **self.options, dtype=dtype)
+        x, c, window = self._operands()
+        whole = window.groups > 1
+        J = patches.convolution_rows(x, c if whole else c[:, :, lo:hi], *window, dtype=dtype)
         J = J.reshape(len(self.rows), -1, *self.shape[1:])
         return J[:, lo:hi] if whole else J
 

@@ -67,7 +67,7 @@ def test_an_entry_is_used_where_the_device_matches() -> None:
 OPERATIONS = {
     "outer.product": lambda: outer.gram_outer(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3), torch.float32),
     "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
-    "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 64), torch.ones(1, 1, 2, 2, 64), torch.float32),
+    "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512), torch.float32),
     "gathered.pairwise": lambda: gathered.gram_gathered(
         torch.arange(2)[:, None], torch.ones(1, 2, 1, 64), torch.float32
     ),

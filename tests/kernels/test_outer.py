@@ -90,15 +90,6 @@ def test_routes_by_cost() -> None:
     assert outer.route(outer.Extent(1, 8, 1, 4096, 16, 16)) == "rows"
 
 
-@given(shapes)
-def test_the_route_is_the_cheapest_allowed(shape: tuple[int, ...]) -> None:
-    extent = outer.Extent(*shape)
-    chosen = outer.route(extent)
-    allowed = {"product"} if extent.T == 1 else {"rows", "shared"} if extent.b == 1 else {"rows", "pairwise"}
-    assert chosen in allowed
-    assert outer.operations(chosen, extent) == min(outer.operations(name, extent) for name in allowed)
-
-
 def test_reference_by_hand() -> None:
     """J_0 = 2 [1, 3] + 1 [0, 1] = [2, 7], J_1 = -[1, 1]: G = [[53, -9], [-9, 2]]."""
     x = torch.tensor([[[1.0, 3.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]]).view(1, 2, 2, 2)

@@ -1,0 +1,156 @@
+"""Gram matrix of the rows of a convolution's weight, in slabs of rows that stay in cache.
+
+    J_(k,n)[g, o, i, q] = sum_p c_(k,n)[g, o, p] x_n[g, i, p stride + q dilation - padding]
+
+(q kernel offsets, p the P output pixels; R = K b rows.) Routes:
+
+    rows      slabs of J, then J J^T      2 R P g i q o + 2 R^2 g i q o operations
+    pairwise  as an outer product over P positions of i q inputs and o outputs, for few pixels: see `outer`
+
+The q-fold patch matrix is never formed whole, but for some inputs and samples at a time: they stay in cache, where
+unfolding them costs a tenth of the products. (Products of shifted views, which need less of it, were slower on a CPU.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gramjd.kernels import outer
+from gramjd.kernels.cost import Constants, constants_of
+from gramjd.kernels.patches import padded, patches
+from gramjd.kernels.symmetric import add_gram, even, mirrored
+
+# Elements of a slab of J, and of an unfolded chunk.
+SLAB = 1 << 20
+# A product with fewer columns than this runs well below the machine's peak.
+COLUMNS = 64
+
+
+class Window(NamedTuple):
+    """A convolution's geometry: a number for each spatial dimension, and the groups."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+
+class Sizes(NamedTuple):
+    """The sizes that decide route and chunks: i and o are channels a group, q kernel offsets, P output pixels."""
+
+    K: int
+    b: int
+    groups: int
+    i: int
+    o: int
+    q: int
+    P: int
+
+
+class Chunk(NamedTuple):
+    """How many groups, inputs and outputs a slab has, and how many samples are unfolded at a time."""
+
+    groups: int
+    i: int
+    o: int
+    samples: int
+
+
+def sizes(x: Tensor, c: Tensor, w: Window) -> Sizes:
+    """Sizes of x [b, groups i, *spatial] and c [K, b, groups o, *out]; stacked inputs are samples of one row each."""
+    K, b = (1, x.shape[0] * c.shape[1]) if x.ndim == c.ndim else c.shape[:2]
+    i, o = x.shape[-len(w.kernel) - 1] // w.groups, c.shape[2] // w.groups
+    return Sizes(K, b, w.groups, i, o, math.prod(w.kernel), math.prod(c.shape[3:]))
+
+
+def chunks(s: Sizes) -> Chunk:
+    """Slabs of at most `SLAB` elements, unless that would leave products of less than `COLUMNS` columns."""
+    R = s.K * s.b
+    group = max(1, R * s.i * s.o * s.q)
+    if s.K == 1 and s.groups > 1 and group <= SLAB:
+        g, i, o = even(s.groups, SLAB // group), s.i, s.o
+    else:
+        g = 1
+        i = even(s.i, max(-(-COLUMNS // s.q), SLAB // max(1, R * s.o * s.q)))
+        o = even(s.o, max(COLUMNS, SLAB // max(1, R * i * s.q)))
+    return Chunk(g, i, o, even(s.b, SLAB // max(1, g * i * s.q * s.P)))
+
+
+def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Stacked inputs [K, b, ..] beside one cotangent (a transposed convolution) as K b samples of one row each."""
+    if x.ndim < c.ndim:
+        return x, c
+    return x.flatten(0, 1), c.expand(x.shape[0], *c.shape[1:]).flatten(0, 1)[None]
+
+
+def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next."""
+    s = sizes(x, c, w)
+    n = chunks(s)
+    cotangents = c.detach().reshape(s.K, s.b, s.groups, s.o, s.P)
+    J = torch.empty(s.b * n.groups * s.K * n.o * n.i * s.q, dtype=dtype, device=c.device)
+    for g in range(0, s.groups, n.groups):
+        for i in range(0, s.i, n.i):
+            inputs = x.detach()[:, g * s.i + i : g * s.i + min(i + n.i, s.i) + (min(n.groups, s.groups - g) - 1) * s.i]
+            for o in range(0, s.o, n.o):
+                yield _slab(inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J)
+
+
+def _slab(x: Tensor, c: Tensor, w: Window, out: Sequence[int], samples: int, J: Tensor) -> Tensor:
+    K, b, g, o, P = c.shape
+    columns = x.shape[1] // g * math.prod(w.kernel)
+    J = J[: b * g * K * o * columns].view(b * g, K * o, columns)
+    for lo in range(0, b, samples):
+        part = slice(lo, lo + samples)
+        left = c[:, part].to(J.dtype).permute(1, 2, 0, 3, 4).reshape(-1, K * o, P)
+        source = padded(x[part].to(J.dtype), w.kernel, out, w.stride, w.padding, w.dilation)
+        right = patches(source, w.kernel, out, w.stride, w.dilation).reshape(len(left), columns, P)
+        torch.bmm(left, right.mT, out=J[lo * g : lo * g + len(left)])
+    return J.view(b * K, -1)
+
+
+def extent(s: Sizes) -> outer.Extent:
+    """The convolution as an outer product over output pixels."""
+    return outer.Extent(s.groups, s.K, s.b, s.P, s.i * s.q, s.o)
+
+
+def route(s: Sizes, constants: Constants | None = None) -> str:
+    """That of the outer product where it is one of pairs, whose unfolded operands are small then."""
+    name = outer.route(extent(s), constants)
+    return name if name in ("product", "pairwise") else "rows"
+
+
+def operations(route: str, s: Sizes) -> int:
+    """Multiply-adds of a route."""
+    return outer.operations(route, extent(s))
+
+
+def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
+    """G [K b, K b] of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the cheaper route.
+
+    Instead of the cotangent the input may be stacked, [K, b, ..] beside c of K = 1: a transposed convolution.
+    """
+    x, c = unstacked(x, c)
+    s = sizes(x, c, w)
+    name = route(s, constants_of(c.device.type, dtype))
+    if name != "rows":
+        return outer.run(name, *as_outer(x, c, w), dtype)
+    R = s.K * s.b
+    G = torch.zeros(R, R, dtype=dtype, device=c.device)
+    for J in row_slabs(x, c, w, dtype):
+        add_gram(G, J)
+    return mirrored(G).view(s.b, s.K, s.b, s.K).transpose(0, 1).transpose(2, 3).reshape(R, R)
+
+
+def as_outer(x: Tensor, c: Tensor, w: Window) -> tuple[Tensor, Tensor]:
+    """x [groups, b, P, i q] and c [K, groups, b, P, o] whose outer products over P are the rows."""
+    s, out = sizes(x, c, w), c.shape[3:]
+    source = padded(x, w.kernel, out, w.stride, w.padding, w.dilation)
+    view = patches(source, w.kernel, out, w.stride, w.dilation).reshape(s.b, s.groups, s.i * s.q, s.P)
+    return view.permute(1, 0, 3, 2), c.reshape(s.K, s.b, s.groups, s.o, s.P).permute(0, 2, 1, 4, 3)

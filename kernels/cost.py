@@ -1,0 +1,181 @@
+"""What a route costs: seconds from a few measured constants of a device, and the choice between routes.
+
+A product of [M, K] by [K, N] takes 2 M N K / flops (1 + half/M) (1 + half/N) (1 + half/K) seconds, moving an element
+through memory 1 / elements, and every call `call`. The constants are data: `devices.json` holds measured ones, `gramjd
+calibrate` measures those of another machine, `load` puts them to use.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gramjd.errors import GramjdError
+from gramjd.kernels.symmetric import block_size, even
+
+# Elements of the largest temporary. On CPUs 4 MiB of floats stay in cache and were fastest or near it for all shapes.
+SLAB = 1 << 20
+
+
+class Constants(NamedTuple):
+    """One device and dtype: operations a second at best, the size that halves it, elements moved a second, a call."""
+
+    flops: float
+    half: float
+    elements: float
+    call: float
+
+
+class Extent(NamedTuple):
+    """The sizes that decide the route: x [g, b, T, i] and c [K, g, b, T, o]."""
+
+    g: int
+    K: int
+    b: int
+    T: int
+    i: int
+    o: int
+
+
+def extent(x: Tensor, c: Tensor) -> Extent:
+    """Sizes of x [g, b, T, i] and c [K, g, b, T, o]."""
+    g, b, T, i = x.shape
+    return Extent(g, c.shape[0], b, T, i, c.shape[-1])
+
+
+def operations(route: str, e: Extent) -> int:
+    """Multiply-adds of a route, as if nothing were saved by symmetry but whole pairs of samples."""
+    R = e.K * e.b
+    return (
+        e.g
+        * {
+            "product": e.b * e.b * e.i + R * R * e.o,
+            "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * e.o) // 2,
+            "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
+            "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
+        }[route]
+    )
+
+
+def options(e: Extent) -> tuple[str, ...]:
+    """The routes that apply; one position leaves no choice."""
+    return ("product",) if e.T == 1 else ("rows", "shared") if e.b == 1 else ("rows", "pairwise")
+
+
+def route(e: Extent, constants: Constants | None = None, budget: float = math.inf, itemsize: int = 4) -> str:
+    """The route that takes the least time of those that need at most `budget` bytes, or the leanest if none does.
+
+    >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
+    'pairwise'
+    """
+    found = options(e)
+    if len(found) == 1:
+        return found[0]
+    known = constants or constants_of("cpu", torch.float32)
+    lean = [name for name in found if elements(name, e) * itemsize <= budget]
+    if not lean:
+        return min(found, key=lambda name: elements(name, e))
+    return min(lean, key=lambda name: seconds(name, e, known))
+
+
+def tile(e: Extent, most: int | None = None) -> tuple[int, int]:
+    """Outputs and inputs of a slab of rows: near a square, as narrow products are slow."""
+    room = max(1, (most or SLAB) // max(1, e.K * e.b))
+    side = max(1, math.isqrt(room))
+    o = even(e.o, max(side, room // max(1, e.i)))
+    i = even(e.i, max(1, room // o))
+    return o, i
+
+
+def pairs(e: Extent, most: int | None = None) -> int:
+    """Samples of a strip of pairs: enough for a fast product, few enough that half of the pairs are left out."""
+    room = (most or SLAB) // max(1, e.K * e.K * e.T * e.T * e.b)
+    return even(e.b, max(1, min(room, -(-64 // (e.K * e.T)), e.b)))
+
+
+def elements(route: str, e: Extent) -> int:
+    """Elements of the temporaries of a route."""
+    R = e.K * e.b
+    o, i = tile(e)
+    return {
+        "product": R * R + e.b * e.b,
+        "pairwise": pairs(e) * e.T * e.b * e.T * (e.K * e.K + 1),
+        "rows": R * o * i,
+        "shared": e.T * e.T + max(e.T * e.o, SLAB),
+    }[route]
+
+
+def seconds(route: str, e: Extent, known: Constants) -> float:
+    """Estimated time of a route."""
+    R = e.K * e.b
+
+    def product(M: float, N: float, K: float, times: float = 1) -> float:
+        slow = math.prod(1 + known.half / max(1, size) for size in (M, N, K))
+        return 2 * M * N * K * times * slow / known.flops
+
+    def gram(d: float) -> float:
+        step = min(block_size(R), R)
+        return product(step, R, d, R / step) * (1 + step / R) / 2
+
+    moved: float
+    if route == "product":
+        work, moved, calls = product(e.b, e.b, e.i) + gram(e.o), 3 * R * R, 4.0
+    elif route == "pairwise":
+        step = pairs(e)
+        strips = -(-e.b // step)
+        share = (1 + 1 / strips) / 2
+        M, N = step * e.T, e.b * e.T
+        work = strips * share * (product(M, N, e.i) + product(e.K * M, e.K * N, e.o))
+        moved, calls = 5 * share * (R * e.T) ** 2, 60 + 15.0 * strips
+    elif route == "rows":
+        o, i = tile(e)
+        slabs = -(-e.o // o) * -(-e.i // i)
+        work = slabs * (product(o, i, e.T, R) + gram(o * i))
+        moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R))
+    else:
+        work = product(e.T, e.T, e.i) + product(e.T, e.o, e.T, R) + product(R, R, e.T * e.o)
+        moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / SLAB
+    return e.g * (work + moved / known.elements + calls * known.call)
+
+
+Table = Mapping[str, Mapping[str, Constants]]
+
+
+def constants_of(device: str, dtype: torch.dtype) -> Constants:
+    """Those in use for a type of device and a dtype; float32's, and the CPU's, where nothing was measured."""
+    known = _in_use.get(device) or _in_use["cpu"]
+    return known.get(str(dtype).removeprefix("torch.")) or known["float32"]
+
+
+def read(path: Path) -> dict[str, dict[str, Constants]]:
+    """A table of constants, as `gramjd calibrate` writes it.
+
+    Raises:
+        GramjdError: the file cannot be read, or is no such table.
+    """
+    try:
+        data = json.loads(path.read_text())["devices"]
+        return {device: {dtype: Constants(**c) for dtype, c in of.items()} for device, of in data.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GramjdError(f"got {path}, which holds no constants ({error}); write one with: gramjd calibrate") from None
+
+
+def user_file() -> Path:
+    """Where `gramjd calibrate` writes by default: `gramjd/devices.json` in the XDG configuration folder."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gramjd" / "devices.json"
+
+
+def load(path: Path | None = None) -> None:
+    """From now on choose routes by the constants in `path` (default: `user_file()`); other devices keep theirs."""
+    for device, constants in read(path or user_file()).items():
+        _in_use[device] = {**_in_use.get(device, {}), **constants}
+
+
+_in_use = read(Path(__file__).with_name("devices.json"))

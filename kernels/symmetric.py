@@ -1,0 +1,41 @@
+"""Symmetric rank-k updates: `G += J J^T` with little more than the upper half of the work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def block_size(R: int) -> int:
+    """Rows of a block: the fewer, the more is saved, down to where products become slow."""
+    return R if R < 64 else 32 if R < 256 else 64
+
+
+def add_gram(G: Tensor, J: Tensor) -> None:
+    """Add `J J^T` to the blocks of G [R, R] on and above the diagonal, for J [R, d]; `mirrored` finishes."""
+    step = block_size(len(J))
+    for lo in range(0, len(J), step):
+        G[lo : lo + step, lo:].addmm_(J[lo : lo + step], J[lo:].T)
+
+
+def mirrored(G: Tensor) -> Tensor:
+    """G with its upper half on both sides."""
+    return G if len(G) <= block_size(len(G)) else torch.triu(G).add_(torch.triu(G, 1).T)
+
+
+def gram(J: Tensor) -> Tensor:
+    """`J J^T` [R, R] for J [R, d]."""
+    if len(J) <= block_size(len(J)):
+        return J @ J.T
+    G = torch.zeros(len(J), len(J), dtype=J.dtype, device=J.device)
+    add_gram(G, J)
+    return mirrored(G)
+
+
+def even(n: int, most: int) -> int:
+    """The size of parts, of at most `most`, into which n falls evenly; at least 1.
+
+    >>> even(100, 40)
+    34
+    """
+    return max(1, -(-n // max(1, -(-n // max(1, most)))))
