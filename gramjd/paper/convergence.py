@@ -89,7 +89,7 @@ def descend(problem: Quadratics, start: Tensor, name: str, *, steps: int, seed: 
         `late_weight` over the last tenth of them, of weights that sum to one without conflict; `increases`: steps on
         which an objective rose by more than rounding.
     """
-    weighting = weightings.TABLE[name].make(seed)
+    weighting = weightings.ENTRIES[name].make(seed)
     m = len(problem.centres)
     rate = 1 / (problem.beta() * math.sqrt(m))
     records = {round(steps ** (k / (RECORDS - 1))) for k in range(RECORDS)} | {0}
@@ -138,7 +138,7 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
     grid = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(grid, sizes, strict=True):
         for run in (run for run in runs if (run["m"], run["n"]) == size):
-            colour = weightings.TABLE[run["weighting"]].colour
+            colour = weightings.ENTRIES[run["weighting"]].colour
             label = run["weighting"] if run["seed"] == 0 else None
             axes.plot(run["at"][1:], _visible(run["upper"]), color=colour, linewidth=1.3, label=label)
             axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")

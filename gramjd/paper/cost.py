@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=options.positives, default=(32, 64, 128, 256, 512), help="batch sizes")
     parser.add_argument("--swept", default="cifar10", choices=SHAPES, help="the set of the second table")
     parser.add_argument("--jacobian-up-to", type=options.count, default=64, help="batch size; it costs its square")
-    parser.add_argument("--rounds", type=options.positive, default=7, help="timed steps of each, at most (default: 7)")
-    parser.add_argument("--seconds", type=options.seconds, default=60.0, help="per set or size, after 5 rounds")
+    parser.add_argument("--rounds", type=options.positive, default=4, help="timed steps of each (default: 4)")
     parser.add_argument("--quick", action="store_true", help="digits only, batch sizes 32 and 64, a few seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=options.positive, help="threads of PyTorch (default: all cores)")
@@ -79,14 +78,15 @@ def _measure(args: argparse.Namespace, keys: Sequence[str], names: Sequence[str]
     for m in (m for m in args.sizes if m <= args.jacobian_up_to):
         sizes[m] |= _contenders(SWEPT, ("jacobian",))
     bar = require("tqdm", "demo").tqdm(total=len(at_32) + len(sizes), unit="comparison", disable=None, file=sys.stderr)
-    limits = {"rounds": args.rounds, "seconds": args.seconds, "device": args.device}
     with bar:
         sets, over_m = {}, {}
         for key, contenders in at_32.items():
-            sets[key] = compare(task(key, 32, args.device), contenders, **limits)
+            sets[key] = compare(task(key, 32, args.device), contenders, rounds=args.rounds, device=args.device)
             bar.update()
         for m, contenders in sizes.items():
-            over_m[str(m)] = compare(task(args.swept, m, args.device), contenders, **limits)
+            over_m[str(m)] = compare(
+                task(args.swept, m, args.device), contenders, rounds=args.rounds, device=args.device
+            )
             bar.update()
     return {"epoch": EPOCH, "swept": args.swept, "sets": sets, "sizes": over_m}
 
@@ -102,21 +102,18 @@ def task(key: str, m: int, device: str) -> Task:
     return Task(DATA[key].network, images, torch.randint(10, (m,), generator=generator).to(device))
 
 
-def compare(
-    on: Task, contenders: Mapping[str, Fill], *, rounds: int, seconds: float, device: str
-) -> dict[str, dict[str, Any]]:
+def compare(on: Task, contenders: Mapping[str, Fill], *, rounds: int, device: str) -> dict[str, dict[str, Any]]:
     """Seconds per epoch, time over SGD's and peak memory of every contender.
 
     Args:
         on: network and batch.
         contenders: how each fills `.grad`.
-        rounds: timed rounds, at most.
-        seconds: no further round after this long, though not before five.
+        rounds: timed rounds.
         device: where.
     """
     steps = {name: make_step(fill, on) for name, fill in contenders.items()}
     timed = {name: step.take for name, step in steps.items()}
-    times = interleave(timed, rounds=rounds, warmup=1, seconds=seconds, at_least=0.02, device=device)
+    times = interleave(timed, rounds=rounds, warmup=1, at_least=0.02, device=device)
     per_epoch = EPOCH / len(on.labels)
     found = {}
     for name, step in steps.items():

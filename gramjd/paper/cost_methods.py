@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import gramjd
 from gramjd.demos.networks import build
-from gramjd.paper.weightings import TABLE
+from gramjd.paper.weightings import ENTRIES
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def sgd(model: nn.Module, task: Task) -> None:
 
 def by_gramian(name: str) -> Fill:
     """`gramjd.gram_backward` with an aggregator of Table 1."""
-    aggregator = TABLE[name].make(0)
+    aggregator = ENTRIES[name].make(0)
     return lambda model, task: gramjd.gram_backward(_losses(model, task), aggregator) and None
 
 
 def by_jacobian(name: str) -> Fill:
     """J [m, n] with a backward pass a row, all rows batched by vmap, as the paper's own experiments did."""
-    combine = TABLE[name].make(0).aggregate
+    combine = ENTRIES[name].make(0).aggregate
 
     def fill(model: nn.Module, task: Task) -> None:
         parameters, losses = list(model.parameters()), _losses(model, task)
@@ -68,7 +68,7 @@ def by_jacobian(name: str) -> Fill:
 
 def by_sample(name: str) -> Fill:
     """J [m, n] as the gradients of m one-sample networks (`torch.func`): right only where samples do not mix."""
-    combine = TABLE[name].make(0).aggregate
+    combine = ENTRIES[name].make(0).aggregate
 
     def fill(model: nn.Module, task: Task) -> None:
         parameters = {key: p.detach() for key, p in model.named_parameters()}

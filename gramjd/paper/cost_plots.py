@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.paper.weightings import TABLE
+from gramjd.paper.weightings import ENTRIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def draw(sizes: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Fi
         for name in names:
             way, _, aggregator = name.partition(": ")
             at = [m for m, found in sizes.items() if name in found]
-            colour = TABLE[aggregator].colour if aggregator else "black"
+            colour = ENTRIES[aggregator].colour if aggregator else "black"
             values = [read(sizes[m][name]) for m in at]
             axes.plot([int(m) for m in at], values, STYLES[way], color=colour, marker="o", markersize=3.5, label=name)
         axes.set(xscale="log", yscale="log", xlabel="objectives (batch size)", ylabel=label)

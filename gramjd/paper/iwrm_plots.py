@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
 from gramjd.paper.data.sets import DATA
-from gramjd.paper.weightings import TABLE
+from gramjd.paper.weightings import ENTRIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def draw_band(axes: Axes, x: Sequence[float], pairs: Sequence[Sequence[float | N
         pairs: `[mean, error]` at each; a mean that is missing leaves a gap.
         label: a name of Table 1, which gives the colour.
     """
-    colour = TABLE[label].colour
+    colour = ENTRIES[label].colour
     nan = float("nan")
     mean = [nan if m is None else m for m, _ in pairs]
     error = [0.0 if e is None else e for _, e in pairs]
@@ -56,10 +56,10 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     first = entries[0]
-    seeds = sorted({len(entry["best"]["seeds"]) for entry in entries})
+    seeds = max(len(entry["best"]["seeds"]) for entry in entries)
     figure.suptitle(
         f"{DATA[first['data']].title}, one objective per image, batch {first['batch']}, {first['optimizer'].upper()}; "
-        f"each at its best rate; mean and standard error over {' or '.join(map(str, seeds))} seeds",
+        f"each at its best rate; mean and standard error over up to {seeds} seeds that converged",
         fontsize=11,
     )
     return figure

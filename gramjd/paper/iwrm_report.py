@@ -18,7 +18,7 @@ HEADER = (
     "optimiser, batch",
     "runs",
     "best rate",
-    "seeds",
+    "seeds that converged",
     "area",
     "last loss",
     "held-out, %",
@@ -100,7 +100,7 @@ def cells(entry: Mapping[str, Any]) -> list[str]:
     return [
         *first,
         f"{best['rate']:.3g}",
-        str(len(best["seeds"])),
+        f"{len(best['seeds'])} of {len(best['seeds']) + best['diverged']}",
         with_error(best["area"]),
         with_error(best["loss"][-1]),
         with_error([None if x is None else 100 * x for x in best["accuracy"]], "{:.1f}"),

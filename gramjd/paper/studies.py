@@ -96,7 +96,7 @@ def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     """
     start = time.perf_counter()
     line: dict[str, Any] = {**dataclasses.asdict(study), "rate": rate, "seed": seed}
-    method = Method(study.weighting, weightings.TABLE[study.weighting].make(seed))
+    method = Method(study.weighting, weightings.ENTRIES[study.weighting].make(seed))
     model = build(DATA[study.data].network, seed)
     try:
         run = train(

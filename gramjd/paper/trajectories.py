@@ -52,7 +52,7 @@ def _paths(toy: Toy, names: Sequence[str], seed: int) -> dict[str, list[Tensor]]
     """Name to one path per start."""
     found = {}
     for name in require("tqdm", "demo").tqdm(names, desc=toy.title, unit="aggregator", disable=None):
-        entry = weightings.TABLE[name]
+        entry = weightings.ENTRIES[name]
         found[name] = [path(toy, entry.make(seed).aggregate, toy.rate * entry.toy_rate, start) for start in toy.starts]
     return found
 
@@ -68,7 +68,7 @@ def examine(toy: Toy, name: str, paths: Sequence[Tensor], seed: int) -> dict[str
     """
     rises = [(toy.objectives(p)[1:] - toy.objectives(p)[:-1]) for p in paths]
     return {
-        "rate": toy.rate * weightings.TABLE[name].toy_rate,
+        "rate": toy.rate * weightings.ENTRIES[name].toy_rate,
         "ends": [p[-1].tolist() for p in paths],
         "least_gain": min(least_gain(toy, name, p, seed) for p in paths),
         "largest_increase": max(float(rise.max()) for rise in rises),
@@ -79,7 +79,7 @@ def examine(toy: Toy, name: str, paths: Sequence[Tensor], seed: int) -> dict[str
 
 def least_gain(toy: Toy, name: str, points: Tensor, seed: int) -> float:
     """Least `g_i . A(J) / (|g_i| max_j |g_j|)` along a path; zero gradients do not count."""
-    aggregate, least = weightings.TABLE[name].make(seed).aggregate, float("inf")
+    aggregate, least = weightings.ENTRIES[name].make(seed).aggregate, float("inf")
     for point in points[:-1]:
         J = toy.jacobian(point)
         lengths = J.norm(dim=1)

@@ -36,7 +36,7 @@ def test_mean_is_sgd():
 
 def test_compare():
     on = task("digits", 8, "cpu")
-    found = compare(on, {"SGD": sgd, "jacobian: Mean": WAYS["jacobian"]("Mean")}, rounds=5, seconds=0, device="cpu")
+    found = compare(on, {"SGD": sgd, "jacobian: Mean": WAYS["jacobian"]("Mean")}, rounds=5, device="cpu")
     assert found["SGD"]["over_sgd"]["median"] == 1
     assert found["SGD"]["rounds"] == 5
     # 128 steps an epoch, each of which takes eight backward passes instead of one.
