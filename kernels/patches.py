@@ -32,7 +32,6 @@ def patches(
             *(s * d for s, d in zip(steps, dilation, strict=True)),
             *(s * d for s, d in zip(steps, stride, strict=True)),
         ),
-        x.storage_offset(),
     )
 
 

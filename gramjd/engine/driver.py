@@ -17,6 +17,7 @@ from gramjd.engine import hooks
 from gramjd.engine.columns import Columns, Combine
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.kept import Kept
+from gramjd.engine.remember import add_shares_again
 from gramjd.engine.rows import Mask, Rows
 from gramjd.engine.sums import Gramian, Sum
 from gramjd.engine.task import in_graph_task
@@ -103,7 +104,9 @@ def _add_all(
     limit = budget_for(losses, memory_budget)
     try:
         budget = Budget(limit, lambda: dense_peak(graph, losses))
-        return add_shares(graph, losses, totals, budget, also=kept.note if kept is not None else None)
+        if kept is None:
+            return add_shares_again(graph, losses, totals, budget)
+        return add_shares(graph, losses, totals, budget, also=kept.note)
     except OverBudgetError:
         if kept is not None:
             kept.clear()

@@ -50,6 +50,8 @@ class Graph:
     roots: list[Edge]
     targets: dict[Edge, Tensor]
     children: dict[Node, tuple[Edge, ...]] = field(default_factory=dict)
+    # With the places of arguments that need no gradient, (None, 0).
+    edges: dict[Node, tuple[Any, ...]] = field(default_factory=dict)
     arrivals: dict[Node, int] = field(default_factory=dict)
     wanted: set[Node] = field(default_factory=set)
     hooks: Any = None
@@ -80,7 +82,7 @@ def edge_of(tensor: Tensor) -> Edge:
 def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
     """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
     roots = [edge_of(loss) for loss in losses]
-    order, children = topological([node for node, _ in roots])
+    order, edges, children = topological([node for node, _ in roots])
     for node in order:
         if node.name() in REFUSED:
             raise GraphError(f"{node.name()}: {REFUSED[node.name()]}")
@@ -94,7 +96,7 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
                     f"input {place} (shape {tuple(tensor.shape)}) is not reached by any loss: remove it from `inputs`, "
                     "or compute the losses from it"
                 )
-    graph = Graph(roots, targets, children)
+    graph = Graph(roots, targets, children, edges)
     holders = {node for node, _ in targets}
     for node in order:
         if node in holders or any(child in graph.wanted for child, _ in children[node]):
@@ -105,8 +107,11 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
     return graph
 
 
-def topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, ...]]]:
-    """Nodes with every node after its children (so leaves come first), and the outgoing edges of each."""
+def topological(
+    roots: list[Node],
+) -> tuple[list[Node], dict[Node, tuple[Any, ...]], dict[Node, tuple[Edge, ...]]]:
+    """Nodes with every node after its children (so leaves come first), and their edges with and without dead ends."""
+    all_edges: dict[Node, tuple[Any, ...]] = {}
     children: dict[Node, tuple[Edge, ...]] = {}
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
@@ -117,11 +122,11 @@ def topological(roots: list[Node]) -> tuple[list[Node], dict[Node, tuple[Edge, .
             continue
         if node in children:
             continue
-        edges = tuple(node.next_functions)
-        children[node] = tuple(edge for edge in edges if edge[0] is not None)
+        edges = all_edges[node] = node.next_functions
+        mine = children[node] = tuple([edge for edge in edges if edge[0] is not None])
         stack.append((node, True))
-        stack.extend((child, False) for child, _ in children[node] if child not in children)
-    return order, children
+        stack.extend([(child, False) for child, _ in mine if child not in children])
+    return order, all_edges, children
 
 
 def is_python(node: Node) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
+from gramjd.engine import tape
 from gramjd.engine.graph import Node, is_python
 from gramjd.engine.task import by_engine, in_graph_task
 
@@ -21,6 +22,21 @@ Gradients = tuple[Tensor | None, ...]
 
 def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
+    found: list[Tensor | None] = tape.call(node, _pull, values)
+    return found
+
+
+def direct(node: Node, values: Sequence[Tensor | None]) -> Gradients:
+    """The node's backward, called as it is."""
+    found: Gradients = tape.call(node, _direct, values)
+    return found
+
+
+def _direct(node: Node, values: Sequence[Tensor | None]) -> Gradients:
+    return _tuple(node(*values))
+
+
+def _pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     stacked = next(len(v) for v in values if v is not None)
     if stacked > 1 and not is_python(node) and node.name() not in WRONG_UNDER_VMAP:
         # What vmap cannot batch fails in many ways; an error of the node itself comes again below.
@@ -82,6 +98,7 @@ def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """A formula for one row's cotangent applied to stacked rows."""
     if len(values) == 1:
         return function(values[0]).unsqueeze(0)
+    tape.refuse("vmap")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.vmap(function)(values)

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gramjd.engine.tape import note_constant
+
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Shape = Sequence[int]
@@ -125,7 +127,9 @@ def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
 def placed(index: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """An index as a tensor on a device. Other devices than the CPU get each index once: training repeats its steps."""
     if device.type == "cpu":
-        return torch.from_numpy(np.ascontiguousarray(index))
+        found = torch.from_numpy(np.ascontiguousarray(index))
+        note_constant(found)
+        return found
     return _uploaded(index.tobytes(), str(index.dtype), index.shape, device)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rows as layouts
+from gramjd.engine import tape
 from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
 from gramjd.engine.factors import Factor, Step
 from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
@@ -59,7 +60,7 @@ class Visit:
         self.sent: list[tuple[int, Message]] = []
         self.edges: list[tuple[Node, int] | None] = [
             (child, nr) if child in graph.wanted and math.prod(graph.metadata(child)[nr].shape) else None
-            for child, nr in node.next_functions
+            for child, nr in graph.edges[node]
         ]
 
     # -- what the node says ------------------------------------------------------------------------------------------
@@ -91,7 +92,8 @@ class Visit:
     def saved(self, name: str) -> Any:
         """A saved value, read once: a second read would recompute a checkpointed segment."""
         if name not in self._saved:
-            self._saved[name] = getattr(self.node, f"_saved_{name}")
+            value = self._saved[name] = getattr(self.node, f"_saved_{name}")
+            tape.note_saved(self.node, name, value)
         return self._saved[name]
 
     def integer(self, name: str) -> int:
@@ -133,7 +135,7 @@ class Visit:
     def pulled(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Call the node: cotangents [K, *output] (None: zero) to [K, *input] for every edge."""
         if self.dry:
-            return [None] * len(self.node.next_functions)
+            return [None] * len(self.edges)
         if self.node in self.graph.hooks.nodes:
             return through_node(self.graph, self.graph.hooks, self.node, list(values))
         return pull(self.node, values)
@@ -216,6 +218,7 @@ class Visit:
 
     def walk_instead(self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None]) -> None:
         """Walk a graph that computes the same: what arrives at its operands is what the node's inputs get."""
+        tape.refuse("a graph within the graph")
         self.sent += self.ledger.walk(outputs, operands, self.arrivals)
 
     def forward_factor(self, edge: int, factor: Factor, step: Step) -> None:

@@ -6,8 +6,10 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,8 +228,12 @@ def add_shares(
     budget: Budget,
     owned: Mask | None = None,
     also: OnTarget | None = None,
+    within: AbstractContextManager[Any] | None = None,
 ) -> list[Loss]:
-    """Add each input's share (for the losses in the mask `owned`) to its sum; returns where batch axes were lost."""
+    """Add each input's share (for the losses in the mask `owned`) to its sum; returns where batch axes were lost.
+
+    `also` is told what arrived at an input as well; the walk is done `within` a context.
+    """
 
     def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         settle(totals[edge], graph.targets[edge].shape, groups, factors)
@@ -235,5 +241,10 @@ def add_shares(
             also(edge, groups, factors)
 
     walk = Walk(graph, add, budget)
-    in_graph_task(lambda: walk.run(seeds_for(losses, owned)))
+
+    def run() -> None:
+        with within or nullcontext():
+            walk.run(seeds_for(losses, owned))
+
+    in_graph_task(run)
     return walk.dense

@@ -36,6 +36,10 @@ TABLE: dict[str, Rule] = {
 }
 
 
+# Names whose rule is a user's.
+CUSTOM: set[str] = set()
+
+
 def rule_for(graph: Graph, node: Node) -> Rule:
     """The node's rule; a node without one, or with hooks, is handled as opaque: dense rows, always right."""
     return opaque if node in graph.hooks.nodes else TABLE.get(graph.name(node), opaque)
@@ -68,6 +72,7 @@ def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False)
         if not callable(function):
             raise RuleError(f"a rule is a function of a Visit; got a {type(function).__name__}")
         TABLE[name] = function
+        CUSTOM.add(name)
         return function
 
     if rule is not None:

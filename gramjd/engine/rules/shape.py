@@ -191,7 +191,7 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
     def rule(visit: Visit) -> None:
         dim, index = positions(visit)
         target = visit.input(0).shape
-        back = torch.from_numpy(np.argsort(index))
+        back = layouts.placed(np.argsort(index), torch.device("cpu"))
         for group in visit.groups():
             group = whole(visit, group)
             where = layouts.diagonal_dims(group.layout, group.shape) or set()

@@ -17,6 +17,7 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.graph import is_python
+from gramjd.engine.pull import direct
 from gramjd.engine.visit import Visit
 
 Rule = Callable[[Visit], None]
@@ -112,8 +113,7 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     if is_python(visit.node):
         outputs[0] = values
         return visit.pulled(outputs)
-    out = visit.node(*outputs)
-    results = list(out) if isinstance(out, tuple) else [out]
+    results = direct(visit.node, outputs)
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 

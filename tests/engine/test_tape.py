@@ -1,0 +1,212 @@
+"""Tapes: a walk that was recorded gives on other data what a walk would give, or is not used."""
+
+import zlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gramjd
+from gramjd.engine import remember
+from gramjd.engine.tape import Tape
+from gramjd.engine.walk import Walk
+from gramjd.errors import GramjdError
+from tests.oracle import leaves, oracle_gramian
+from tests.zoo import CASES, Case
+from tests.zoo.registry import sandbox
+
+pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> None:
+    remember.forget()
+
+
+def tapes() -> list[Tape]:
+    return [entry for entry in remember._known.values() if isinstance(entry, Tape)]
+
+
+CHOSEN = [
+    pytest.param(case, marks=[pytest.mark.slow] * (case.slow or n % 5 > 0), id=case.name)
+    for n, case in enumerate(CASES.values())
+    if torch.float64 in case.dtypes and not case.may_refuse
+]
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_other_data(case: Case) -> None:
+    for seed in range(3):
+        with sandbox(zlib.crc32(case.name.encode()) + seed, torch.float64):
+            built = case.build()
+        losses, inputs = built if isinstance(built, tuple) else (built, None)
+        found = gramjd.gramian(losses, inputs)
+    expected = oracle_gramian(losses, inputs if inputs is not None else leaves(losses))
+    gap = float((found.double() - expected.double()).norm())
+    assert gap <= (case.tol or 1e-12) * max(float(expected.norm()), 1e-300)
+
+
+def repeated(build: Callable[[int], Tensor], times: int = 3) -> list[Tensor]:
+    return [gramjd.gramian(build(n)) for n in range(times)]
+
+
+def test_the_third_time_nothing_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    repeated(lambda _: model(torch.randn(6, 4)).square().sum(1), 2)
+    assert len(tapes()) == 1
+    monkeypatch.setattr(Walk, "run", lambda *_: pytest.fail("walked"))
+    losses = model(torch.randn(6, 4)).square().sum(1)
+    found = gramjd.gramian(losses)
+    torch.testing.assert_close(found.double(), oracle_gramian(losses, list(model.parameters())), rtol=1e-5, atol=1e-6)
+
+
+def test_other_shapes_are_other_structures() -> None:
+    model = nn.Linear(4, 3)
+    for m in (5, 6, 5, 6, 5, 6):
+        losses = model(torch.randn(m, 4)).square().sum(1)
+        expected = oracle_gramian(losses, list(model.parameters()))
+        torch.testing.assert_close(gramjd.gramian(losses).double(), expected, rtol=1e-5, atol=1e-6)
+    assert len(tapes()) == 2
+
+
+def assert_right(build: Callable[[int], Tensor], times: int = 5) -> None:
+    for n in range(times):
+        losses = build(n)
+        expected = oracle_gramian(losses, leaves(losses))
+        torch.testing.assert_close(gramjd.gramian(losses).double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+W = nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+X = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda n: ((X @ W).sin().sum(dim=1 + n // 3)).square().sum(1), id="a dimension changes"),
+        pytest.param(lambda n: (X @ W).sin().transpose(0, n // 3).square().sum((1, 2)), id="a transposition changes"),
+        pytest.param(lambda n: torch.addmm(X[0], X[1], W, alpha=1 + n // 3).square().sum(1), id="a factor changes"),
+        pytest.param(lambda n: ((X[0].T if n > 2 else X[0]) @ W).square().sum(1), id="strides change"),
+        pytest.param(lambda n: (X.flatten()[n : n + 16].view(4, 4) @ W).square().sum(1), id="an offset changes"),
+        pytest.param(lambda n: W[torch.arange(4).roll(n)].square().sum(1), id="indices change"),
+        pytest.param(lambda n: torch.where(X[n % 4] > 0, X[0] @ W, W).square().sum(1), id="a mask changes"),
+        pytest.param(lambda n: torch.cat([X[0, :, : 1 + n % 3], X[0] @ W, X[0, :, 1 + n % 3 :]], 1)[:, :4].square().sum(1),
+                     id="where parts of a concatenation begin"),
+        pytest.param(lambda n: nn.functional.dropout(X[0] @ W, 0.5).square().sum(1), id="dropout"),
+    ],
+)  # fmt: skip
+def test_what_shapes_do_not_show(build: Callable[[int], Tensor]) -> None:
+    assert_right(build)
+
+
+def test_convolutions_of_slices_of_a_batch() -> None:
+    data, layer = torch.randn(24, 2, 6, 6), nn.Conv2d(2, 3, 3)
+    assert_right(lambda n: layer(data[4 * n : 4 * n + 4]).square().sum((1, 2, 3)))
+    assert len(tapes()) == 1
+
+
+def test_hooks_that_come_later_are_run() -> None:
+    model = nn.Linear(3, 2)
+
+    def losses() -> Tensor:
+        return model(torch.ones(4, 3)).square().sum(1)
+
+    for _ in range(3):
+        plain = gramjd.gramian(losses())
+    handle = model.weight.register_hook(lambda g: 2 * g)
+    assert float(gramjd.gramian(losses(), model.weight).sum()) > 0
+    hooked = gramjd.gramian(losses())
+    handle.remove()
+    assert not torch.allclose(hooked, plain)
+    torch.testing.assert_close(gramjd.gramian(losses()), plain)
+
+
+def test_a_rule_of_ones_own_is_asked_every_time() -> None:
+    asked: list[int] = []
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: object, g: Tensor) -> Tensor:
+            return 2 * g
+
+    def rule(visit: gramjd.engine.visit.Visit) -> None:
+        asked.append(1)
+        gramjd.engine.rules.vocabulary.pointwise(visit)
+
+    gramjd.register_rule("TwiceBackward", rule)
+    try:
+        model = nn.Linear(3, 2)
+        repeated(lambda _: Twice.apply(model(torch.randn(4, 3))).square().sum(1), 4)
+        assert len(asked) == 4
+    finally:
+        del gramjd.engine.rules.TABLE["TwiceBackward"]
+
+
+def test_a_freed_graph_is_an_error_still() -> None:
+    model = nn.Linear(3, 2)
+    repeated(lambda _: model(torch.ones(4, 3)).square().sum(1))
+    losses = model(torch.ones(4, 3)).square().sum(1)
+    losses.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        gramjd.gramian(losses)
+
+
+def test_an_edited_tensor_is_an_error_still() -> None:
+    model = nn.Linear(3, 2)
+
+    def losses() -> tuple[Tensor, Tensor]:
+        out = model(torch.ones(4, 3))
+        return out.exp(), out
+
+    for _ in range(3):
+        gramjd.gramian(losses()[0])
+    edited, _ = losses()
+    edited.detach().add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gramjd.gramian(edited)
+
+
+def test_old_structures_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remember, "_MOST", 3)
+    w = torch.ones(9, requires_grad=True)
+    for m in range(1, 9):
+        gramjd.gramian(w[:m] * 2)
+    assert len(remember._known) == 3
+
+
+def test_a_tape_holds_no_tensor_of_the_step() -> None:
+    import gc
+    import weakref
+
+    model = nn.Linear(3, 2)
+    repeated(lambda _: model(torch.ones(4, 3)).square().sum(1), 2)
+    x = torch.ones(4, 3)
+    losses = model(x).square().sum(1)
+    gramjd.gramian(losses)
+    alive = weakref.ref(x)
+    del x, losses
+    gc.collect()
+    assert alive() is None
+    assert tapes()
+
+
+def test_shares_and_norms_have_tapes_of_their_own() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    for _ in range(4):
+        losses = model(torch.randn(5, 3)).square().sum(1)
+        whole = gramjd.gramian(losses)
+        torch.testing.assert_close(sum(gramjd.gramian(losses, per_parameter=True).values()), whole)
+        torch.testing.assert_close(gramjd.gradient_norms(losses) ** 2, whole.diagonal())
+    assert len(tapes()) == 3
+
+
+def test_errors_are_the_same_every_time() -> None:
+    layer = nn.Linear(3, 2)
+    for _ in range(4):
+        with pytest.raises(GramjdError, match="not reached"):
+            gramjd.gramian(layer(torch.ones(2, 3)).sum(1), torch.ones(2, requires_grad=True))
