@@ -33,7 +33,7 @@ def backward_peak(graph: Graph, saved: Mapping[Node, Storages]) -> int:
         passed = list(arrived.values()) if graph.name(node) in ALIASES else []
         for child, nr in node.next_functions:
             if child in graph.wanted:
-                size = _bytes(graph, child, nr)
+                size = node_bytes(graph, child, nr)
                 buffer = next((b for b in passed if b.size == size), None) or level.make(size)
                 buffer.users += 1
                 waiting = inbox.setdefault(child, {})
@@ -77,7 +77,8 @@ def _summed(level: _Level, mine: _Buffer, other: _Buffer) -> _Buffer:
     return total
 
 
-def _bytes(graph: Graph, node: Node, nr: int) -> int:
+def node_bytes(graph: Graph, node: Node, nr: int) -> int:
+    """Bytes of the gradient that arrives at an output of a node."""
     output = graph.metadata(node)[nr]
     return math.prod(output.shape) * int(output.dtype.itemsize)
 

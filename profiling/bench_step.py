@@ -97,11 +97,14 @@ def _rounded(value: Any) -> dict[str, float]:
     return {name: float(f"{number:.4g}") for name, number in dataclasses.asdict(value).items()}
 
 
-def run(names: Sequence[str], *, device: str, rounds: int, seconds: float, path: Path | None) -> dict[str, Any]:
+def run(
+    names: Sequence[str], *, device: str, rounds: int, seconds: float, path: Path | None, tests: str = "not run"
+) -> dict[str, Any]:
     """Measure the named cases; print a line each and write `path` after each, so that a stop loses one case."""
     report: dict[str, Any] = {
         "environment": describe(device=device),
         "settings": {"rounds": rounds, "seconds_per_case": seconds, "warmup": 3, "device": device},
+        "tests": tests,
         "cases": {},
     }
     for name in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ def plain(setup: Setup) -> Backward:
     return lambda losses: losses.mean().backward()
 
 
-def with_gramjd(aggregator: Callable[[Tensor], Tensor]) -> Callable[[Setup], Backward]:
-    """`gramjd.gram_backward` with the given aggregator."""
-    return lambda setup: lambda losses: gramjd.gram_backward(losses, aggregator)
+def with_gramjd(
+    aggregator: Callable[[Tensor], Tensor], update: Literal["backward", "reuse"] = "backward"
+) -> Callable[[Setup], Backward]:
+    """`gramjd.gram_backward` with the given aggregator and way to update."""
+    return lambda setup: lambda losses: gramjd.gram_backward(losses, aggregator, update=update)
 
 
 def with_torchjd(weighting: str) -> Callable[[Setup], Backward]:
@@ -55,6 +57,7 @@ CONTENDERS: dict[str, Callable[[Setup], Backward]] = {
     "plain": plain,
     "gramjd Mean": with_gramjd(gramjd.Mean()),
     "gramjd UPGrad": with_gramjd(gramjd.UPGrad()),
+    "gramjd UPGrad reuse": with_gramjd(gramjd.UPGrad(), "reuse"),
     "torchjd Mean": with_torchjd("MeanWeighting"),
     "torchjd UPGrad": with_torchjd("UPGradWeighting"),
 }

@@ -146,7 +146,8 @@ def _numbers(G: Tensor, w: Tensor) -> Tensor:
     length, mean_length = (torch.dot(v, H @ v).clamp_min(0).sqrt() for v in (w, mean))
     product = length * mean_length
     cosine = torch.where(product > 0, torch.dot(mean, inner) / product, torch.zeros_like(product))
-    rounding = m * torch.finfo(torch.float32).eps * norms / size.sqrt() * length
+    scaled = norms / size.sqrt()
+    rounding = m * torch.finfo(torch.float32).eps * scaled * torch.dot(w.abs(), scaled)
     numbers = (
         *(norms.mean(), norms.amax(), norms.amin()),
         *(C.sum() / pairs, C.amin() if m == 1 else C.masked_fill(~above, 1).amin()),

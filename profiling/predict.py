@@ -30,7 +30,7 @@ from gramjd.errors import BudgetError
 from gramjd.kernels.outer import SLAB
 from gramjd.losses import as_losses
 from gramjd.profiling.activations import all_nodes, constants, saved_by, storage_of
-from gramjd.profiling.backward_peak import ALIASES, backward_peak
+from gramjd.profiling.backward_peak import ALIASES, backward_peak, node_bytes
 from gramjd.profiling.target import Work
 
 # What UPGrad's solver has at once, in float64 as counted: copies of the m x m problem, and for few losses, whose
@@ -173,7 +173,13 @@ class _Counted(Walk):
         self.arrived = [m.values for queue in inbox.values() for m in queue if isinstance(m, Group)]
         super()._send_on(node, inbox)
         together = [[m.values.nbytes for m in queue if isinstance(m, Group)] for queue in inbox.values()]
-        self.tracker.look(sum(sum(sizes) for sizes in together if len(sizes) > 1))  # united, until the visit ends
+        united = sum(sum(sizes) for sizes in together if len(sizes) > 1)  # stacked anew, until the visit ends
+        self.tracker.look(united + (self._input_of(node) if "Convolution" in self.graph.name(node) else 0))
+
+    def _input_of(self, node: Node) -> int:
+        """A convolution's backward makes its (here: expanded) input contiguous, and a second result as large."""
+        child, nr = node.next_functions[0]
+        return 2 * node_bytes(self.graph, child, nr) if child in self.graph.wanted else 0
 
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         if isinstance(message, Factor):

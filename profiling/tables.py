@@ -1,6 +1,6 @@
-"""The README's tables, made from the results in profiling/results.
+"""The README's tables and the figures in docs/figures, made from the results in profiling/results.
 
-    python -m gramjd.profiling.tables           # rewrite the tables in README.md
+    python -m gramjd.profiling.tables           # rewrite the tables in README.md, redraw the figures
     python -m gramjd.profiling.tables --check   # exit 1 if they do not match the results
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `TABLES` says what makes it.
@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from gramjd.profiling import readme_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("profiling/results")
@@ -97,7 +99,7 @@ def render(text: str, root: Path = ROOT) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite the tables, or with `--check` say whether they are up to date."""
     parser = argparse.ArgumentParser(prog="python -m gramjd.profiling.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
     args = parser.parse_args(argv)
     readme = ROOT / "README.md"
     if not readme.is_file():
@@ -105,11 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     before = readme.read_text()
     after = render(before)
+    stale = readme_figures.outdated(ROOT, RESULTS)
     if args.check and before != after:
         print("README.md does not match profiling/results: run python -m gramjd.profiling.tables", file=sys.stderr)
         return 1
+    if args.check and stale:
+        print(f"docs/figures do not match profiling/results ({', '.join(stale)}): run the same", file=sys.stderr)
+        return 1
     if before != after:
         readme.write_text(after)
+    if stale:
+        readme_figures.write(ROOT, RESULTS)
     return 0
 
 

@@ -10,6 +10,8 @@ CHECKS = {
     "instance_wise": (200, lambda accuracy: accuracy > 0.9),
     "multi_task": (150, lambda losses: losses[0] < 0.4 and losses[1] < 50),
     "physics_informed": (150, lambda error: error < 0.2),
+    "profile_my_model": (16, lambda profile: profile.runs[0]["m"] == 16 and "gramjd reuse" in str(profile)),
+    "log_conflict": (40, lambda monitor: monitor.latest()["worsened_losses"] == 0),
     "monitor_conflict": (60, lambda log: len(log) == 2 and all(0 <= row["conflicting_pairs"] <= 1 for row in log)),
 }
 

@@ -1,0 +1,155 @@
+"""The figures in docs/figures, made from committed results. Each carries the hash of the result it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gramjd.extras import require
+from gramjd.profiling.figures import figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FOLDER = Path("docs/figures")
+STAMP = re.compile(r"sha256 ([0-9a-f]{64})")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+CONTENDER_COLOURS = {"gramjd": "#0072b2", "torchjd": "#d55e00"}
+
+
+def draw_memory(axes: Axes, results: Mapping[str, Any], kind: str) -> Axes:
+    """Peak memory of a step over the plain step's, against m, a line a model; dotted what was predicted.
+
+    Args:
+        axes: where to draw.
+        results: of `bench_memory`.
+        kind: "gramjd" or "gramjd reuse".
+    """
+    ticker = require("matplotlib.ticker", "profile")
+    for colour, marker, model in zip(COLOURS, "osD^vP", results["models"].values(), strict=False):
+        ms = [point["m"] for point in model["points"]]
+        axes.plot(
+            ms,
+            [point[kind] / point["plain"] for point in model["points"]],
+            color=colour,
+            marker=marker,
+            ms=4.5,
+            lw=1.5,
+            label=model["title"],
+        )
+        if kind == "gramjd":
+            told = [point["predicted"] / point["plain"] for point in model["points"]]
+            axes.plot(ms, told, color=colour, lw=1, ls=":", zorder=1)
+    axes.axhline(1, color="#444444", lw=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(ms, [str(m) for m in ms])
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.set_xlabel("number of losses m")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def memory(results: Mapping[str, Any]) -> Figure:
+    """Both ways to update side by side."""
+    figure = figure_of(10, 4.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, title in zip(
+        panels, ("gramjd", "gramjd reuse"), ('update="backward" (dotted: predicted)', 'update="reuse"'), strict=True
+    ):
+        draw_memory(axes, results, kind).set_title(title, fontsize=10)
+    panels[0].set_ylabel("peak memory of a step over plain training")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=8.5)
+    return figure
+
+
+def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
+    """Time of a step over the plain step's: a point a contender and case, its quartiles as a bar.
+
+    Args:
+        axes: where to draw.
+        results: of `bench_step`.
+    """
+    ticker = require("matplotlib.ticker", "profile")
+    names = [name for name in next(iter(results["cases"].values()))["contenders"] if name != "plain"]
+    for nr, name in enumerate(names):
+        colour = CONTENDER_COLOURS[name.split()[0]]
+        filled = colour if "UPGrad" in name else "white"
+        points = [
+            (place + (nr - (len(names) - 1) / 2) * 0.18, case["contenders"][name]["ratio"])
+            for place, case in enumerate(results["cases"].values())
+            if "refused" not in case["contenders"][name]
+        ]
+        ys, medians = [y for y, _ in points], [r["median"] for _, r in points]
+        spans = [[r["median"] - r["low"] for _, r in points], [r["high"] - r["median"] for _, r in points]]
+        marker = "s" if "reuse" in name else "o"
+        axes.errorbar(medians, ys, xerr=spans, fmt=marker, color=colour, mfc=filled, ms=5, lw=1.1, label=name)
+    axes.set_yticks(range(len(results["cases"])), [f"{c['title']}, m = {c['m']}" for c in results["cases"].values()])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="#444444", lw=0.8)
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlabel("time of a step over plain training (median and quartiles)")
+    axes.grid(alpha=0.25, axis="x", which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def steps(results: Mapping[str, Any]) -> Figure:
+    """`draw_steps` on a figure of its own."""
+    figure = figure_of(10, 1.2 + 0.42 * len(results["cases"]))
+    handles, labels = draw_steps(figure.subplots(), results).get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels), fontsize=9)
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "memory.svg": ("memory_cpu.json", memory),
+    "step_time.svg": ("step_cpu.json", steps),
+}
+
+
+def digest(path: Path) -> str:
+    """The hash of a result file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def outdated(root: Path, results: Path) -> list[str]:
+    """Figures that do not carry the hash of their result, or are not there."""
+    found = []
+    for name, (file, _) in FIGURES.items():
+        source, figure = root / results / file, root / FOLDER / name
+        if source.is_file():
+            stamp = STAMP.search(figure.read_text()) if figure.is_file() else None
+            if stamp is None or stamp[1] != digest(source):
+                found.append(name)
+    return found
+
+
+def write(root: Path, results: Path) -> list[Path]:
+    """Draw the outdated figures anew; returns their paths.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    written = []
+    for name in outdated(root, results):
+        file, draw = FIGURES[name]
+        source = root / results / file
+        matplotlib = require("matplotlib", "profile")
+        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "gramjd"}):
+            told = {"Date": None, "Description": f"made from {results / file}, sha256 {digest(source)}"}
+            draw(json.loads(source.read_text())).savefig(root / FOLDER / name, metadata=told)
+        written.append(root / FOLDER / name)
+    return written

@@ -1,0 +1,124 @@
+"""The monitor's numbers against their definitions on a Jacobian that is known."""
+
+import csv
+import math
+import sys
+
+import pytest
+import torch
+
+from gramjd import GramStep, UPGrad, gram_backward
+from gramjd.errors import GramjdError, InputError
+from gramjd.profiling import CsvWriter, GramMonitor, TensorBoardWriter
+from gramjd.profiling.monitor import NAMES
+
+
+def by_definition(J, w):
+    J, w = J.double(), w.double()
+    m = len(J)
+    norms = [float(g.norm()) for g in J]
+    cosines = [
+        float(J[i] @ J[j]) / (norms[i] * norms[j]) if norms[i] * norms[j] else 0.0
+        for i in range(m)
+        for j in range(i + 1, m)
+    ]
+    negative = [c for c in cosines if c < 0]
+    update, mean = w @ J, J.mean(0)
+    return {
+        "mean_norm": sum(norms) / m,
+        "largest_norm": max(norms),
+        "smallest_norm": min(norms),
+        "mean_cosine": sum(cosines) / len(cosines),
+        "smallest_cosine": min(cosines),
+        "conflicting_pairs": len(negative) / len(cosines),
+        "conflict_depth": -sum(negative) / len(negative) if negative else 0.0,
+        "effective_rank": sum(n * n for n in norms) ** 2 / float((J @ J.T).square().sum()),
+        "cosine_to_mean": float(update @ mean) / float(update.norm() * mean.norm()),
+        "length_over_mean": float(update.norm() / mean.norm()),
+        "worsened_losses": sum(float(g @ update) < -1e-5 * float(g.norm() * update.norm()) for g in J) / m,
+        "smallest_weight": float(w.min()),
+        "largest_weight": float(w.max()),
+    }
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize("aggregator", [UPGrad(), lambda G: torch.linspace(-0.5, 1, len(G))])
+def test_numbers(scale, aggregator):
+    J = scale * torch.randn(5, 7)
+    J[3] = -0.7 * J[2]
+    w = aggregator(J @ J.T).float()
+    monitor = GramMonitor()
+    monitor.update(GramStep(w, J @ J.T))
+    expected = by_definition(J, w)
+    found = monitor.latest()
+    assert list(found) == list(NAMES)
+    for name in NAMES:
+        assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-4 if "cos" in name else 0), name
+
+
+def test_orthogonal_parallel_and_zero():
+    monitor = GramMonitor()
+    monitor.update(GramStep(torch.ones(4), 9 * torch.eye(4)))
+    assert monitor.latest()["effective_rank"] == pytest.approx(4)
+    monitor.update(GramStep(torch.ones(4), torch.ones(4, 4)))
+    assert monitor.latest()["effective_rank"] == pytest.approx(1)
+    assert monitor.spectrum() == pytest.approx([4, 0, 0, 0], abs=1e-9)
+    monitor.update(GramStep(torch.ones(3), torch.zeros(3, 3)))
+    assert all(math.isfinite(number) for number in monitor.latest().values())
+    assert monitor.latest()["cosine_to_mean"] == 0
+    monitor.update(GramStep(torch.ones(1), torch.ones(1, 1)))
+    assert monitor.latest()["conflicting_pairs"] == 0
+
+
+def test_training_with_wrap_and_history():
+    monitor = GramMonitor()
+    backward = monitor.wrap(gram_backward)
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    for _ in range(3):
+        step = backward(torch.stack([w[0] ** 2, (w[0] - 2) ** 2 + w[1] ** 2]))
+    assert monitor.history()["step"] == [0, 1, 2]
+    assert monitor.weights()[-1] == step.weights.tolist()
+    assert monitor.history()["worsened_losses"] == [0, 0, 0]  # UPGrad's promise
+    assert monitor.cosines()[0, 1] == pytest.approx(-1 / math.sqrt(5), rel=1e-5)  # (2, 0) and (-2, 4)
+
+
+def test_refuses():
+    with pytest.raises(InputError, match="no step yet"):
+        GramMonitor().latest()
+    with pytest.raises(InputError, match=r"shape \(2, 2\) with 3 weights"):
+        GramMonitor().update(GramStep(torch.ones(3), torch.eye(2)))
+
+
+def test_csv(tmp_path):
+    with CsvWriter(tmp_path / "a" / "log.csv") as log:
+        log.write(3, {"x": 0.5, "y": 2.0})
+        log.write(4, {"y": 1.0, "x": 0.25})
+    with open(tmp_path / "a" / "log.csv") as file:
+        assert list(csv.DictReader(file)) == [
+            {"step": "3", "x": "0.5", "y": "2.0"},
+            {"step": "4", "x": "0.25", "y": "1.0"},
+        ]
+
+
+def test_missing_tensorboard_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(GramjdError, match=r"gramjd\[tensorboard\]"):
+        TensorBoardWriter(tmp_path)
+
+
+def test_plots_show_what_was_seen(tmp_path):
+    from matplotlib.figure import Figure
+
+    from gramjd.profiling import monitor_figures
+
+    monitor = GramMonitor()
+    for n in range(4):
+        monitor.update(GramStep(torch.tensor([0.5, 0.25 * n]), torch.tensor([[1.0, -0.5], [-0.5, 1.0]])))
+    axes = Figure().subplots(1, 3)
+    image = monitor_figures.draw_cosines(axes[0], monitor).images[0]
+    assert image.get_array().tolist() == [[1.0, -0.5], [-0.5, 1.0]]
+    lines = monitor_figures.draw_weights(axes[1], monitor).lines
+    assert [line.get_ydata().tolist() for line in lines] == [[0.5] * 4, [0.0, 0.25, 0.5, 0.75]]
+    lines = monitor_figures.draw_conflict(axes[2], monitor).lines
+    assert lines[0].get_ydata().tolist() == [1.0] * 4
+    assert monitor_figures.save_monitor(monitor, tmp_path / "m.png").stat().st_size > 5000
