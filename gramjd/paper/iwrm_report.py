@@ -50,7 +50,7 @@ def _summary(runs: Sequence[Mapping[str, Any]], study: Any) -> dict[str, Any]:
         "rates": {f"{rate:g}": _number(searched[rate]) for rate in sorted(searched)},
         "search_seeds": common,
     }
-    if not chosen or math.isinf(searched[best]):
+    if best is None or not chosen or math.isinf(searched[best]):
         return entry | {"best": None}
     at_best = [run for run in select(runs, study) if run["rate"] == best]
     return entry | {
