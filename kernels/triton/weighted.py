@@ -19,10 +19,12 @@ from gramjd.kernels.triton.common import Config, ceil_div, exact_dot
 def config_for(arch: int, dtype: torch.dtype, positions: int, i: int, o: int, groups: int = 1) -> Config:
     """Constants for a gradient [groups, o, i] summed over `positions` of all samples.
 
+    The large tile takes more registers than an older chip than Hopper has for it.
+
     >>> config_for(90, torch.bfloat16, 8192, 4096, 4096).constants["BLOCK_O"]
     128
     """
-    large = dtype != torch.float32 and groups * (i // 128) * (o // 128) >= common.multiprocessors(arch)
+    large = arch >= 90 and dtype != torch.float32 and groups * (i // 128) * (o // 128) >= common.multiprocessors(arch)
     side, warps = (128, 8) if large else (64, 4)
     tiles = groups * ceil_div(i, side) * ceil_div(o, side)
     splits = common.splits_for(arch, tiles, ceil_div(positions, 32))
