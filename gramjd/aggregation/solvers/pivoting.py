@@ -2,7 +2,8 @@
 
 Per problem: `x >= 0, y = q + x A >= 0, x y = 0` with one positive definite `A` [m, m] for all. Each round solves for
 the multipliers that are free, then moves every one that came out negative, and every constraint that came out
-violated, to the other side. From a good guess that is one to three rounds. That may cycle; a row whose offenders stop
+violated, to the other side. From a good guess that is one to four rounds, each for the rows that the one before left.
+That may cycle; a row whose offenders stop
 getting fewer goes on with steps that lower the objective each time, which cannot.
 Source: Judice and Pires, A block principal pivoting algorithm for large-scale strictly monotone linear
 complementarity problems (1994); for the descent, Bertsekas, Projected Newton methods for optimization problems with
@@ -11,32 +12,34 @@ simple constraints (1982), and Nocedal and Wright, Numerical optimization (2006)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-# (A, b, free, start) -> x, with x A = b on the free entries and x = 0 elsewhere; each but A is [r, m].
-FreeSolver = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
 _SLACK = 1e-11
 _PATIENCE = 3
-_CHUNK_ELEMENTS = 2**24  # 128 MiB of float64 in one batch of factorisations
+_ROUNDS = 60
+_CHUNK_ELEMENTS = 2**22  # 32 MiB of float64 in one batch of factorisations
+_MOSTLY_FREE = 0.5
+_GATHER_FROM = 40  # below this m, gathering costs more than the factorisation it shrinks
 
 
-def pivot(A: Tensor, Q: Tensor, start: Tensor, solve: FreeSolver, max_rounds: int) -> Tensor:
-    """`X >= 0` [r, m] for all rows of `Q` [r, m], from the guess `start` [r, m], of which the signs matter most.
+def pivot(A: Tensor, Q: Tensor, free: Tensor, tol: float = 0.0, inverse: Tensor | None = None) -> Tensor:
+    """`X >= 0` [r, m] for all rows of `Q` [r, m], from the guess `free` [r, m] of where X is positive.
 
-    A row that takes more than `max_rounds` comes back as good as it got: the caller has to look.
+    A row whose offenders are all smaller than `tol` is not improved any further. A row that takes more than `_ROUNDS`
+    rounds comes back as good as it got: the caller has to look. The inverse of `A` makes rounds quicker in which most
+    multipliers are free; give it where it is known to enough digits.
     """
-    X, rows = _exchange_blocks(A, Q, start, solve)
+    X, rows = _exchange_blocks(A, Q, free, tol, inverse)
     X = X.clamp_min(0)
     q, x = Q[rows], X[rows]
     y = torch.addmm(q, x, A)
-    for _ in range(max_rounds):
+    for _ in range(_ROUNDS):
         if not len(rows):
             break
-        x, y = _descend(A, q, x, y, solve)
+        x, y = _descend(A, q, x, y)
         X[rows] = x
         size = _SLACK * (1 + x.sum(1, keepdim=True))
         go_on = ~((y >= -size) & ((x == 0) | (y <= 10 * size))).all(1)
@@ -44,47 +47,45 @@ def pivot(A: Tensor, Q: Tensor, start: Tensor, solve: FreeSolver, max_rounds: in
     return X
 
 
-def _exchange_blocks(A: Tensor, Q: Tensor, start: Tensor, solve: FreeSolver) -> tuple[Tensor, Tensor]:
+def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
     """Move all offenders at once, while that helps. Returns X (signed), and the rows for which it stopped helping."""
-    X = start.clone()
+    X = torch.zeros_like(Q)
     rows = torch.arange(len(Q), device=Q.device)
-    q, free = Q, start > 0
+    q = Q
     fewest = torch.full_like(rows, A.shape[0] + 1)
     patience = torch.full_like(rows, _PATIENCE)
     given_up = [rows[:0]]
     while len(rows):
-        x = solve(A, -q, free, X[rows])
+        x = solve_free(A, -q, free, inverse)
         X[rows] = x
-        y = torch.addmm(q, x, A)
-        offends = torch.where(free, x, y) < -_SLACK * (1 + x.abs().amax(1, keepdim=True))
+        signed = torch.where(free, x, torch.addmm(q, x, A))
+        offends = signed < -_SLACK * (1 + x.abs().amax(1, keepdim=True))
         count = offends.sum(1)
         patience = torch.where(count < fewest, _PATIENCE, patience - 1)
-        go_on = count > 0
-        if not bool(go_on.any()):
-            break
         fewest = torch.minimum(count, fewest)
+        go_on = (count > 0) & ~(signed.amin(1) >= -tol)
         hopeless = go_on & ((patience < 0) | ~x.isfinite().all(1))
-        go_on &= ~hopeless
         given_up.append(rows[hopeless])
-        rows, q, free = rows[go_on], q[go_on], (free ^ offends)[go_on]
-        fewest, patience = fewest[go_on], patience[go_on]
+        keep = (go_on & ~hopeless).nonzero()[:, 0]
+        rows, q, free = rows[keep], q[keep], (free ^ offends)[keep]
+        fewest, patience = fewest[keep], patience[keep]
     return X, torch.cat(given_up)
 
 
-def _descend(A: Tensor, q: Tensor, x: Tensor, y: Tensor, solve: FreeSolver) -> tuple[Tensor, Tensor]:
+def _descend(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """One step that lowers the objective: a block move if that does it (projected Newton), else a careful one."""
     free = (x > 0) | (y < -_SLACK * (1 + x.sum(1, keepdim=True)))
-    new = solve(A, -q, free, x).clamp_min(0)
+    new = solve_free(A, -q, free).clamp_min(0)
     new_y = torch.addmm(q, new, A)
     rounding = 1e-14 * (1 + x.sum(1))
     worse = (~((new * (q + new_y)).sum(1) < (x * (q + y)).sum(1) - rounding)).nonzero()[:, 0]
     if len(worse):
-        new[worse] = _careful(A, q[worse], x[worse], y[worse], solve)
+        new[worse] = _careful(A, q[worse], x[worse], y[worse])
         new_y[worse] = torch.addmm(q[worse], new[worse], A)
     return new, new_y
 
 
-def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor, solve: FreeSolver) -> Tensor:
+def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """One step of the textbook active-set method: it never raises the objective, and finitely many end it.
 
     Towards the solution on the support of `x` (and the worst violator, once that solution is reached), as far as
@@ -95,7 +96,7 @@ def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor, solve: FreeSolver) -> T
     settled = torch.where(support, y.abs(), 0.0).amax(1, keepdim=True) <= 10 * size
     worst = torch.zeros_like(support).scatter_(1, torch.where(support, torch.inf, y).argmin(1, keepdim=True), True)
     free = support | (worst & settled & (y < -size))
-    target = solve(A, -q, free, x)
+    target = solve_free(A, -q, free)
     falling = support & (target <= 0)
     ratio = torch.where(falling, x / (x - target).clamp_min(1e-300), torch.inf)
     nearest = ratio.amin(1, keepdim=True)
@@ -103,64 +104,43 @@ def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor, solve: FreeSolver) -> T
     return torch.where(falling & (ratio <= nearest), 0.0, new)
 
 
-def by_cholesky(A: Tensor, b: Tensor, free: Tensor, start: Tensor) -> Tensor:
-    """FreeSolver that factors the free part of `A` for every row: best for small m and for ill-conditioned `A`."""
-    m = A.shape[0]
-    if m <= 32:  # below this, gathering costs more than the factorisation it shrinks
-        return _factor_and_solve(torch.where(free[:, :, None] & free[:, None, :], A, 0.0), b, free)
-    k = max(int(free.sum(1).amax()), 1)
-    order = torch.argsort(free, dim=1, descending=True, stable=True)[:, :k]
-    x = torch.zeros_like(b)
-    for part in torch.arange(len(b), device=b.device).split(max(_CHUNK_ELEMENTS // (k * k), 1)):
-        index = order[part]
-        chosen = free[part].gather(1, index)
-        block = A[index[:, :, None], index[:, None, :]]
-        block.mul_(chosen[:, :, None] & chosen[:, None, :])
-        x[part] = torch.zeros_like(b[part]).scatter_(
-            1, index, _factor_and_solve(block, b[part].gather(1, index), chosen)
-        )
-    return x
+def solve_free(A: Tensor, b: Tensor, free: Tensor, inverse: Tensor | None = None) -> Tensor:
+    """x [r, m] with `x A = b` on the entries `free` [r, m] and zero elsewhere, by a factorisation for every row.
 
-
-def _factor_and_solve(blocks: Tensor, b: Tensor, keep: Tensor) -> Tensor:
-    """x with `x block = b` on `keep`, per row; the rest of each block is zero, and becomes the identity."""
-    blocks.diagonal(dim1=1, dim2=2).add_(~keep)
-    L, _ = torch.linalg.cholesky_ex(blocks)
-    return torch.cholesky_solve((b * keep)[:, :, None], L)[:, :, 0]
-
-
-def by_conjugate_gradients(A: Tensor, b: Tensor, free: Tensor, start: Tensor) -> Tensor:
-    """FreeSolver of one product `[r, m] x [m, m]` an iteration: best for large m, unless `A` is ill-conditioned.
-
-    It starts from `start` and stops, converged or not, after 80 iterations: the caller checks what it gets.
+    With the inverse of `A`, what is factored is the part that is not free, where that is the smaller one.
     """
-    x = start * free
-    r = torch.addmm(b, x, A, alpha=-1) * free
-    p = r
-    rho = r.square().sum(1, keepdim=True)
-    first = float(rho.amax())
-    for k in range(80):
-        if k % 8 == 0:
-            worst = float(rho.amax())
-            if worst < 1e-26 or (k == 40 and worst > 1e-8 * first):
-                break
-        Ap = p @ A * free
-        # A row that has converged gets steps of zero instead of 0 / 0.
-        step = rho / (p * Ap).sum(1, keepdim=True).clamp_min(1e-300)
-        x = x + step * p
-        r = r - step * Ap
-        rho, previous = r.square().sum(1, keepdim=True), rho
-        p = torch.addcmul(r, p, rho / previous.clamp_min(1e-300))
+    if inverse is not None and float(free.double().mean()) > _MOSTLY_FREE:
+        whole = b @ inverse
+        return torch.where(free, whole - solve_free(inverse, whole, ~free) @ inverse, 0.0)
+    if len(A) < _GATHER_FROM:
+        blocks = torch.where(free[:, :, None] & free[:, None, :], A, 0.0)
+        blocks.diagonal(dim1=1, dim2=2).add_(~free)
+        return _solve(blocks, torch.where(free, b, 0.0))
+    x = torch.zeros_like(b)
+    for rows, k in _of_similar_size(free.sum(1)):
+        index = torch.argsort(free[rows], dim=1, descending=True, stable=True)[:, :k]
+        chosen = free[rows].gather(1, index)
+        blocks = A[index[:, :, None], index[:, None, :]]
+        blocks.mul_(chosen[:, :, None]).mul_(chosen[:, None, :]).diagonal(dim1=1, dim2=2).add_(~chosen)
+        part = _solve(blocks, b[rows].gather(1, index) * chosen)
+        x[rows] = torch.zeros_like(x[rows]).scatter_(1, index, part)
     return x
 
 
-def by_either(A: Tensor, b: Tensor, free: Tensor, start: Tensor) -> Tensor:
-    """FreeSolver that lets conjugate gradients try, and factors for the rows on which they got stuck."""
-    if 2 * len(b) < A.shape[0]:
-        return by_cholesky(A, b, free, start)
-    x = by_conjugate_gradients(A, b, free, start)
-    off = (torch.addmm(b, x, A, alpha=-1) * free).abs().amax(1)
-    stuck = (~(off <= _SLACK * (1 + x.abs().amax(1)))).nonzero()[:, 0]
-    if len(stuck):
-        x[stuck] = by_cholesky(A, b[stuck], free[stuck], start)
-    return x
+def _of_similar_size(sizes: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Batches of rows whose free sets differ little in size, with the largest size: what is padded is factored too."""
+    order = torch.argsort(sizes)
+    ascending = sizes[order].tolist()
+    start = 0
+    while start < len(ascending):
+        most = max(int(1.2 * ascending[start]), ascending[start] + 16)
+        end = start + 1
+        while end < len(ascending) and ascending[end] <= most and (end - start) * most * most < _CHUNK_ELEMENTS:
+            end += 1
+        yield order[start:end], max(ascending[end - 1], 1)
+        start = end
+
+
+def _solve(blocks: Tensor, b: Tensor) -> Tensor:
+    L, _ = torch.linalg.cholesky_ex(blocks)
+    return torch.cholesky_solve(b[:, :, None], L)[:, :, 0]

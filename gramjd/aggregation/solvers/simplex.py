@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation.solvers.active_set import nonnegative_least_squares, root_of
-from gramjd.aggregation.solvers.pivoting import by_cholesky, pivot
+from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.rounding import of_square
 
 _REGULAR = 1e-8
 _ACCURACY = 1e-10
-_ROUNDS = 60
 
 
 class ConicFit:
@@ -48,7 +47,7 @@ class ConicFit:
             return torch.zeros_like(q)
         q = q / size
         if self._regular:
-            x = pivot(self.A, q[None], -q[None], by_cholesky, _ROUNDS)[0]
+            x = pivot(self.A, q[None], q[None] < 0)[0]
             y = self.A @ x + q
             if float(y.amin()) >= -_ACCURACY and float((x * y).abs().amax()) <= _ACCURACY:
                 return x * size
