@@ -30,7 +30,7 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int, D: int, groups: in
 
     >>> config_for(90, torch.float32, 64, 5, 256).constants["POSITIONS"]
     1
-    >>> config_for(90, torch.float32, 7, 64, 256).constants["POSITIONS"]
+    >>> config_for(90, torch.float32, 70, 64, 256).constants["POSITIONS"]
     64
     """
 

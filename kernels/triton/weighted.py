@@ -19,7 +19,7 @@ from gramjd.kernels.triton.common import Config, ceil_div, exact_dot
 def config_for(arch: int, dtype: torch.dtype, positions: int, i: int, o: int, groups: int = 1) -> Config:
     """Constants for a gradient [groups, o, i] summed over `positions` of all samples.
 
-    The large tile takes more registers than an older chip than Hopper has for it.
+    The large tile spills registers before Hopper, whose tensor cores read their operands from shared memory.
 
     >>> config_for(90, torch.bfloat16, 8192, 4096, 4096).constants["BLOCK_O"]
     128
