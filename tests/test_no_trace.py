@@ -127,7 +127,9 @@ def test_saved_tensors_are_freed_by_the_step() -> None:
     def forward_once() -> None:
         gram_backward(model(x).square().sum(1), Mean())
 
-    forward_once()
+    # From the third step of a structure on, steps are alike.
+    for _ in range(3):
+        forward_once()
     assert peak_bytes(forward_twice) <= 1.05 * peak_bytes(forward_once)
 
 

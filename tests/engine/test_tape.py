@@ -81,6 +81,10 @@ W = nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
 X = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
+def joined(cut: int) -> Tensor:
+    return torch.cat([X[0, :, :cut], X[0] @ W, X[0, :, cut:]], 1)[:, :4]
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -91,11 +95,10 @@ X = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))
         pytest.param(lambda n: (X.flatten()[n : n + 16].view(4, 4) @ W).square().sum(1), id="an offset changes"),
         pytest.param(lambda n: W[torch.arange(4).roll(n)].square().sum(1), id="indices change"),
         pytest.param(lambda n: torch.where(X[n % 4] > 0, X[0] @ W, W).square().sum(1), id="a mask changes"),
-        pytest.param(lambda n: torch.cat([X[0, :, : 1 + n % 3], X[0] @ W, X[0, :, 1 + n % 3 :]], 1)[:, :4].square().sum(1),
-                     id="where parts of a concatenation begin"),
+        pytest.param(lambda n: joined(1 + n % 3).square().sum(1), id="where parts of a concatenation begin"),
         pytest.param(lambda n: nn.functional.dropout(X[0] @ W, 0.5).square().sum(1), id="dropout"),
     ],
-)  # fmt: skip
+)
 def test_what_shapes_do_not_show(build: Callable[[int], Tensor]) -> None:
     assert_right(build)
 
