@@ -94,7 +94,7 @@ def _measured(
         "warnings": [str(w.message) for w in noticed if issubclass(w.category, UserWarning)],
         **_times(
             step,
-            base and METHODS["plain"](base, aggregator),
+            None if base is None else METHODS["plain"](base, aggregator),
             work.device,
             min(rounds, max(1, int(seconds / sum(clock.seconds().values())))),
             seconds,

@@ -113,7 +113,7 @@ class GramMonitor:
     def spectrum(self) -> list[float]:
         """Eigenvalues of the last Gramian, largest first."""
         G = self._last([self.gramian] if self.gramian is not None else [])
-        return torch.linalg.eigvalsh(G.double()).flip(0).tolist()  # type: ignore[no-any-return]
+        return torch.linalg.eigvalsh(G.double()).flip(0).tolist()
 
     def _last(self, found: list[Tensor]) -> Tensor:
         if not found:

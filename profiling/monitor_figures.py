@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gramjd.extras import require
 from gramjd.profiling.figures import figure_of
 from gramjd.profiling.monitor import GramMonitor
 
@@ -21,7 +22,7 @@ def draw_cosines(axes: Axes, monitor: GramMonitor) -> Axes:
     axes.set_xlabel("loss")
     axes.set_ylabel("loss")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.set_major_locator(require("matplotlib.ticker", "profile").MaxNLocator(integer=True))
     return axes
 
 

@@ -133,9 +133,9 @@ def build(make: Make | str, m: int | None = None) -> Work:
         found = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
         raise InputError(f"{name} returned {found}; {CONTRACT}")
     model, losses = made
-    found = _checked(name, losses())
+    m, device = _checked(name, losses())
     parameters = _parameters(name, model)
-    return Work(model if isinstance(model, nn.Module) else None, parameters, losses, *found)
+    return Work(model if isinstance(model, nn.Module) else None, parameters, losses, m, device)
 
 
 def _arguments(function: Make, name: str, m: int | None) -> dict[str, int]:
@@ -166,6 +166,7 @@ def _checked(name: str, losses: Any) -> tuple[int, torch.device]:
 
 
 def _parameters(name: str, model: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor]
     if isinstance(model, nn.Module):
         found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     elif isinstance(model, Iterable) and not isinstance(model, Tensor):
