@@ -62,7 +62,7 @@ def test_what_the_library_refuses_is_a_diverged_run_with_its_reason():
 
 def test_command(capsys, tmp_path):
     threads = torch.get_num_threads()
-    words = ["paper", "iwrm", "--weightings", "mean,upgrad", "--batch", "128", "--epochs", "1"]
+    words = ["paper", "iwrm", "--weightings", "mean,upgrad", "--batch", "64", "--epochs", "1"]
     words += ["--rates-from", "0.1", "--rates-to", "0.2", "--fine", "0", "--search-seeds", "1", "--seeds", "2"]
     words += ["--journal", str(tmp_path / "j.jsonl"), "--out", str(tmp_path)]
     assert main([*words, "--json"]) == 0
@@ -74,11 +74,11 @@ def test_command(capsys, tmp_path):
         assert (entry["runs"], best["seeds"], len(best["loss"])) == (3, [0, 1], 2)
         assert best["loss"][0][0] == pytest.approx(math.log(10), rel=0.05)
         assert best["cosine"][0][0] == pytest.approx(1) if entry["weighting"] == "Mean" else best["cosine"][0][0] < 1
-    assert (tmp_path / "iwrm-digits-sgd-128.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "iwrm-digits-sgd-64.png").read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--budget", "0"]) == 0  # a report on what is there
     text = capsys.readouterr().out
     assert "6 runs in" in text
-    assert "UPGrad      sgd, 128" in text
+    assert "UPGrad      sgd, 64" in text
 
 
 def test_command_refuses(capsys, tmp_path):
