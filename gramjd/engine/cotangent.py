@@ -115,19 +115,19 @@ def reduce_to(group: Group, shape: Shape, charge: Charge = free) -> Group:
     values = group.values.reshape(plan.sizes).permute(plan.order)
     if plan.over:
         values = values.sum(dim=plan.over)
-    values = values.reshape(plan.count, *shape)
+    values = values.reshape(plan.stacked, *shape)
     if plan.live is not None:
         values = values.index_select(0, placed(plan.live, values.device))
     return Group(plan.layout, values)
 
 
 class _Reduction(NamedTuple):
-    """How to sum down: split into `sizes`, reorder, sum `over` the last ones; of `count` rows keep those `live`."""
+    """How to sum down: split into `sizes`, reorder, sum `over` the last ones; of `stacked` rows keep those `live`."""
 
     sizes: tuple[int, ...]
     order: tuple[int, ...]
     over: tuple[int, ...]
-    count: int
+    stacked: int
     live: Rows | None
     layout: Layout
 

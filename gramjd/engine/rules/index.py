@@ -133,12 +133,12 @@ def taken_at(visit: Visit, edge: int, group: Group, shape: tuple[int, int, int],
     where = layouts.diagonal_dims(group.layout, shape)
     if where is None:
         group = visit.densified(group, None, CUTS)
-        where = set()
+        where = frozenset()
     positions = index.cpu().numpy().astype(np.int64)
     slots = _readers(positions) if 1 in where and P else np.zeros(P, dtype=np.int64)
     if slots.size and slots.max() >= MOST_READERS:
         group, slots = visit.densified(group, {1}, CUTS), np.zeros(P, dtype=np.int64)
-        where = layouts.diagonal_dims(group.layout, shape) or set()
+        where = layouts.diagonal_dims(group.layout, shape) or frozenset()
     target = visit.input(edge).shape
     for slot in range(int(slots.max()) + 1 if slots.size else 0):
         mine = np.flatnonzero(slots == slot)

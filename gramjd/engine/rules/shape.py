@@ -194,7 +194,7 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
         back = layouts.placed(np.argsort(index), torch.device("cpu"))
         for group in visit.groups():
             group = whole(visit, group)
-            where = layouts.diagonal_dims(group.layout, group.shape) or set()
+            where = layouts.diagonal_dims(group.layout, group.shape) or frozenset()
             layout = (
                 layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
             )
