@@ -6,10 +6,9 @@ for all, is left out.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -32,10 +31,9 @@ def aggregator_named(name: str) -> Callable[[Tensor], Tensor]:
         InputError: there is none of that name.
     """
     kind: Any = getattr(aggregation, name, None)
-    if not (inspect.isclass(kind) and name in aggregation.__all__):
+    if name not in aggregation.__all__ or not isinstance(kind, type):
         raise InputError(f"got aggregator {name!r}; expected one of {', '.join(aggregation.__all__)}")
-    found: Callable[[Tensor], Tensor] = kind()
-    return found
+    return cast(Callable[[Tensor], Tensor], kind())
 
 
 def plain(work: Work, aggregator: str) -> Step:
