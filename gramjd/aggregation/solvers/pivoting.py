@@ -13,6 +13,7 @@ simple constraints (1982), and Nocedal and Wright, Numerical optimization (2006)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,25 +22,36 @@ _SLACK = 1e-11
 _PATIENCE = 3
 _ROUNDS = 60
 _CHUNK_ELEMENTS = 2**22  # 32 MiB of float64 in one batch of factorisations
-_MOSTLY_FREE = 0.5
+_MOSTLY_FREE = 0.6
+_PRODUCTS_FROM = 48
 _GATHER_FROM = 40  # below this m, gathering costs more than the factorisation it shrinks
 
 
-def pivot(A: Tensor, Q: Tensor, free: Tensor, tol: float = 0.0, inverse: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is known about `A` that makes rounds quicker: its inverse, and whether conjugate gradients will do."""
+
+    inverse: Tensor | None = None
+    smooth: bool = False
+
+
+_NONE = Shortcuts()
+
+
+def pivot(A: Tensor, Q: Tensor, free: Tensor, tol: float = 0.0, known: Shortcuts = _NONE) -> Tensor:
     """`X >= 0` [r, m] for all rows of `Q` [r, m], from the guess `free` [r, m] of where X is positive.
 
     A row whose offenders are all smaller than `tol` is not improved any further. A row that takes more than `_ROUNDS`
-    rounds comes back as good as it got: the caller has to look. The inverse of `A` makes rounds quicker in which most
-    multipliers are free; give it where it is known to enough digits.
+    rounds comes back as good as it got: the caller has to look.
     """
-    X, rows = _exchange_blocks(A, Q, free, tol, inverse)
+    X, rows = _exchange_blocks(A, Q, free, tol, known)
     X = X.clamp_min(0)
     q, x = Q[rows], X[rows]
     y = torch.addmm(q, x, A)
     for _ in range(_ROUNDS):
         if not len(rows):
             break
-        x, y = _descend(A, q, x, y)
+        x, y = _descend(A, q, x, y, known)
         X[rows] = x
         size = _SLACK * (1 + x.sum(1, keepdim=True))
         go_on = ~((y >= -size) & ((x == 0) | (y <= 10 * size))).all(1)
@@ -47,7 +59,7 @@ def pivot(A: Tensor, Q: Tensor, free: Tensor, tol: float = 0.0, inverse: Tensor 
     return X
 
 
-def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
+def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, known: Shortcuts) -> tuple[Tensor, Tensor]:
     """Move all offenders at once, while that helps. Returns X (signed), and the rows for which it stopped helping."""
     X = torch.zeros_like(Q)
     rows = torch.arange(len(Q), device=Q.device)
@@ -56,7 +68,7 @@ def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, inverse: Te
     patience = torch.full_like(rows, _PATIENCE)
     given_up = [rows[:0]]
     while len(rows):
-        x = solve_free(A, -q, free, inverse)
+        x = solve_free(A, -q, free, known)
         X[rows] = x
         signed = torch.where(free, x, torch.addmm(q, x, A))
         offends = signed < -_SLACK * (1 + x.abs().amax(1, keepdim=True))
@@ -72,20 +84,20 @@ def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, inverse: Te
     return X, torch.cat(given_up)
 
 
-def _descend(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _descend(A: Tensor, q: Tensor, x: Tensor, y: Tensor, known: Shortcuts) -> tuple[Tensor, Tensor]:
     """One step that lowers the objective: a block move if that does it (projected Newton), else a careful one."""
     free = (x > 0) | (y < -_SLACK * (1 + x.sum(1, keepdim=True)))
-    new = solve_free(A, -q, free).clamp_min(0)
+    new = solve_free(A, -q, free, known).clamp_min(0)
     new_y = torch.addmm(q, new, A)
     rounding = 1e-14 * (1 + x.sum(1))
     worse = (~((new * (q + new_y)).sum(1) < (x * (q + y)).sum(1) - rounding)).nonzero()[:, 0]
     if len(worse):
-        new[worse] = _careful(A, q[worse], x[worse], y[worse])
+        new[worse] = _careful(A, q[worse], x[worse], y[worse], known)
         new_y[worse] = torch.addmm(q[worse], new[worse], A)
     return new, new_y
 
 
-def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor, known: Shortcuts) -> Tensor:
     """One step of the textbook active-set method: it never raises the objective, and finitely many end it.
 
     Towards the solution on the support of `x` (and the worst violator, once that solution is reached), as far as
@@ -96,7 +108,7 @@ def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> Tensor:
     settled = torch.where(support, y.abs(), 0.0).amax(1, keepdim=True) <= 10 * size
     worst = torch.zeros_like(support).scatter_(1, torch.where(support, torch.inf, y).argmin(1, keepdim=True), True)
     free = support | (worst & settled & (y < -size))
-    target = solve_free(A, -q, free)
+    target = solve_free(A, -q, free, known)
     falling = support & (target <= 0)
     ratio = torch.where(falling, x / (x - target).clamp_min(1e-300), torch.inf)
     nearest = ratio.amin(1, keepdim=True)
@@ -104,14 +116,46 @@ def _careful(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(falling & (ratio <= nearest), 0.0, new)
 
 
-def solve_free(A: Tensor, b: Tensor, free: Tensor, inverse: Tensor | None = None) -> Tensor:
-    """x [r, m] with `x A = b` on the entries `free` [r, m] and zero elsewhere, by a factorisation for every row.
+def solve_free(A: Tensor, b: Tensor, free: Tensor, known: Shortcuts = _NONE) -> Tensor:
+    """x [r, m] with `x A = b` on the entries `free` [r, m] and zero elsewhere."""
+    m = len(A)
+    if known.inverse is not None and float(free.double().mean()) > _MOSTLY_FREE:
+        whole = b @ known.inverse
+        return torch.where(free, whole - _by_cholesky(known.inverse, whole, ~free) @ known.inverse, 0.0)
+    if not known.smooth or m < _PRODUCTS_FROM or 2 * len(b) < m:
+        return _by_cholesky(A, b, free)
+    x = _by_conjugate_gradients(A, b, free)
+    off = (torch.addmm(b, x, A, alpha=-1) * free).abs().amax(1)
+    stuck = (~(off <= _SLACK * (1 + x.abs().amax(1)))).nonzero()[:, 0]
+    if len(stuck):
+        x[stuck] = _by_cholesky(A, b[stuck], free[stuck])
+    return x
 
-    With the inverse of `A`, what is factored is the part that is not free, where that is the smaller one.
-    """
-    if inverse is not None and float(free.double().mean()) > _MOSTLY_FREE:
-        whole = b @ inverse
-        return torch.where(free, whole - solve_free(inverse, whole, ~free) @ inverse, 0.0)
+
+def _by_conjugate_gradients(A: Tensor, b: Tensor, free: Tensor) -> Tensor:
+    """One product `[r, m] x [m, m]` an iteration; stops, converged or not, after 80: the caller checks what it gets."""
+    x = torch.zeros_like(b)
+    r = b * free
+    p = r
+    rho = r.square().sum(1, keepdim=True)
+    first = float(rho.amax())
+    for k in range(80):
+        if k % 8 == 0:
+            worst = float(rho.amax())
+            if worst < 1e-26 or (k == 40 and worst > 1e-8 * first):
+                break
+        Ap = p @ A * free
+        # A row that has converged gets steps of zero instead of 0 / 0.
+        step = rho / (p * Ap).sum(1, keepdim=True).clamp_min(1e-300)
+        x = x + step * p
+        r = r - step * Ap
+        rho, previous = r.square().sum(1, keepdim=True), rho
+        p = torch.addcmul(r, p, rho / previous.clamp_min(1e-300))
+    return x
+
+
+def _by_cholesky(A: Tensor, b: Tensor, free: Tensor) -> Tensor:
+    """A factorisation for every row."""
     if len(A) < _GATHER_FROM:
         blocks = torch.where(free[:, :, None] & free[:, None, :], A, 0.0)
         blocks.diagonal(dim1=1, dim2=2).add_(~free)

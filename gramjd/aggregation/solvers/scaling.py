@@ -32,6 +32,7 @@ class Cosines:
     norms: Tensor
     singular: bool
     penalty: float  # that suits splitting
+    typical: float  # geometric mean of the eigenvalues, held away from zero; 1 for orthogonal gradients
     inverse: Tensor | None = None  # of C, where float64 knows it to eleven digits or so
 
     @property
@@ -59,13 +60,13 @@ def cosines(G: Tensor) -> Cosines:
     L, info = torch.linalg.cholesky_ex(C)
     pivots = L.diagonal().square()
     stray = torch.where(norms > 0, 0.0, H.abs().amax(1)).amax() / H.diagonal().amax().clamp_min(1e-300)
-    facts = torch.stack([(raw - raw.mT).abs().amax(), stray, info.double(), pivots.amin(), _penalty(C, pivots)])
-    asymmetry, stray_, failed, pivot, penalty = facts.tolist()
+    facts = torch.stack([(raw - raw.mT).abs().amax(), stray, info.double(), pivots.amin(), *_penalty(C, pivots)])
+    asymmetry, stray_, failed, pivot, penalty, typical = facts.tolist()
     if not (asymmetry <= asymmetry_limit(G.dtype) and stray_ <= _STRAY):
         raise explain_bad_values(G.detach(), norms)
     if not failed and pivot >= _SINGULAR:
         inverse_of_C = torch.cholesky_inverse(L) if pivot >= _WELL_CONDITIONED else None
-        return Cosines(C, norms, False, penalty, inverse_of_C)
+        return Cosines(C, norms, False, penalty, typical, inverse_of_C)
     return _repaired(C, norms)
 
 
@@ -100,7 +101,7 @@ def _underflow(dtype: torch.dtype) -> float:
 
 def _repaired(C: Tensor, norms: Tensor) -> Cosines:
     eigenvalues = torch.linalg.eigvalsh(C)
-    low, high, penalty = torch.stack([eigenvalues[0], eigenvalues[-1], _penalty(C, eigenvalues)]).tolist()
+    low, high, penalty, typical = torch.stack([eigenvalues[0], eigenvalues[-1], *_penalty(C, eigenvalues)]).tolist()
     if low < -_INDEFINITE * high:
         raise AggregatorError(
             f"the Gramian must be positive semi-definite, as J J^T is; the cosines between its rows have an eigenvalue"
@@ -108,17 +109,18 @@ def _repaired(C: Tensor, norms: Tensor) -> Cosines:
         )
     if low < 0:
         C.diagonal().sub_(1.01 * low)
-    return Cosines(C, norms, True, penalty)
+    return Cosines(C, norms, True, penalty, typical)
 
 
-def _penalty(C: Tensor, spectrum: Tensor) -> Tensor:
-    """What lies between the extreme eigenvalues of C in size, from its pivots or eigenvalues `spectrum` [m].
+def _penalty(C: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    """`penalty` and `typical` of C, from its pivots or eigenvalues `spectrum` [m].
 
     The root of their product is the best penalty where all constraints bind. The smallest pivot and the Frobenius
     norm overrate both, by a factor of four to five together on the Gramians of networks.
     """
     extremes = 0.45 * (spectrum.amin().clamp_min(0) * torch.linalg.matrix_norm(C)).sqrt()
-    return torch.maximum(extremes.clamp_max(1.0), spectrum.clamp_min(1e-2).log().mean().exp())
+    typical = spectrum.clamp_min(1e-2).log().mean().exp()
+    return torch.maximum(extremes.clamp_max(1.0), typical), typical
 
 
 def _reciprocal(x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 _RELAX = 1.8
 _CHECK_EVERY = 5
-_MOST = 60
+_MOST = 150
 # Pivoting is the quicker way to correct the guess once no more than this part of the rows still changes.
-_SETTLED = 0.25
+_SETTLED = 0.1
 
 
 def guess(C: Tensor, V: Tensor, rho: float) -> Tensor:
