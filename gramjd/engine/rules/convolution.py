@@ -54,7 +54,10 @@ def _input_gradient(visit: Visit, values: Tensor) -> Tensor:
     K, n = values.shape[:2]
     flat = values.flatten(0, 1)
     shape = visit.input(0).shape
-    like = flat.new_empty(()).expand(K * n, *shape[1:])
+    # Only its shape matters, but an expanded one would be copied.
+    found = visit.saved("input")
+    same = K == 1 and found is not None and found.dtype == flat.dtype
+    like = found if same else flat.new_empty(K * n, *shape[1:])
     out: Tensor = torch.ops.aten.convolution_backward(
         flat,
         like,
