@@ -17,6 +17,7 @@ _BACK_OFF = 0.995  # the part of the way to the boundary that a step may go
 _DAMPING = 1e-14  # on the diagonal of what is factored alone: it slows steps along a null space, and moves no answer
 _CHUNK_ELEMENTS = 2**24  # 128 MiB of float64 in one batch of factorisations
 _SMALLEST = 1e-200
+_EXACT = 1e-12
 
 
 def interior(A: Tensor, Q: Tensor, steps: int = _STEPS) -> Tensor:
@@ -68,7 +69,8 @@ def _settle(A: Tensor, q: Tensor, x: Tensor, y: Tensor) -> Tensor:
     blocks.diagonal(dim1=1, dim2=2).add_(torch.where(free, _DAMPING, 1.0))
     system = _Factored(blocks)
     exact = system.solve(torch.where(free, -q, 0.0)).clamp_min(0)
-    better = ~system.failed & (optimality_error(A, q, exact) <= optimality_error(A, q, x))[:, None]
+    as_good = optimality_error(A, q, exact) <= optimality_error(A, q, x).clamp_min(_EXACT)
+    better = ~system.failed & as_good[:, None]
     return torch.where(better, exact, x)
 
 
