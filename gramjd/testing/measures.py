@@ -12,7 +12,7 @@ from gramjd.testing.search import Case, Measure, Measured
 from gramjd.testing.subject import Subject, Update
 
 # Draws compared where only the average can be the same, and how many standard errors it may be off.
-DRAWS = 64
+DRAWS = 32
 SIGMAS = 6.0
 # Singular values of the unit gradients below this part of the largest are taken for zero.
 _SPAN = 1e-10

@@ -86,8 +86,8 @@ def check_aggregator(
     >>> from gramjd import UPGrad
     >>> print(check_aggregator(UPGrad(), ["non_conflicting", "weighted"]))
     UPGrad()
-    non_conflicting                holds  (100 matrices)
-    weighted                       holds  (100 matrices)
+    non_conflicting                   holds  (100 matrices)
+    weighted                          holds  (100 matrices)
     """
     names = list(PROPERTIES if properties is None else properties)
     unknown = [name for name in names if name not in PROPERTIES]

@@ -157,6 +157,7 @@ def property_table(
     *,
     examples: int = 100,
     seed: int = 0,
+    shrink: bool = True,
     progress: Callable[[str], object] = lambda label: None,
 ) -> PropertyTable:
     """Check every entry.
@@ -166,6 +167,7 @@ def property_table(
         properties: the columns, names from `PROPERTIES`.
         examples: matrices tried for each cell.
         seed: of the search.
+        shrink: False for counterexamples as they were found, much sooner.
         progress: called with each label before its aggregator is checked.
 
     Source for what is stated: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization (2024), table 1.
@@ -174,7 +176,8 @@ def property_table(
     for entry in entries:
         aggregator = entry.make()
         progress(entry.label or repr(aggregator))
-        reports.append(check_aggregator(aggregator, properties, examples=examples, seed=seed, rows=entry.rows))
+        options: dict[str, Any] = {"examples": examples, "seed": seed, "rows": entry.rows, "shrink": shrink}
+        reports.append(check_aggregator(aggregator, properties, **options))
     return PropertyTable(entries, reports, properties, examples)
 
 

@@ -1,9 +1,9 @@
 """What the strategies promise holds for what they draw."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import find, given, settings
-from hypothesis import strategies as st
 
 from gramjd.errors import InputError
 from gramjd.testing import gramians, jacobians
@@ -36,13 +36,13 @@ def test_strong_conflict_leaves_a_common_direction(J):
 
 
 @quick
-@given(jacobians((1, 6), (1, 5), conflict="stationary"), st.integers(0, 5))
-def test_stationary_means_that_nobody_gains_alone(J, k):
+@given(jacobians((1, 6), (1, 5), conflict="stationary"))
+def test_stationary_means_that_nobody_gains_alone(J):
     """By duality: zero is a positive combination iff no y has `J y >= 0` with some entry positive."""
     from scipy.optimize import linprog
 
     bounds = [(1e-6, None)] * len(J)
-    assert linprog(torch.zeros(len(J)), A_eq=J.mT, b_eq=torch.zeros(J.shape[1]), bounds=bounds).status == 0
+    assert linprog(np.zeros(len(J)), A_eq=J.mT.numpy(), b_eq=np.zeros(J.shape[1]), bounds=bounds).status == 0
 
 
 @quick

@@ -59,19 +59,20 @@ WRONG = [
     (mean, None, CONFLICT),
     (first_counts_twice, None, {"permutation_equivariant", "reduces_to_mean_without_conflict"}),
     (noisy, None, {"deterministic"}),
-    (plain_when_small, None, {"non_conflicting", "linear_under_scaling", "scale_invariant_direction"}),
+    (plain_when_small, None, {"non_conflicting", "scale_invariant_direction"}),
     (
         coordinatewise,
         "jacobian",
         CONFLICT | {"linear_under_scaling", "weighted", "reduces_to_mean_without_conflict"},
     ),
-    (Momentum(), None, CONFLICT | {"deterministic", "scale_invariant_direction", "reduces_to_mean_without_conflict"}),
+    (Momentum(), None, CONFLICT | {"deterministic", "reduces_to_mean_without_conflict"}),
 ]
 
 
 @pytest.mark.parametrize(("aggregator", "takes", "expected"), WRONG, ids=lambda x: getattr(x, "__name__", None))
 def test_caught_by_the_right_checks(aggregator, takes, expected):
-    report = check_aggregator(aggregator, takes=takes, examples=60)
+    examples = 20 if aggregator is noisy else 60  # averages over draws take time
+    report = check_aggregator(aggregator, takes=takes, examples=examples, shrink=False)
     assert {name for name, result in report.results.items() if not result.holds} == expected
     assert not report
     for name in expected:
@@ -145,7 +146,7 @@ def test_float32():
     [
         (lambda: check_aggregator(Mean), "got the class Mean; pass an instance"),
         (lambda: check_aggregator(3), "is a callable or has a method"),
-        (lambda: check_aggregator(lambda J: J.sum(0)), "takes='jacobian'"),
+        (lambda: check_aggregator(lambda J: J.sum()), "takes='jacobian'"),
         (lambda: check_aggregator(mean, ["nice"]), "properties must be names out of"),
         (lambda: check_aggregator(mean, examples=0), "examples must be an int, 1 or more"),
         (lambda: check_aggregator(mean, takes="rows"), "takes must be"),
