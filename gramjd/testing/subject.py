@@ -183,7 +183,7 @@ def _is_of_jacobian(aggregator: Any) -> bool:
 
 def _aggregate_of(aggregator: Any) -> Callable[..., Any]:
     method = getattr(aggregator, "aggregate", None)
-    return method if callable(method) else aggregator  # type: ignore[no-any-return]
+    return method if callable(method) else aggregator
 
 
 def _copied(aggregator: Any) -> Any:
