@@ -20,7 +20,6 @@ import torch
 from gramjd.errors import GramjdError, InputError
 from gramjd.profiling import memory
 from gramjd.profiling.contenders import RefusalError
-from gramjd.profiling.flops import count_flops
 from gramjd.profiling.marks import Clock, ignore, tag
 from gramjd.profiling.methods import METHODS, Step
 from gramjd.profiling.target import Make, Work, build
@@ -75,6 +74,9 @@ def measure(
 def _measured(
     work: Work, base: Work | None, method: str, aggregator: str, rounds: int, seconds: float
 ) -> dict[str, Any]:
+    # torch's formulas for operations load triton, which nothing else here needs.
+    from gramjd.profiling.flops import count_flops
+
     with warnings.catch_warnings(record=True) as noticed:
         warnings.simplefilter("always")
         step = METHODS[method](work, aggregator)

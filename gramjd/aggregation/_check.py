@@ -12,7 +12,7 @@ from gramjd.errors import AggregatorError
 # How far G and its transpose may lie apart, relative to the norms of the two gradients of an entry.
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 # Entries of a row without length, relative to the largest squared norm: noise in bfloat16 reaches this.
-_STRAY = 1e-3
+STRAY = 1e-3
 
 
 def check_shape(G: Tensor) -> int:
@@ -48,7 +48,7 @@ def as_gramian(G: Tensor) -> Tensor:
     norms = lengths.clamp_min(0).sqrt()
     bounds = torch.outer(norms, norms)
     # What stands in a row without length: nothing, or the noise of the longest rows, or the rest of an underflow.
-    floor = _STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + underflow(G.dtype)
+    floor = STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + underflow(G.dtype)
     limit = asymmetry_limit(G.dtype) * bounds + floor
     excess = torch.maximum((H - H.mT).abs(), H.abs() - bounds) - limit
     if not bool(excess.amax() <= 0):

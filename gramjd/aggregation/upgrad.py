@@ -26,10 +26,14 @@ class UPGrad(Weighting):
             stands: `p = 1` sums the projections.
         tol: None for weights exact in float64; or a relative accuracy, such as 1e-4: each projected gradient is then
             off by about `tol` times the gradient's length, for less time. `w >= p` holds without error either way.
+        ridge: added to the diagonal of `G`, in units of its trace; 0 for the definition. The implementation published
+            with the paper adds 1e-4. Weights stay smaller where gradients nearly cancel, and the update may conflict
+            with gradients that are short beside the others.
 
     Raises:
-        AggregatorError: bad `preference` or `tol`; or `G` is not square, finite, symmetric, or further from positive
-            semi-definite than rounding explains.
+        AggregatorError: bad `preference`, `tol` or `ridge`; or `G` is not square, finite, symmetric, or further from
+            positive semi-definite than rounding explains. On a GPU the values of `G` are not looked at, as the host
+            would have to wait for them: such a `G` gives NaN.
 
     Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization (2024), equation 4 and proposition 1.
 
@@ -42,23 +46,29 @@ class UPGrad(Weighting):
     tensor([0.2500, 0.7500])
     """
 
-    def __init__(self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None) -> None:
+    def __init__(
+        self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None, ridge: float = 0.0
+    ) -> None:
         """Check the options; nothing depends on m until the first call."""
         self._preference = None if preference is None else as_vector(preference, "preference", positive=True)
         if tol is not None and not (isinstance(tol, (int, float)) and 0 < tol < math.inf):
             raise AggregatorError(f"tol must be a positive number, or None for exact weights; got {tol!r}")
-        self._tol = tol
+        if isinstance(ridge, bool) or not (isinstance(ridge, (int, float)) and 0 <= ridge < math.inf):
+            raise AggregatorError(f"ridge must be a finite number, 0 or more; got {ridge!r}")
+        self._tol, self._ridge = tol, ridge
 
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
-        m = check_shape(G)
+        m, dtype = check_shape(G), weights_dtype(G)
         if self._preference is None:
             p = G.new_full((m,), 1 / max(m, 1), dtype=torch.float64)
         else:
             check_length(self._preference, "preference", m)
             p = self._preference.to(G.device)
+        if self._ridge:
+            G = G.detach().double() + self._ridge * G.diagonal().double().sum() * torch.eye(m, device=G.device)
         W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol)
-        return (p @ W).to(weights_dtype(G))
+        return (p @ W).to(dtype)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""
@@ -67,4 +77,6 @@ class UPGrad(Weighting):
             options.append(f"preference={self._preference.tolist()}")
         if self._tol is not None:
             options.append(f"tol={self._tol}")
+        if self._ridge:
+            options.append(f"ridge={self._ridge}")
         return f"UPGrad({', '.join(options)})"

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from gramjd import aggregation
 from gramjd.aggregation import Coordinatewise, Weighting
 from gramjd.errors import InputError
@@ -46,25 +43,7 @@ TABLE: dict[str, Entry] = {
 }
 
 
-class Ridged(Weighting):
-    """UPGrad of `G / trace(G) + ridge I`, as the implementation published with the paper computes it.
-
-    The ridge lets a loss go against gradients that are short beside the others: no exact projection, and no conflict
-    avoided where its gain is below about the root of the ridge.
-    """
-
-    def __init__(self, ridge: float) -> None:
-        """Keep the ridge, relative to the trace."""
-        self._ridge, self._exact = ridge, aggregation.UPGrad()
-
-    def __call__(self, G: Tensor) -> Tensor:
-        """The weights [m] for the Gramian `G` [m, m]."""
-        trace = G.diagonal().sum()
-        scaled = torch.where(trace > 0, G / trace, G)
-        return self._exact(scaled + self._ridge * torch.eye(len(G), dtype=G.dtype, device=G.device))
-
-
-VARIANTS: dict[str, Entry] = {"UPGrad + ridge": Entry(lambda seed: Ridged(RIDGE), 1.0, "#7f1d1d")}
+VARIANTS: dict[str, Entry] = {"UPGrad + ridge": Entry(lambda seed: aggregation.UPGrad(ridge=RIDGE), 1.0, "#7f1d1d")}
 ENTRIES = TABLE | VARIANTS
 
 

@@ -204,3 +204,30 @@ def test_gradients_that_underflow_do_not_spoil_the_others() -> None:
     alive = J[2:]
     expected = UPGrad()(alive @ alive.T) * 4 / 6
     torch.testing.assert_close(alive.T @ weights[2:], alive.T @ expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-32, 1e-38, 1e-44])
+def test_a_gramian_at_the_end_of_float32_is_no_error(size: float) -> None:
+    torch.testing.assert_close(UPGrad()(size * torch.eye(2)), torch.full((2,), 0.5))
+
+
+def test_a_gradient_below_float32_beside_another_small_one() -> None:
+    J = torch.tensor([[1e-24, 0.0], [1e-15, 1e-13]])
+    assert bool(torch.isfinite(UPGrad()(J @ J.T)).all())
+    with pytest.raises(AggregatorError, match="positive semi-definite"):
+        UPGrad()(torch.tensor([[0.0, 1e-20], [1e-20, 1e-26]]))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_ridge_is_that_of_the_published_implementation(scale: float) -> None:
+    J = torch.randn(5, 4, dtype=torch.float64) * scale
+    G = J @ J.T
+    expected = UPGrad()(G / G.trace() + 1e-4 * torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(UPGrad(ridge=1e-4)(G), expected, rtol=1e-9, atol=0)
+    assert repr(UPGrad(ridge=1e-4)) == "UPGrad(ridge=0.0001)"
+
+
+@pytest.mark.parametrize("ridge", [-1.0, float("inf"), float("nan"), "1", True])
+def test_ridge_must_be_a_number(ridge: object) -> None:
+    with pytest.raises(AggregatorError, match="ridge must be"):
+        UPGrad(ridge=ridge)

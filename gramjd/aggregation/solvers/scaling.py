@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._check import asymmetry_limit, explain_bad_values
+from gramjd.aggregation._check import STRAY, asymmetry_limit, explain_bad_values, underflow
 from gramjd.errors import AggregatorError
 
 # Below this smallest pivot the cosines are treated as singular: a solve could lose more than half of the digits.
@@ -19,8 +19,6 @@ _SINGULAR = 1e-8
 _WELL_CONDITIONED = 1e-4
 # A negative eigenvalue beyond this part of the largest one is no rounding, not even in bfloat16.
 _INDEFINITE = 0.05
-# Entries of a row without length, relative to the largest squared norm: noise in bfloat16 reaches this.
-_STRAY = 1e-3
 _LADDER = tuple(_INDEFINITE * 4.0**-k for k in range(24))
 
 
@@ -52,17 +50,17 @@ def cosines(G: Tensor) -> Cosines:
     """
     H = G.detach().double()
     lengths = H.diagonal()
-    norms = torch.where(lengths > _underflow(G.dtype), lengths, 0.0).sqrt()
+    norms = torch.where(lengths > underflow(G.dtype), lengths, 0.0).sqrt()
     inverse = _reciprocal(norms)
     raw = H * inverse[:, None] * inverse
     C = (raw + raw.mT).mul_(0.5)
     C.fill_diagonal_(1.0)
     L, info = torch.linalg.cholesky_ex(C)
     pivots = L.diagonal().square()
-    stray = torch.where(norms > 0, 0.0, H.abs().amax(1)).amax() / H.diagonal().amax().clamp_min(1e-300)
+    stray = _stray(H, norms, G.dtype)
     facts = torch.stack([(raw - raw.mT).abs().amax(), stray, info.double(), pivots.amin(), *_penalty(C, pivots)])
     asymmetry, stray_, failed, pivot, penalty, typical = facts.tolist()
-    if not (asymmetry <= asymmetry_limit(G.dtype) and stray_ <= _STRAY):
+    if not (asymmetry <= asymmetry_limit(G.dtype) and stray_ <= STRAY):
         raise explain_bad_values(G.detach(), norms)
     if not failed and pivot >= _SINGULAR:
         inverse_of_C = torch.cholesky_inverse(L) if pivot >= _WELL_CONDITIONED else None
@@ -78,14 +76,14 @@ def cosines_unseen(G: Tensor) -> tuple[Tensor, Tensor]:
     """
     H = G.detach().double()
     lengths = H.diagonal()
-    norms = torch.where(lengths > _underflow(G.dtype), lengths, 0.0).sqrt()
+    norms = torch.where(lengths > underflow(G.dtype), lengths, 0.0).sqrt()
     inverse = _reciprocal(norms)
     raw = H * inverse[:, None] * inverse
     C = (raw + raw.mT) * 0.5
     eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
     C = torch.where(eye > 0, 1.0, C)
-    stray = torch.where(norms > 0, 0.0, H.abs().amax(1)).amax() / lengths.amax().clamp_min(1e-300)
-    good = H.isfinite().all() & ((raw - raw.mT).abs().amax() <= asymmetry_limit(G.dtype)) & (stray <= _STRAY)
+    stray = _stray(H, norms, G.dtype)
+    good = H.isfinite().all() & ((raw - raw.mT).abs().amax() <= asymmetry_limit(G.dtype)) & (stray <= STRAY)
     shift = torch.full_like(lengths[0], torch.nan)
     for candidate in (*_LADDER, 0.0):
         _, failed = torch.linalg.cholesky_ex(C + (candidate * len(H)) * eye)
@@ -93,10 +91,16 @@ def cosines_unseen(G: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(good, C + shift * eye, torch.nan), norms
 
 
-def _underflow(dtype: torch.dtype) -> float:
-    """Squared norms up to here have lost digits to underflow: a cosine made with them is noise."""
-    limits = torch.finfo(dtype)
-    return limits.tiny if dtype == torch.float16 else limits.tiny / limits.eps
+def _stray(H: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest entry in a row without length, relative to the largest squared norm.
+
+    What an underflow explains is left out: `|G_ij| <= |g_i| |g_j|` with `|g_i|^2` too small to be seen.
+    """
+    lengths = H.diagonal()
+    hidden = (lengths.clamp_min(underflow(dtype)) * underflow(dtype)).sqrt()
+    excess = (H.abs() - hidden).amax(1).clamp_min(0)
+    excess = torch.where(torch.isnan(H).any(1), torch.nan, excess)
+    return torch.where(norms > 0, 0.0, excess).amax() / lengths.amax().clamp_min(1e-300)
 
 
 def _repaired(C: Tensor, norms: Tensor) -> Cosines:
