@@ -1,137 +1,193 @@
-"""Time UPGrad's weights against one quadprog solve per row, in one interleaved run.
+"""Time weightings beside TorchJD's and one `eigh` of the same Gramian, all taking turns in one process.
 
-`python -m gramjd.profiling.bench_weights --json out.json`. The quadprog route is that of the usual implementations:
-normalise G by its trace, add a ridge of 1e-4 (without it quadprog refuses singular Gramians), solve row by row.
-`error` is the largest distance of a projected gradient from its exact place, over the length of the gradient.
+    python -m gramjd.profiling.bench_weights --json profiling/results/weights.json
+
+Gramians are those of small networks, at their start and trained, and drawn ones (see `gramians`). `error` is that of
+the update, `|J^T (w - w*)| / |J^T w*|`, from weights `w*` that have passed the optimality test; TorchJD adds a ridge
+or stops early. Where TorchJD takes minutes (UPGrad from m = 512 on) it is left out, unless `--with-slow` is given.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
+import math
 import os
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.aggregation.solvers import dual_cone
+from gramjd.aggregation import UPGrad
+from gramjd.errors import GramjdError
+from gramjd.profiling.contenders import RefusalError
+from gramjd.profiling.environment import describe
+from gramjd.profiling.gramians import FAMILIES, drawn, network_gramians
+from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.timing import interleave, spread
+from gramjd.profiling.weightings import WEIGHTINGS, Weighting
 
-SIZES = (8, 32, 64, 128, 256)
-_RIDGE = 1e-4
-
-
-def _randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def random(m: int) -> Tensor:
-    """Independent gradients in many dimensions: half of the pairs conflict, all of them a little."""
-    return _randn(m, m, 4 * m)
-
-
-def conflicting(m: int) -> Tensor:
-    """Gradients that nearly cancel in the sum: hardly any direction improves all losses."""
-    J = _randn(m, m, 4 * m)
-    return J - 0.9 * J.mean(0)
+PACKAGES = ("torch", "gramjd", "torchjd", "quadprog", "cvxpy")
+SIZES = (8, 32, 64, 128, 256, 512)
+OTHERS_SIZES = (32, 128, 256)
+LARGE = ("MLP, trained", "random", "low rank")
+SLOW = 256  # the largest m of TorchJD's UPGrad without --with-slow
+OPTIMAL = 1e-8
+_ROUNDS, _REPEATED = 21, 0.1
 
 
-def correlated(m: int) -> Tensor:
-    """Six common factors of either sign carry most of each gradient, whose lengths span orders of magnitude."""
-    J = 0.3 * _randn(m, m, 4 * m) + _randn(m + 1, m, 6) @ _randn(m + 2, 6, 4 * m) / 6**0.5
-    return J * torch.exp(2 * _randn(m + 3, m, 1))
+class InexactError(GramjdError, RuntimeError):
+    """What should be exact weights failed the optimality test, so that no error measured from them means anything."""
 
 
-def low_rank(m: int) -> Tensor:
-    """Fewer dimensions than losses, and a direction that serves all of them."""
-    J = _randn(m, m, m // 4 + 2)
-    J[:, 0] = 0.3 * J[:, 0].abs() + 0.1
-    return J
+def measure(weighting: Weighting, G: Tensor, *, seconds: float, theirs: bool = True) -> dict[str, dict[str, Any]]:
+    """Median milliseconds and error of ours, TorchJD's (or why it refused) and `eigh`, as plain data.
+
+    Args:
+        weighting: an entry of `WEIGHTINGS`.
+        G: [m, m], in the dtype that training would hand over.
+        seconds: no further round is begun after this long.
+        theirs: whether TorchJD takes part.
+
+    Raises:
+        InexactError: our exact weights are not.
+    """
+    exact, residual = exact_weights(weighting, G)
+    calls: dict[str, Callable[[Tensor], Tensor]] = dict(weighting.ours)
+    results: dict[str, dict[str, Any]] = {}
+    if theirs:
+        try:
+            calls["torchjd"] = weighting.theirs(G)
+        except RefusalError as error:
+            results["torchjd"] = {"refused": str(error)}
+    answers: dict[str, Tensor] = {}
+    failures: dict[str, str] = {}
+    steps = {name: _kept(answers, failures, name, call, G) for name, call in calls.items()}
+    D = G.double()
+    steps["eigh"] = lambda: torch.linalg.eigh(D)
+    times = interleave(steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1)
+    for name, found in times.items():
+        results[name] = {"ms": _digits(1e3 * spread(found).median), "rounds": len(found)}
+        if name in answers:
+            results[name]["error"] = update_error(G, answers[name], exact)
+    results.update({name: {"refused": text} for name, text in failures.items()})
+    results["exact"]["optimality"] = _digits(residual)
+    return results
 
 
-FAMILIES: dict[str, Callable[[int], Tensor]] = {
-    "random": random,
-    "conflicting": conflicting,
-    "correlated": correlated,
-    "low rank": low_rank,
-}
+def exact_weights(weighting: Weighting, G: Tensor) -> tuple[Tensor, float]:
+    """The weights [m] in float64, and how far they are from optimal.
+
+    Raises:
+        InexactError: further than `OPTIMAL`.
+    """
+    W = weighting.exact(G)
+    residual = weighting.residual(G, W)
+    if not residual <= OPTIMAL:
+        raise InexactError(f"optimality is missed by {residual:.1e}, allowed is {OPTIMAL:.0e}: report this as a bug")
+    return (W.mean(0) if W.ndim == 2 else W), residual
 
 
-def by_quadprog(G: Tensor) -> Tensor:
-    """All rows of `argmin {v^T (G / tr G + 1e-4 I) v : v >= e_i}`, one solve each."""
-    import quadprog
+def update_error(G: Tensor, w: Tensor, exact: Tensor) -> float | None:
+    """`|J^T (w - w*)| / |J^T w*|`; None if `J^T w*` is zero up to the rounding of `G`.
 
-    m = len(G)
-    A = (G / G.trace()).numpy() + _RIDGE * np.eye(m)
-    zero, bounds = np.zeros(m), np.eye(m)
-    return torch.from_numpy(np.stack([quadprog.solve_qp(A, zero, bounds, bounds[i])[0] for i in range(m)]))
-
-
-def measure(J: Tensor, repeats: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds and error of each method on the Gramian of `J`, taking turns."""
-    G, eye = J @ J.mT, torch.eye(len(J), dtype=torch.float64)
-    methods: dict[str, Callable[[], Tensor]] = {
-        "exact": lambda: dual_cone(G, eye),
-        "tol=1e-4": lambda: dual_cone(G, eye, 1e-4),
-        "quadprog": lambda: by_quadprog(G),
-    }
-    exact = methods["exact"]()
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    errors = {}
-    for _ in range(repeats):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            W = method()
-            times[name].append(1e3 * (time.perf_counter() - start))
-            lengths = torch.linalg.vector_norm(J, dim=1)
-            errors[name] = float((torch.linalg.vector_norm((W - exact) @ J, dim=1) / lengths).max())
-    return {name: {"ms": statistics.median(times[name]), "error": errors[name]} for name in methods}
+    >>> update_error(torch.eye(2), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    1.0
+    """
+    D, off = G.double(), w.double() - exact
+    square = float(exact @ D @ exact)
+    noise = len(G) * torch.finfo(G.dtype).eps * float(exact @ D.diagonal().sqrt()) ** 2
+    return None if square <= noise else _digits(math.sqrt(max(0.0, float(off @ D @ off)) / square))
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "torch": torch.__version__,
-        "cpu": models[0] if models else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+def large(G: Tensor) -> dict[str, float]:
+    """Milliseconds of one exact UPGrad, and in a second call the most bytes of tensors alive beyond `G`."""
+    weigh = UPGrad()
+    start = time.perf_counter()
+    weigh(G)
+    elapsed = time.perf_counter() - start
+    return {"ms": _digits(1e3 * elapsed), "peak_bytes": peak_bytes(lambda: weigh(G))}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the comparison, print a table, and write it as JSON if asked to."""
+def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure everything, smallest first; a row at a time."""
+    networks = network_gramians(max(*args.sizes, *args.others_sizes, args.large or 0))
+    for name, sizes in {"UPGrad": args.sizes, **dict.fromkeys(list(WEIGHTINGS)[1:], args.others_sizes)}.items():
+        # The rest are quick or refused: a part of the time will do.
+        seconds = args.seconds if name == "UPGrad" else args.seconds / 4
+        for m in sizes:
+            for title, G in _gramians(networks, m):
+                found = measure(WEIGHTINGS[name], G, seconds=seconds, theirs=m <= SLOW or args.with_slow)
+                yield {"weighting": name, "gradients": title, "m": m, "contenders": found}
+    for title, G in _gramians(networks, args.large or 0):
+        if args.large and (title in LARGE or args.with_slow):
+            yield {"weighting": "UPGrad", "gradients": title, "m": args.large, "contenders": {"exact": large(G)}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison, print a line a row, and write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of losses")
-    parser.add_argument("--repeats", type=int, help="turns for each method; by default fewer for larger sizes")
-    options = parser.parse_args(arguments)
-    rows = []
-    print(f"{'family':12} {'m':>4} {'exact ms':>9} {'tol ms':>9} {'quadprog ms':>12} {'speed-up':>9} {'tol error':>10}")
-    for m in options.sizes:
-        for family, make in FAMILIES.items():
-            found = measure(make(m), options.repeats or (21 if m <= 64 else 5 if m <= 128 else 3))
-            ratio = found["quadprog"]["ms"] / found["exact"]["ms"]
-            rows.append({"family": family, "m": m, "methods": found, "speed_up": ratio})
-            print(
-                f"{family:12} {m:4} {found['exact']['ms']:9.2f} {found['tol=1e-4']['ms']:9.2f}"
-                f" {found['quadprog']['ms']:12.1f} {ratio:9.1f} {found['tol=1e-4']['error']:10.1e}"
-            )
-            sys.stdout.flush()
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "ridge": _RIDGE, "results": rows}, indent=1) + "\n")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of losses for UPGrad")
+    parser.add_argument("--others-sizes", type=int, nargs="+", default=OTHERS_SIZES, help="and for the rest")
+    parser.add_argument("--large", type=int, default=1024, help="m for time and memory of UPGrad; 0 for none")
+    parser.add_argument("--seconds", type=float, default=1.2, help="time for a Gramian's rounds, of which one is done")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--with-slow", action="store_true", help=f"TorchJD above m = {SLOW} too; all large Gramians")
+    args = parser.parse_args(argv)
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        settings = {"seconds": args.seconds, "with_slow": args.with_slow}
+        report: dict[str, Any] = {"environment": describe(PACKAGES), "settings": settings, "results": []}
+        for row in compare(args):
+            report["results"].append(row)
+            print(_line(row), flush=True)
+            report["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
+    finally:
+        torch.set_num_threads(before)
+    return 0
+
+
+def _kept(
+    answers: dict[str, Tensor], failures: dict[str, str], name: str, call: Callable[[Tensor], Tensor], G: Tensor
+) -> Callable[[], None]:
+    def step() -> None:
+        try:
+            answers[name] = call(G)
+        except Exception as error:
+            if name != "torchjd":
+                raise
+            failures[name] = f"{type(error).__name__}: {error}"  # whatever goes wrong over there is a result
+
+    return step
+
+
+def _gramians(networks: Mapping[str, Tensor], m: int) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, G[:m, :m].contiguous()) for name, G in networks.items() if m <= len(G))
+    yield from ((family, drawn(family, m)) for family in FAMILIES)
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.4g}")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    cells = [f"{row['weighting']:8} {row['gradients']:23} m {row['m']:4}"]
+    for name, found in row["contenders"].items():
+        cells.append(f"{name} refused" if "refused" in found else f"{name} {found['ms']:9.3f} ms")
+        if found.get("error") is not None:
+            cells[-1] += f" error {found['error']:.0e}"
+        if "peak_bytes" in found:
+            cells[-1] += f", {found['peak_bytes'] / 2**20:.0f} MiB"
+    return " | ".join(cells)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gramjd.profiling import readme_figures
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("profiling/results")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 DIFFERENT = 1e-3  # relative distance of two Gramians; rounding of float32 stays far below
+WEIGHTS_SIZES = (32, 128, 256)
 
 
 def step_time(results: Mapping[str, Any]) -> str:
@@ -48,15 +50,32 @@ def step_memory(results: Mapping[str, Any]) -> str:
 
 
 def weights(results: Mapping[str, Any]) -> str:
-    """Milliseconds for UPGrad's weights from a Gramian, per family of gradients and m, beside quadprog's."""
-    methods = list(results["results"][0]["methods"])
-    rows = [["gradients", "m", *(f"{method}, ms" for method in methods), "quadprog over exact"]]
-    for result in results["results"]:
-        cells = [_short(result["methods"][method]["ms"]) for method in methods]
-        rows.append([result["family"], str(result["m"]), *cells, _short(result["speed_up"])])
-    machine = results["machine"]
-    placed = f"{machine['date']}; {machine['cpu']}, threads: {machine['threads']}; torch {machine['torch']}"
-    return f"{markdown(rows)}\n\n{placed}; load of the machine meanwhile: {machine['load']:.1f}."
+    """UPGrad's weights from a Gramian: milliseconds, beside one `eigh` and TorchJD, with TorchJD's error."""
+    found = [row for row in results["results"] if row["weighting"] == "UPGrad"]
+    rows = [["Gramian", "m", "exact, ms", "tol=1e-4, ms", "eigh, ms", "TorchJD, ms", "TorchJD over exact", "its error"]]
+    for row in found:
+        if row["m"] in WEIGHTS_SIZES and "eigh" in row["contenders"]:
+            times = [_short(row["contenders"][name]["ms"]) for name in ("exact", "tol=1e-4", "eigh")]
+            rows.append([row["gradients"], str(row["m"]), *times, *_beside(row["contenders"])])
+    load = f"; load of the machine: {results['load']:.1f}" if results.get("load") is not None else ""
+    threads = f"; threads: {results['environment']['threads']}{load}."
+    notes = [
+        *_refusals(found),
+        *_within(found),
+        *(_large(row) for row in found if "peak_bytes" in row["contenders"]["exact"]),
+    ]
+    return f"{markdown(rows)}\n\n{_placed(results)[:-1]}{threads}" + _listed(notes)
+
+
+def weights_others(results: Mapping[str, Any]) -> str:
+    """The same of the other weightings, on some of the Gramians."""
+    found = [row for row in results["results"] if row["weighting"] != "UPGrad"]
+    rows = [["weighting", "Gramian", "m", "exact, ms", "eigh, ms", "TorchJD, ms", "TorchJD over exact", "its error"]]
+    for row in found:
+        if row["m"] in WEIGHTS_SIZES and (row["gradients"].endswith("trained") or row["gradients"] == "conflicting"):
+            times = [_short(row["contenders"][name]["ms"]) for name in ("exact", "eigh")]
+            rows.append([row["weighting"], row["gradients"], str(row["m"]), *times, *_beside(row["contenders"])])
+    return markdown(rows) + _listed(_refusals(found))
 
 
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
@@ -64,6 +83,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-memory": ("step_cpu.json", step_memory),
     "weights": ("weights.json", weights),
+    "weights-others": ("weights.json", weights_others),
 }
 
 
@@ -134,7 +154,48 @@ def _ratio(outcome: Mapping[str, Any]) -> str:
 
 
 def _short(number: float) -> str:
-    return f"{number:.2f}" if number < 10 else f"{number:.0f}"
+    return f"{number:.3f}" if number < 0.1 else f"{number:.2f}" if number < 10 else f"{number:.0f}"
+
+
+def _beside(contenders: Mapping[str, Any]) -> list[str]:
+    """TorchJD's time, that over ours, and its error."""
+    theirs = contenders.get("torchjd", {"refused": "not run"})
+    if "refused" in theirs:
+        return ["refused", "", ""]
+    error = f"{theirs['error']:.0e}" if theirs["error"] is not None else "-"
+    return [_short(theirs["ms"]), _short(theirs["ms"] / contenders["exact"]["ms"]), error]
+
+
+def _refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What TorchJD said, once for each weighting."""
+    said = {row["weighting"]: row["contenders"].get("torchjd", {}).get("refused") for row in rows}
+    return [f"{name}: TorchJD refused. `{text}`" for name, text in said.items() if text]
+
+
+def _within(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far `tol=1e-4` is from one `eigh` on the networks' Gramians, and from the exact update on all."""
+    timed = [row for row in rows if "eigh" in row["contenders"]]
+    trained = [row for row in timed if row["gradients"].endswith((", init", ", trained")) and row["m"] >= 64]
+    lines = []
+    if trained:
+        ratios = [row["contenders"]["tol=1e-4"]["ms"] / row["contenders"]["eigh"]["ms"] for row in trained]
+        sizes = f"m = {min(row['m'] for row in trained)} to {max(row['m'] for row in trained)}"
+        lines.append(
+            f"networks, {sizes}: `tol=1e-4` takes {_short(min(ratios))} to {_short(max(ratios))} times one `eigh`,"
+            f" in the median {_short(median(ratios))}."
+        )
+    errors = [row["contenders"]["tol=1e-4"]["error"] for row in timed]
+    return [*lines, f"largest error of an update with `tol=1e-4`: {max(e for e in errors if e is not None):.0e}."]
+
+
+def _large(row: Mapping[str, Any]) -> str:
+    exact = row["contenders"]["exact"]
+    size = f"{exact['peak_bytes'] / 2**20:.0f} MiB"
+    return f"{row['gradients']}, m = {row['m']}: exact in {exact['ms'] / 1e3:.2f} s; peak beyond the Gramian {size}."
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "".join(f"\n{line}" for line in ["", *(f"- {line}" for line in lines)]) if lines else ""
 
 
 def _placed(results: Mapping[str, Any]) -> str:
@@ -150,11 +211,11 @@ def _notes(results: Mapping[str, Any]) -> str:
     for name, case in results["cases"].items():
         for contender, outcome in case["contenders"].items():
             if "refused" in outcome:
-                lines.append(f"- {name}: {contender} refused. `{outcome['refused']}`")
+                lines.append(f"{name}: {contender} refused. `{outcome['refused']}`")
         difference = case.get("torchjd_gramian_difference")
         if difference is not None and difference > DIFFERENT:
-            lines.append(f"- {name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
-    return "".join(f"\n{line}" for line in ["", *lines]) if lines else ""
+            lines.append(f"{name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
+    return _listed(lines)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def interleave(
     warmup: int = 3,
     seconds: float | None = None,
     at_least: float = 0.0,
+    fewest: int = FEWEST,
     device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
     """Time every step once per round, in one process, each round starting with another step.
@@ -57,9 +58,10 @@ def interleave(
         steps: name to callable.
         rounds: timed rounds.
         warmup: rounds before them that are not timed.
-        seconds: stop early once the timed rounds have taken this long, though not before `FEWEST` of them.
+        seconds: stop early once the timed rounds have taken this long, though not before `fewest` of them.
         at_least: in each round call a step over and over for this many seconds and keep the median: a quick step
             would otherwise mostly pay for the caches that a slow one before it left cold.
+        fewest: rounds that are taken whatever they cost.
         device: waited for before each clock reading when it is a GPU.
 
     Returns:
@@ -72,7 +74,7 @@ def interleave(
             steps[name]()
     start = time.perf_counter()
     for done in range(rounds):
-        if seconds is not None and done >= FEWEST and time.perf_counter() - start > seconds:
+        if seconds is not None and done >= fewest and time.perf_counter() - start > seconds:
             break
         shift = done % len(names)
         for name in names[shift:] + names[:shift]:

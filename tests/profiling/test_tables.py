@@ -80,3 +80,47 @@ def test_check_fails_on_drift(tmp_path, monkeypatch, capsys):
 def test_unknown_marker():
     with pytest.raises(KeyError, match="nosuch"):
         tables.render("<!-- table: nosuch -->\n<!-- end table -->")
+
+
+def weights_row(weighting, gradients, m, theirs, **ours):
+    contenders = {"exact": {"ms": 2.0, "error": 0.0}, "eigh": {"ms": 0.5}, "torchjd": theirs}
+    return {"weighting": weighting, "gradients": gradients, "m": m, "contenders": {**contenders, **ours}}
+
+
+WEIGHTS = {
+    "environment": {**REPORT["environment"], "threads": 1},
+    "load": 0.25,
+    "results": [
+        weights_row(
+            "UPGrad", "CNN, init", 128, {"ms": 50.0, "error": 0.02}, **{"tol=1e-4": {"ms": 1.5, "error": 3e-5}}
+        ),
+        weights_row("UPGrad", "random", 512, {"ms": 9.0, "error": 0.1}, **{"tol=1e-4": {"ms": 1.0, "error": None}}),
+        {
+            "weighting": "UPGrad",
+            "gradients": "random",
+            "m": 1024,
+            "contenders": {"exact": {"ms": 4000.0, "peak_bytes": 2**28}},
+        },
+        weights_row("MGDA", "CNN, trained", 32, {"ms": 1.0, "error": None}),
+        weights_row("MGDA", "CNN, init", 32, {"ms": 1.0, "error": 0.5}),
+        weights_row("NashMTL", "CNN, trained", 32, {"refused": "ImportError: no cvxpy"}),
+    ],
+}
+
+
+def test_weights():
+    text = tables.weights(WEIGHTS)
+    assert "| CNN, init | 128 | 2.00 | 1.50 | 0.50 | 50 | 25 | 2e-02 |" in text
+    assert "| 512 |" not in text
+    assert "threads: 1; load of the machine: 0.2." in text
+    assert "networks, m = 128 to 128: `tol=1e-4` takes 3.00 to 3.00 times one `eigh`" in text
+    assert "largest error of an update with `tol=1e-4`: 3e-05." in text
+    assert "- random, m = 1024: exact in 4.00 s; peak beyond the Gramian 256 MiB." in text
+
+
+def test_weights_of_the_others():
+    text = tables.weights_others(WEIGHTS)
+    assert "| MGDA | CNN, trained | 32 | 2.00 | 0.50 | 1.00 | 0.50 | - |" in text
+    assert "| NashMTL | CNN, trained | 32 | 2.00 | 0.50 | refused |" in text
+    assert "- NashMTL: TorchJD refused. `ImportError: no cvxpy`" in text
+    assert "init" not in text
