@@ -57,7 +57,7 @@ CONTENDERS: dict[str, Callable[[Setup], Backward]] = {
     "plain": plain,
     "gramjd Mean": with_gramjd(gramjd.Mean()),
     "gramjd UPGrad": with_gramjd(gramjd.UPGrad()),
-    "gramjd UPGrad reuse": with_gramjd(gramjd.UPGrad(), "reuse"),
+    "gramjd Mean reuse": with_gramjd(gramjd.Mean(), "reuse"),
     "torchjd Mean": with_torchjd("MeanWeighting"),
     "torchjd UPGrad": with_torchjd("UPGradWeighting"),
 }

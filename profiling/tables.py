@@ -159,17 +159,21 @@ def _short(number: float) -> str:
 
 def _beside(contenders: Mapping[str, Any]) -> list[str]:
     """TorchJD's time, that over ours, and its error."""
-    theirs = contenders.get("torchjd", {"refused": "not run"})
-    if "refused" in theirs:
-        return ["refused", "", ""]
+    theirs = contenders.get("torchjd")
+    if theirs is None or "refused" in theirs:
+        return ["refused" if theirs else "not run", "", ""]
     error = f"{theirs['error']:.0e}" if theirs["error"] is not None else "-"
     return [_short(theirs["ms"]), _short(theirs["ms"] / contenders["exact"]["ms"]), error]
 
 
 def _refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What TorchJD said, once for each weighting."""
-    said = {row["weighting"]: row["contenders"].get("torchjd", {}).get("refused") for row in rows}
-    return [f"{name}: TorchJD refused. `{text}`" for name, text in said.items() if text]
+    said = {
+        row["weighting"]: row["contenders"]["torchjd"]["refused"]
+        for row in rows
+        if "refused" in row["contenders"].get("torchjd", {})
+    }
+    return [f"{name}: TorchJD refused. `{text}`" for name, text in said.items()]
 
 
 def _within(rows: Sequence[Mapping[str, Any]]) -> list[str]:

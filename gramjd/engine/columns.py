@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,12 +53,12 @@ class Columns:
             J.index_add_(0, owner, values.reshape(len(values), -1).index_select(0, live).to(J.dtype))
         return self._combine(J)
 
-    def gradients(self) -> list[tuple[Any, Tensor]]:
-        """Each input's graph node and update; where nothing arrived, that of zeros."""
+    def gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Each input with its update; where nothing arrived, that of zeros."""
         for edge, leaf in self.graph.targets.items():
             if edge not in self.updates:
                 self.updates[edge] = self._combine(leaf.new_zeros(self._m, leaf.numel())).view(leaf.shape)
-        return [(edge[0], update) for edge, update in self.updates.items()]
+        return [(self.graph.targets[edge], update) for edge, update in self.updates.items()]
 
 
 def _whole(shape: Sequence[int], factors: Sequence[Factor]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -50,14 +49,14 @@ class Kept:
         held = {id(self.graph.targets[edge]) for edge in self._held}
         return [t for t in targets if id(t) not in held]
 
-    def gradients(self, w: Tensor) -> list[tuple[Any, Tensor]]:
-        """For each leaf kept the node that adds to its `.grad`, and `sum_r w_r J_r`; what was kept is dropped."""
+    def gradients(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each leaf kept with its `sum_r w_r J_r`; what was kept is dropped."""
         found = []
         while self._held:
             edge, (groups, factors) = self._held.popitem()
             leaf = self.graph.targets[edge]
             shares = [weighted_group(g, w) for g in groups] + [weighted_factor(f, w) for f in factors]
-            found.append((edge[0], sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape)))
+            found.append((leaf, sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape)))
         return found
 
 

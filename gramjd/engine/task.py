@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 
-from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
+from gramjd.engine.graph import LEAF, Edge, Graph, edge_of, is_python
 
 # The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
 run_backward = Variable._execution_engine.run_backward
@@ -51,11 +51,21 @@ def by_engine(
     return found
 
 
-def accumulate(gradients: Sequence[tuple[Node, Tensor]]) -> None:
-    """Add to the `.grad` of leaves, given by their graph nodes, as the engine does after the leaf's hooks."""
+def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add to the `.grad` of leaves as the engine does after a leaf's own hooks: in place where there is one already.
+
+    A graph node that is called from Python would copy the gradient first, which costs as much as a small step.
+    """
     with torch.no_grad():
-        for node, gradient in gradients:
-            node(gradient)
+        for leaf, gradient in gradients:
+            if leaf.grad is not None:
+                leaf.grad += gradient
+            elif gradient.stride() == leaf.stride():
+                leaf.grad = gradient
+            else:
+                leaf.grad = torch.empty_like(leaf).copy_(gradient)
+            for hook in (leaf._post_accumulate_grad_hooks or {}).values():
+                hook(leaf)
 
 
 class _Nothing(torch.autograd.Function):
