@@ -113,9 +113,50 @@ def steps(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
+    """Time of a Gramian and of a backward pass against one size; dashed the slope of the planned operations.
+
+    Args:
+        axes: where to draw.
+        sweep: one of `bench_growth`.
+    """
+    ticker = require("matplotlib.ticker", "profile")
+    sizes = [point["size"] for point in sweep["points"]]
+    for name, colour, marker in (("gramian", COLOURS[0], "o"), ("backward", "#777777", "s")):
+        axes.plot(
+            sizes, [1e3 * p[name] for p in sweep["points"]], color=colour, marker=marker, ms=4.5, lw=1.5, label=name
+        )
+    last = sweep["points"][-1]
+    slope = [1e3 * last["gramian"] * p["operations"] / last["operations"] for p in sweep["points"]]
+    axes.plot(sizes, slope, color=COLOURS[1], lw=1.2, ls="--", label="planned operations (slope)", zorder=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5 * min(1e3 * min(p["gramian"], p["backward"]) for p in sweep["points"]))
+    axes.set_xticks(sizes, [str(n) for n in sizes], fontsize=8)
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.set_xlabel(sweep["title"])
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def growth(results: Mapping[str, Any]) -> Figure:
+    """A panel a sweep."""
+    figure = figure_of(11, 4.0)
+    panels = figure.subplots(1, len(results["sweeps"]))
+    for axes, sweep in zip(panels, results["sweeps"].values(), strict=True):
+        draw_growth(axes, sweep)
+    panels[0].set_ylabel("milliseconds")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=9)
+    return figure
+
+
 FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "memory.svg": ("memory_cpu.json", memory),
     "step_time.svg": ("step_cpu.json", steps),
+    "growth.svg": ("growth_cpu.json", growth),
 }
 
 
