@@ -59,7 +59,7 @@ def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for leaf, gradient in gradients:
             if leaf.grad is not None:
-                leaf.grad += gradient
+                leaf.grad = leaf.grad.add_(gradient) if leaf.grad.layout == torch.strided else gradient + leaf.grad
             elif gradient.stride() == leaf.stride():
                 leaf.grad = gradient
             else:
