@@ -116,7 +116,8 @@ def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[T
 def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, device: str) -> bool:
     """Whether the rows are best formed as one weight gradient whose groups are the samples."""
     plain = s.K == 1 and w.groups == 1 and len(out) == 2 and {*w.stride, *w.dilation} == {1}
-    return plain and device == "cpu" and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
+    # A plan is made on meta tensors.
+    return plain and device in ("cpu", "meta") and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
 
 
 def _grouped_slabs(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ from gramjd.profiling.target import Work
 
 # What UPGrad's solver has at once, in float64 as counted: copies of the m x m problem, and for few losses, whose
 # problems are solved together by factorisation, so many of the m of them.
-COPIES, TOGETHER, FEW = 15.5, 3, 48
+COPIES, TOGETHER, FEW = 22, 3, 48
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ class _Counted(Walk):
         self.tracker.look(united + (self._input_of(node) if "Convolution" in self.graph.name(node) else 0))
 
     def _input_of(self, node: Node) -> int:
-        """A convolution's backward makes its (here: expanded) input contiguous, and a second result as large."""
+        """A convolution's backward makes a second result as large as the first."""
         child, nr = node.next_functions[0]
-        return 2 * node_bytes(self.graph, child, nr) if child in self.graph.wanted else 0
+        return node_bytes(self.graph, child, nr) if child in self.graph.wanted else 0
 
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         if isinstance(message, Factor):
