@@ -93,6 +93,7 @@ def stalled(toy: Toy, points: Tensor) -> bool:
 
     On EWQ each step of Mean takes `1 - rate` of each coordinate. Always False on CQF, whose optimum is a curve.
 
+    >>> import torch
     >>> from gramjd.paper.toys import EWQ
     >>> stalled(EWQ, torch.tensor([[0.0, -3.0]] * 51, dtype=torch.float64))
     True
