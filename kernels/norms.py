@@ -11,14 +11,11 @@ Source: "ghost norms", Goodfellow 2015 (arXiv:1510.01799) for T = 1, Li et al. 2
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from gramjd.kernels.convolution import Window, row_slabs, unstacked
 from gramjd.kernels.outer import SLAB, TILE_COST, Extent, extent, outer_rows
-from gramjd.kernels.patches import convolution_rows
 
 
 def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,27 +112,11 @@ def norms_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return total.view(K * b)
 
 
-def norms_convolution(
-    x: Tensor,
-    c: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """`|J_(k,n)|^2` [K b] of a convolution's weight; arguments as in `convolution_rows`, also with stacked `x`."""
-    stacked = x.ndim == c.ndim
-    b = c.shape[1]
-    K = max(x.shape[0] if stacked else 1, c.shape[0])
-    channels = x.shape[2] if stacked else x.shape[1]
-    size = K * c.shape[2] * (channels // groups) * math.prod(kernel)
-    step = max(1, SLAB // max(1, size))
-    total = torch.empty(K, b, dtype=dtype, device=c.device)
-    for lo in range(0, b, step):
-        part = slice(lo, lo + step)
-        source = x[:, part] if stacked else x[part]
-        J = convolution_rows(source, c[:, part], kernel, stride, padding, dilation, groups, dtype)
-        total[:, part] = torch.linalg.vector_norm(J.flatten(2), dim=2).square_()
-    return total.view(K * b)
+def norms_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
+    """`|J_(k,n)|^2` [K b] of a convolution's weight; arguments as in `gram_convolution`, also with stacked `x`."""
+    x, c = unstacked(x, c)
+    K, b = c.shape[:2]
+    total = torch.zeros(b * K, dtype=dtype, device=c.device)
+    for J in row_slabs(x, c, w, dtype):
+        total += norms_rows(J, dtype)
+    return total.view(b, K).T.reshape(K * b)

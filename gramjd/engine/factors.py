@@ -272,8 +272,7 @@ class Convolution(Product):
         return x, c, convolution.Window(self.shape[2:], **self.options)
 
     def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
-        x, c, window = self._operands()
-        return norms.norms_convolution(x, c, *window, dtype=dtype)
+        return norms.norms_convolution(*self._operands(), dtype)
 
     def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
         return weighting.weighted_convolution(self.x, self.c, w, self.shape, self.transposed, self.options)

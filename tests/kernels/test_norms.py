@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.kernels import gathered, norms, outer
+from gramjd.kernels import convolution, gathered, norms, outer
+from gramjd.kernels.convolution import Window
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 from tests.kernels.test_patches import CASES, Conv, convolutions, reference
 
@@ -82,8 +83,8 @@ def test_convolution(conv: Conv, K: int, b: int, how: str, seed: int, slab: int)
     x = tensor((b, conv.groups * conv.i, *conv.spatial), torch.float64, how, seed)
     c = tensor((K, b, conv.groups * conv.o, *conv.out), torch.float64, how, seed + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "SLAB", slab)
-        got = norms.norms_convolution(x, c, conv.kernel, **conv.options, dtype=torch.float64)
+        patch.setattr(convolution, "SLAB", slab)
+        got = norms.norms_convolution(x, c, Window(conv.kernel, **conv.options), torch.float64)
     expected, without_signs = (
         reference(conv, *pair).flatten(0, 1).flatten(1).square().sum(1) for pair in ((x, c), (x.abs(), c.abs()))
     )
@@ -93,10 +94,10 @@ def test_convolution(conv: Conv, K: int, b: int, how: str, seed: int, slab: int)
 @pytest.mark.parametrize("slab", [1, 1 << 20])
 def test_transposed_convolution(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacked rows in the place of the input."""
-    monkeypatch.setattr(norms, "SLAB", slab)
+    monkeypatch.setattr(convolution, "SLAB", slab)
     conv = CASES["grouped"]
     x = tensor((3, 2, conv.groups * conv.i, *conv.spatial), torch.float64, "contiguous", 0)
     c = tensor((1, 2, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", 1)
-    got = norms.norms_convolution(x, c, conv.kernel, **conv.options, dtype=torch.float64)
+    got = norms.norms_convolution(x, c, Window(conv.kernel, **conv.options), torch.float64)
     expected = torch.stack([reference(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1).square().sum(1)
     assert error(got, expected) < 1e-13
