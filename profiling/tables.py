@@ -107,10 +107,26 @@ def render(text: str, root: Path = ROOT) -> str:
         KeyError: a marker names no table.
     """
 
+    return filled(text, root, RESULTS, TABLES, lambda path: json.loads(path.read_text()))
+
+
+def filled(
+    text: str,
+    root: Path,
+    results: Path,
+    tables: Mapping[str, tuple[str, Callable[[Any], str]]],
+    read: Callable[[Path], Any],
+) -> str:
+    """`text` with each marked table made from what `read` gives for its file in `root / results`.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+
     def fill(match: re.Match[str]) -> str:
-        file, make = TABLES[match["name"]]
-        path = root / RESULTS / file
-        table = make(json.loads(path.read_text())) if path.is_file() else f"(no {RESULTS / file})"
+        file, make = tables[match["name"]]
+        path = root / results / file
+        table = make(read(path)) if path.is_file() else f"(no {results / file})"
         return f"{match[1]}{table}\n{match[3]}"
 
     return MARKED.sub(fill, text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from gramjd.paper import convergence, cost, iwrm_report
 from gramjd.paper.data.sets import DATA
 from gramjd.paper.journal import Journal
-from gramjd.profiling.tables import MARKED, ROOT, markdown
+from gramjd.profiling.tables import ROOT, filled, markdown
 
 RESULTS = Path("profiling/results/paper")
 PAGE = Path("docs/paper.md")
@@ -111,13 +110,7 @@ def render(text: str, root: Path = ROOT) -> str:
         KeyError: a marker names no table.
     """
 
-    def fill(match: re.Match[str]) -> str:
-        file, make = TABLES[match["name"]]
-        path = root / RESULTS / file
-        table = make(path) if path.is_file() else f"(no {RESULTS / file})"
-        return f"{match[1]}{table}\n{match[3]}"
-
-    return MARKED.sub(fill, text)
+    return filled(text, root, RESULTS, TABLES, lambda path: path)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
