@@ -119,18 +119,18 @@ def gram_backward(
             _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
         return None
     kept: Kept | None = None
-    with record_function("gramjd::walk"), chosen(backend):
-        if update == "reuse":
-            G, kept = driver.compute_and_keep(found, sources, targets, memory_budget)
-        else:
-            G = driver.compute(found, sources, None, memory_budget)
-    with record_function("gramjd::weights"):
-        weights = weights_of(aggregator, G, losses)
-    with record_function("gramjd::backward"):
-        if kept is None:
-            weighted_backward(found, weights, targets, retain_graph)
-        else:
-            with chosen(backend):
+    with chosen(backend):
+        with record_function("gramjd::walk"):
+            if update == "reuse":
+                G, kept = driver.compute_and_keep(found, sources, targets, memory_budget)
+            else:
+                G = driver.compute(found, sources, None, memory_budget)
+        with record_function("gramjd::weights"):
+            weights = weights_of(aggregator, G, losses)
+        with record_function("gramjd::backward"):
+            if kept is None:
+                weighted_backward(found, weights, targets, retain_graph)
+            else:
                 _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
 
@@ -167,7 +167,7 @@ def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
 
 def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tensor] | None, retain_graph: bool) -> None:
     """The update from what the walk kept, and by a backward pass for what it did not."""
-    rest = kept.missing(driver.leaves(losses) if inputs is None else inputs)
+    rest = kept.missing(inputs)
     with torch.no_grad():
         gradients = kept.gradients(weights)
     if rest:

@@ -30,7 +30,7 @@ def capture(step: Step, *inputs: Tensor, warmup: int = 3) -> Step:
         A function of tensors like `inputs`, which it copies to the place of the example and replays the step.
 
     Raises:
-        InputError: no CUDA device, an input that is not on one, or a later input of another shape, dtype or device.
+        InputError: no CUDA device, an input that is not on one, or a later input of another shape or dtype.
 
     Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """

@@ -100,6 +100,7 @@ def test_frees_the_graph() -> None:
 def test_retains_the_graph() -> None:
     _, losses = network()
     gramjd.gram_backward(losses, update="reuse", retain_graph=True)
+    assert losses.grad_fn.next_functions[0][0]._saved_result is not None
     losses.sum().backward()
 
 

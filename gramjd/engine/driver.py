@@ -219,11 +219,6 @@ def plan(
     return graph, walk.dense, budget.peak
 
 
-def leaves(losses: Sequence[Tensor]) -> list[Tensor]:
-    """All leaves that the losses reach."""
-    return list(graphs.read(losses, None).targets.values())
-
-
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     """Raise the error for an input that no loss reaches."""
     graphs.read(losses, inputs)

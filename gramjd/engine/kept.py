@@ -44,8 +44,10 @@ class Kept:
         self._held.clear()
         self._limit = 0
 
-    def missing(self, targets: Sequence[Tensor]) -> list[Tensor]:
-        """Those of `targets` whose gradient cannot be formed from what was kept."""
+    def missing(self, targets: Sequence[Tensor] | None) -> list[Tensor]:
+        """Those of `targets` (None: all leaves) whose gradient cannot be formed from what was kept."""
+        if targets is None:
+            targets = [node.variable for node in self.graph.children if self.graph.name(node) == LEAF]
         held = {id(self.graph.targets[edge]) for edge in self._held}
         return [t for t in targets if id(t) not in held]
 

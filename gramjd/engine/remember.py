@@ -40,7 +40,10 @@ def add_shares_again(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edg
         _known.move_to_end(key)
         if _replayed(entry, graph, totals):
             return []
-        entry = _known[key] = False
+        noticed = add_shares(graph, losses, totals, budget)
+        # Not before: where the walk fails as well, it was no fault of the tape.
+        _known[key] = False
+        return noticed
     if entry is False:
         return add_shares(graph, losses, totals, budget)
     if key not in _known:

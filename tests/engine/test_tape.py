@@ -157,6 +157,7 @@ def test_a_freed_graph_is_an_error_still() -> None:
     losses.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):
         gramjd.gramian(losses)
+    assert len(tapes()) == 1, "the tape was not at fault"
 
 
 def test_an_edited_tensor_is_an_error_still() -> None:
