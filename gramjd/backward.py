@@ -167,9 +167,9 @@ def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
 
 def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tensor] | None, retain_graph: bool) -> None:
     """The update from what the walk kept, and by a backward pass for what it did not."""
-    rest = kept.missing(inputs)
     with torch.no_grad():
         gradients = kept.gradients(weights)
+    rest = kept.missing(inputs)
     if rest:
         weighted_backward(losses, weights, rest, retain_graph)
     accumulate(gradients)

@@ -104,9 +104,7 @@ def _add_all(
     limit = budget_for(losses, memory_budget)
     try:
         budget = Budget(limit, lambda: dense_peak(graph, losses))
-        if kept is None:
-            return add_shares_again(graph, losses, totals, budget)
-        return add_shares(graph, losses, totals, budget, also=kept.note)
+        return add_shares_again(graph, losses, totals, budget, kept)
     except OverBudgetError:
         if kept is not None:
             kept.clear()

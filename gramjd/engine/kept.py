@@ -25,40 +25,53 @@ class Kept:
     def __init__(self, graph: Graph, targets: Sequence[Tensor] | None, limit: int) -> None:  # noqa: D107
         self.graph = graph
         self._wanted = None if targets is None else {id(t) for t in targets}
-        self._limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
+        self.limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
         self._held: dict[Edge, tuple[list[Group], list[Factor]]] = {}
+        # Leaves kept, in the order in which `combine` gives their gradients.
+        self.edges: list[Edge] = []
+        self.combine = self._combine_rows
         self.nbytes = 0
 
     def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         """Keep what arrived at an input, if it is a leaf whose `.grad` is wanted and there is room."""
-        leaf = self.graph.targets[edge]
-        if self.graph.name(edge[0]) != LEAF or (self._wanted is not None and id(leaf) not in self._wanted):
+        if not self.wants(edge):
             return
         nbytes = sum(g.values.nbytes for g in groups) + sum(f.nbytes for f in factors)
-        if self.nbytes + nbytes <= self._limit:
+        if self.nbytes + nbytes <= self.limit:
             self.nbytes += nbytes
+            self.edges.append(edge)
             self._held[edge] = (groups, factors)
+
+    def wants(self, edge: Edge) -> bool:
+        """Whether an input is a leaf whose `.grad` is wanted."""
+        wanted = self._wanted is None or id(self.graph.targets[edge]) in self._wanted
+        return wanted and self.graph.name(edge[0]) == LEAF
 
     def clear(self) -> None:
         """Keep nothing after all."""
         self._held.clear()
-        self._limit = 0
+        self.edges.clear()
+        self.limit = 0
 
     def missing(self, targets: Sequence[Tensor] | None) -> list[Tensor]:
         """Those of `targets` (None: all leaves) whose gradient cannot be formed from what was kept."""
         if targets is None:
             targets = [node.variable for node in self.graph.children if self.graph.name(node) == LEAF]
-        held = {id(self.graph.targets[edge]) for edge in self._held}
+        held = {id(self.graph.targets[edge]) for edge in self.edges}
         return [t for t in targets if id(t) not in held]
 
     def gradients(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each leaf kept with its `sum_r w_r J_r`; what was kept is dropped."""
+        """Each leaf kept with its `sum_r w_r J_r`; what was kept is dropped. Some may be missing from then on."""
+        found = self.combine(w)
+        return [(self.graph.targets[edge], gradient) for edge, gradient in zip(self.edges, found, strict=True)]
+
+    def _combine_rows(self, w: Tensor) -> list[Tensor]:
         found = []
-        while self._held:
-            edge, (groups, factors) = self._held.popitem()
+        for edge in self.edges:
+            groups, factors = self._held.pop(edge)
             leaf = self.graph.targets[edge]
             shares = [weighted_group(g, w) for g in groups] + [weighted_factor(f, w) for f in factors]
-            found.append((leaf, sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape)))
+            found.append(sum(shares[1:], shares[0]).to(leaf.dtype).reshape(leaf.shape))
         return found
 
 

@@ -10,6 +10,9 @@ owners, routes) need be done once. A recording is a list of
 
 over numbered registers. What cannot be repeated is not recorded at all (`refuse`): decisions by the values of a tensor,
 tensors that come from nowhere, functions not known to be pure (`PURE`).
+
+A recording may have a second part, which waits for tensors that are not known before (the weights of an update): enter
+the recorder again and `give` them; `returns` says which tensors are asked for in the end.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ _ASKS = """
     is_sparse itemsize layout nbytes ndim numel requires_grad shape size storage_offset stride __hash__ is_nested
     untyped_storage promote_types result_type
 """
+# Functions that may find nothing to do.
+UNCHANGED = frozenset({"contiguous", "expand", "flatten", "reshape", "to"})
 PURE, ASKS = frozenset(_PURE.split()), frozenset(_ASKS.split())
 LONGEST = 20_000
 _recorder: ContextVar[Recorder | None] = ContextVar("gramjd_recorder", default=None)
@@ -63,42 +68,66 @@ class Register:
     number: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """The operations from `start` on, which work on tensors like the ones that were given: register and signature."""
+
+    start: int
+    given: list[tuple[int, tuple[Any, ...]]]
+
+
 @dataclass
 class Tape:
-    """The recorded operations; `given` registers are filled by the caller."""
+    """The recorded operations, in parts; the registers `given` to a part are filled by the caller."""
 
-    given: int
     operations: list[Operation] = field(default_factory=list)
     drops: list[tuple[int, ...]] = field(default_factory=list)
     registers: int = 0
+    parts: list[Part] = field(default_factory=list)
+    returned: list[int] = field(default_factory=list)
 
-    def replay(self, nodes: Sequence[Node], given: Sequence[Tensor]) -> None:
-        """Run on the nodes of another graph, in the order of `Graph.children`.
+
+class Replay:
+    """A tape that runs on the nodes of another graph, given in the order of `Graph.children`."""
+
+    def __init__(self, tape: Tape, nodes: Sequence[Node]) -> None:  # noqa: D107
+        self._tape, self._nodes = tape, nodes
+        self._held: list[Any] = [None] * tape.registers
+        self._part = 0
+
+    def run(self, *given: Tensor) -> list[Tensor]:
+        """The next part; the last one returns what was asked for.
 
         Raises:
             MismatchError: the graph differs; what was given may have been written to.
         """
-        held: list[Any] = [None] * self.registers
-        held[: self.given] = given
-        for operation, drop in zip(self.operations, self.drops, strict=True):
-            operation(held, nodes)
-            for number in drop:
+        tape, held, nodes = self._tape, self._held, self._nodes
+        part = tape.parts[self._part]
+        self._part += 1
+        last = self._part == len(tape.parts)
+        end = len(tape.operations) if last else tape.parts[self._part].start
+        for (number, expected), tensor in zip(part.given, given, strict=True):
+            if signature(tensor) != expected:
+                raise MismatchError("what was given")
+            held[number] = tensor
+        for place in range(part.start, end):
+            tape.operations[place](held, nodes)
+            for number in tape.drops[place]:
                 held[number] = None
+        return [held[number] for number in tape.returned] if last else []
 
 
 class Recorder(TorchFunctionMode):
     """Records what is done to tensors while it is entered."""
 
-    def __init__(self, nodes: Iterable[Node], given: Sequence[Tensor]) -> None:  # noqa: D107
+    def __init__(self, nodes: Iterable[Node]) -> None:  # noqa: D107
         super().__init__()
         self.refused: str | None = None
         self._places = {node: place for place, node in enumerate(nodes)}
-        self._tape = Tape(len(given))
+        self._tape = Tape()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._last_use: dict[int, int] = {}
         self._quiet = False
-        for tensor in given:
-            self._register(tensor)
 
     def __enter__(self) -> Recorder:
         """Record from here on."""
@@ -111,6 +140,18 @@ class Recorder(TorchFunctionMode):
         super().__exit__(*raised)
         _recorder.reset(self._token)
 
+    def give(self, *given: Tensor) -> None:
+        """Begin a part that starts from these tensors."""
+        registers = [(self._register(tensor), signature(tensor)) for tensor in given]
+        self._tape.parts.append(Part(len(self._tape.operations), registers))
+
+    def returns(self, tensors: Sequence[Tensor]) -> None:
+        """Ask for these in the end."""
+        found = [self._number(tensor) for tensor in tensors]
+        if None in found:
+            self.refuse("a tensor from elsewhere")
+        self._tape.returned = [number for number in found if number is not None]
+
     def tape(self) -> Tape | None:
         """What was recorded, or None if it cannot be repeated."""
         if self.refused is not None:
@@ -118,7 +159,7 @@ class Recorder(TorchFunctionMode):
         tape = self._tape
         drops: list[list[int]] = [[] for _ in tape.operations]
         for number, place in self._last_use.items():
-            if number >= tape.given:
+            if number not in tape.returned:
                 drops[place].append(number)
         tape.drops = [tuple(drop) for drop in drops]
         return tape
@@ -136,7 +177,7 @@ class Recorder(TorchFunctionMode):
         if self._quiet or self.refused is not None:
             return result
         name = _name_of(function)
-        if name in ASKS:
+        if name in ASKS or (name in UNCHANGED and result is args[0]):
             return result
         if name not in PURE or _by_mask(name, args) or (name == "as_strided" and len(args) + len(kwargs) > 3):
             self.refuse(f"{name} is not known to be repeatable")
