@@ -146,7 +146,8 @@ class Walk:
                     groups.append(self._as_group(m, node, nr))
             if groups:
                 visit.arrivals[nr] = unite(groups, self.budget.charge) if len(groups) > 1 else groups
-        if visit.arrivals:
+        # Nothing is owed to inputs without elements, and a rule may ask for the shape of one that is owed something.
+        if visit.arrivals and any(visit.edges):
             rules.rule_for(self.graph, node)(visit)
         for place, message in visit.sent:
             target = visit.edges[place]

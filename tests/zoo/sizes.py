@@ -102,6 +102,12 @@ def empty_part() -> Tensor:
     return fit(torch.cat([hidden[:, :0], hidden, hidden[:, 6:].exp()], 1))
 
 
+def parameter_without_elements() -> Tensor:
+    """A reduction of nothing but an empty parameter's share."""
+    none, net = param(0, 5), nn.Linear(5, 3)
+    return fit(net(torch.randn(4, 5))) + (torch.randn(4, 5) @ none.t()).sum(1) + none.prod(0).sum()
+
+
 def strided_leaf() -> Tensor:
     """Leaves that are not contiguous."""
     w = nn.Parameter(torch.randn(3, 5).t())
@@ -146,6 +152,7 @@ add(
         "reused-positions": reused(4, 9),
         "no-expert-called": no_expert_called,
         "empty-part": empty_part,
+        "parameter-without-elements": parameter_without_elements,
         "strided-leaf": strided_leaf,
     },
 )
