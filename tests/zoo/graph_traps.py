@@ -341,12 +341,31 @@ def mixed_leaves() -> Tensor:
     return (a(x.float()) + c(x.bfloat16())).double().sub(b(x.double())).square().sum(1)
 
 
-def complex_leaf() -> Tensor:
-    w = nn.Parameter(torch.complex(torch.randn(I, O), torch.randn(I, O)))
-    return (data().to(w.dtype) @ w).abs().square().sum(1)
+def complex_param(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.complex(torch.randn(shape), torch.randn(shape)))
+
+
+def complex_leaf(of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+    """Losses of `of` data, a complex matrix and a complex vector."""
+
+    def build() -> Tensor:
+        w, b = complex_param(I, O), complex_param(O)
+        return torch.view_as_real(of(data().to(w.dtype), w, b)).sin().sum((1, 2))
+
+    return build
 
 
 LOOSE = {"dtypes": (torch.float32,), "tol": 3e-2}
 add("dtype", None, {"bfloat16": low_precision(torch.bfloat16), "float16": low_precision(torch.float16)}, **LOOSE)
 add("dtype", None, {"mixed-leaves": mixed_leaves}, **LOOSE)
-add("dtype", None, {"complex-leaf": complex_leaf}, may_refuse=True)
+add(
+    "dtype",
+    None,
+    {
+        "complex-leaf": complex_leaf(lambda x, w, b: x @ w),
+        "complex-affine": complex_leaf(lambda x, w, b: torch.addmm(b, x, w)),
+        "complex-scales": complex_leaf(lambda x, w, b: torch.addmm(b, x, w, alpha=2 - 1j, beta=0.5j)),
+        "complex-conjugate": complex_leaf(lambda x, w, b: x @ w.mH.T + b.conj()),
+        "complex-index-add": complex_leaf(lambda x, w, b: (x @ w).index_add(0, torch.tensor([1]), b[None], alpha=1j)),
+    },
+)

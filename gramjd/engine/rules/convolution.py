@@ -12,7 +12,7 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Convolution
-from gramjd.engine.rules.vocabulary import MIXES, Rule, named, opaque
+from gramjd.engine.rules.vocabulary import MIXES, Rule, named, of_real
 from gramjd.engine.visit import Visit
 
 
@@ -34,9 +34,6 @@ def _options(visit: Visit) -> dict[str, Any]:
 
 def convolution(visit: Visit) -> None:
     """out [N, O, *] = conv(input [N, I, *], weight) + bias: samples stay apart, channels and pixels mix."""
-    if visit.output().dtype.is_complex:
-        opaque(visit)
-        return
     for group in visit.groups():
         _operands(visit, visit.keep_only(group, {0}, MIXES))
 
@@ -122,4 +119,4 @@ def _apart(t: Tensor, sizes: list[int], order: list[int], b: int) -> Tensor:
     return whole.transpose(2, 3)
 
 
-RULES: dict[str, Rule] = named("Convolution ConvolutionOverrideable", convolution)
+RULES: dict[str, Rule] = named("Convolution ConvolutionOverrideable", of_real(convolution))

@@ -14,7 +14,7 @@ from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Gathered
 from gramjd.engine.rules.linear import batched
 from gramjd.engine.rules.shape import gathered
-from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, opaque
+from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, of_real, opaque
 from gramjd.engine.visit import Visit
 
 # An input slice that more output slices read than this gets dense rows instead of one stacked row a reader.
@@ -263,7 +263,7 @@ RULES: dict[str, Rule] = {
     **named("EmbeddingBag", embedding_bag),
     **named("Gather Scatter ScatterAdd Topk", gather),
     **named("IndexSelect", index_select),
-    **named("IndexAdd", index_add),
+    **named("IndexAdd", of_real(index_add)),
     **named("Index", index),
     **named("IndexPut", index_put),
     **named("MaskedSelect", masked_select),

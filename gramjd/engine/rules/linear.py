@@ -17,7 +17,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
-from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, opaque
+from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque
 from gramjd.engine.visit import Visit
 
 Load = Callable[[], Tensor]
@@ -34,9 +34,6 @@ class Operand(NamedTuple):
 
 def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands: list[Operand]) -> None:
     """Send the cotangents of both operands of `out [g, p, q]`."""
-    if _complex(visit):
-        opaque(visit)
-        return
     for group in groups:
         whole = Group(group.layout, group.values.reshape(-1, *shape))
         if layouts.split(whole.layout, shape) is None:
@@ -44,11 +41,6 @@ def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands:
         for operand in operands:
             if visit.wants(operand.edge):
                 _gradient(visit, operand, whole)
-
-
-def _complex(visit: Visit) -> bool:
-    """Complex products conjugate; they are rare enough to leave to the node."""
-    return visit.output().dtype.is_complex
 
 
 def _gradient(visit: Visit, operand: Operand, group: Group) -> None:
@@ -305,12 +297,12 @@ def _bilinear_weight(visit: Visit, group: Group) -> None:
 
 
 RULES: dict[str, Rule] = {
-    **named("Mm", mm),
-    **named("Bmm", bmm),
-    **named("Addmm", addmm),
-    **named("Baddbmm", baddbmm),
-    **named("Mv", mv),
-    **named("Addmv", addmv),
-    **named("Dot Vdot", dot),
+    **named("Mm", of_real(mm)),
+    **named("Bmm", of_real(bmm)),
+    **named("Addmm", of_real(addmm)),
+    **named("Baddbmm", of_real(baddbmm)),
+    **named("Mv", of_real(mv)),
+    **named("Addmv", of_real(addmv)),
+    **named("Dot Vdot", of_real(dot)),
     **named("Trilinear", trilinear),
 }

@@ -53,6 +53,11 @@ def opaque(visit: Visit) -> None:
             visit.send(edge, layouts.dense(owners, math.prod(shape)), value, shape)
 
 
+def of_real(rule: Rule) -> Rule:
+    """A rule for real numbers only: complex operands and scales are conjugated, which is left to the node itself."""
+    return lambda visit: opaque(visit) if visit.output().dtype.is_complex else rule(visit)
+
+
 def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
     first = groups[0].values
     if len(groups) == 1 and groups[0].layout.rows.shape == owners.shape and (groups[0].layout.rows == owners).all():
