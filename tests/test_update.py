@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd.errors import GramjdError, InputError
@@ -211,3 +212,31 @@ def test_explain_says_what_is_kept() -> None:
     kept = gramjd.engine.driver.compute_and_keep([losses], None, None, None)[1]
     assert plan.bytes == kept.nbytes
     assert len(flatten(losses)) == plan.losses
+
+
+def test_what_was_changed_in_place_elsewhere_in_the_graph_is_no_matter() -> None:
+    found = []
+    for update in ("backward", "reuse"):
+        x, y = torch.randn(3, 4), torch.linspace(-1, 1, 12).view(3, 4)
+        v, w = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+        losses = (x * v).sum(1) + (y * w).sin().sum(1)
+        x.add_(1)
+        gramjd.gram_backward(losses, gramjd.Mean(), inputs=[w], update=update)
+        assert w.grad is not None
+        assert v.grad is None
+        found.append(w.grad)
+    torch.testing.assert_close(*found)
+
+
+def test_a_checkpoint_is_recomputed_once() -> None:
+    calls: list[int] = []
+    layer = nn.Linear(3, 3)
+
+    def segment(x: Tensor) -> Tensor:
+        calls.append(1)
+        return layer(x).tanh()
+
+    for step in range(1, 4):
+        losses = checkpoint(segment, torch.randn(4, 3), use_reentrant=False).square().sum(1)
+        gramjd.gram_backward(losses, gramjd.Mean(), update="reuse")
+        assert len(calls) == 2 * step

@@ -11,20 +11,22 @@ from torch import Tensor
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Edge, Graph
+from gramjd.engine.hooks import on_accumulation
 from gramjd.engine.rows import Rows, placed
 
 
 class Kept:
     """What arrived at the leaves of interest, as long as it fits in `limit` bytes.
 
-    Leaves that got nothing here (`missing`) need a backward pass: those that came too late for the limit, and all of
-    them where hooks are in the way, which see one gradient in a backward pass but each row of it in the walk, or where
-    an embedding asks for a sparse gradient.
+    Leaves that got nothing here (`missing`) need a backward pass: those that came too late for the limit, those with
+    hooks on the node that accumulates their gradient, and all of them where hooks are in the way, which see one
+    gradient in a backward pass but each row of it in the walk, or where an embedding asks for a sparse gradient.
     """
 
     def __init__(self, graph: Graph, targets: Sequence[Tensor] | None, limit: int) -> None:  # noqa: D107
         self.graph = graph
         self._wanted = None if targets is None else {id(t) for t in targets}
+        self._hooked = on_accumulation(graph)
         self.limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
         self._held: dict[Edge, tuple[list[Group], list[Factor]]] = {}
         # Leaves kept, in the order in which `combine` gives their gradients.
@@ -43,9 +45,9 @@ class Kept:
             self._held[edge] = (groups, factors)
 
     def wants(self, edge: Edge) -> bool:
-        """Whether an input is a leaf whose `.grad` is wanted."""
+        """Whether an input is a leaf whose `.grad` is wanted, and nobody hooked into its accumulation."""
         wanted = self._wanted is None or id(self.graph.targets[edge]) in self._wanted
-        return wanted and self.graph.name(edge[0]) == LEAF
+        return wanted and self.graph.name(edge[0]) == LEAF and edge[0] not in self._hooked
 
     def clear(self) -> None:
         """Keep nothing after all."""

@@ -37,7 +37,7 @@ _PURE = """
     fill_ flatten flip gather ge gt imag index_add_ index_fill index_put_ index_select int le linalg_vector_norm lt
     masked_fill masked_fill_ matmul mean mH mm movedim mT mul mul_ narrow native_group_norm_backward
     native_layer_norm_backward ne new_empty new_full new_ones new_zeros ones ones_like pad permute pow real
-    reciprocal repeat reshape roll rsqrt scatter scatter_add_ select sin slice softmax split square square_ squeeze
+    reciprocal repeat reshape resolve_conj roll rsqrt scatter scatter_add_ select sin slice softmax split square square_ squeeze
     stack sub sum swapaxes t T tanh tensordot tile to transpose tril tril_ triu triu_ unbind unflatten unfold
     unsqueeze vector_norm view view_as view_as_complex view_as_real where zero_ zeros zeros_like
 """
@@ -127,6 +127,7 @@ class Recorder(TorchFunctionMode):
         self._tape = Tape()
         self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._last_use: dict[int, int] = {}
+        self._read_memory: set[int] = set()
         self._quiet = False
 
     def __enter__(self) -> Recorder:
@@ -177,6 +178,8 @@ class Recorder(TorchFunctionMode):
         if self._quiet or self.refused is not None:
             return result
         name = _name_of(function)
+        if name == "data_ptr" and args[0].untyped_storage().data_ptr() in self._read_memory:
+            self.refuse("a look at where a saved tensor lies")
         if name in ASKS or (name in UNCHANGED and result is args[0]):
             return result
         if name not in PURE or _by_mask(name, args) or (name == "as_strided" and len(args) + len(kwargs) > 3):
@@ -189,20 +192,32 @@ class Recorder(TorchFunctionMode):
             self._add(_applied(function, filled, named, outs, single), used, [o for o in outs if o is not None])
         return result
 
-    def saved(self, node: Node, name: str, value: Any) -> None:
-        """A rule read what a node saved."""
+    def saved(self, node: Node, name: str, value: Any) -> Any:
+        """A rule read what a node saved. Returns what it is to work with."""
         if self.refused is not None or self._quiet:
-            return
+            return value
         attribute, place = f"_saved_{name}", self._places.get(node)
         if place is None:
             self.refuse("a graph within the graph")
         elif isinstance(value, Tensor):
+            if self._number(value) is not None:
+                # What two nodes saved may be one tensor now and two the next time.
+                value = self._alias(value)
+            self._read_memory.add(value.untyped_storage().data_ptr())
             out = self._register(value)
             self._add(_read(place, attribute, signature(value), out), (), [out])
         elif isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
             self.refuse("a list of saved tensors")
         else:
             self._add(_compared(place, attribute, value), (), [])
+        return value
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        self._quiet = True
+        try:
+            return tensor.detach()
+        finally:
+            self._quiet = False
 
     def called(self, node: Node, run: Callable[[Node, Any], Any], values: Sequence[Tensor | None]) -> Any:
         """Run a node's own backward as one operation."""
@@ -377,11 +392,10 @@ def _called(
 # -- what the walk tells ---------------------------------------------------------------------------------------------
 
 
-def note_saved(node: Node, name: str, value: Any) -> None:
-    """A rule reads what a node saved."""
+def note_saved(node: Node, name: str, value: Any) -> Any:
+    """A rule reads what a node saved; returns what it is to work with."""
     recorder = _recorder.get()
-    if recorder is not None:
-        recorder.saved(node, name, value)
+    return value if recorder is None else recorder.saved(node, name, value)
 
 
 def call(node: Node, run: Callable[[Node, Any], Any], values: Sequence[Tensor | None]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 
-from gramjd.engine.graph import LEAF, Edge, Graph, edge_of, is_python
+from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
 
 # The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
 run_backward = Variable._execution_engine.run_backward
@@ -81,14 +83,35 @@ class _Nothing(torch.autograd.Function):
 
 
 def release(graph: Graph, losses: Sequence[Tensor]) -> None:
-    """Free what the graph of the losses saved, as a backward pass without `retain_graph` does.
+    """Free what the part of the graph above the inputs saved, as a backward pass without `retain_graph` does.
 
     A pass that hands on undefined gradients computes nothing, and frees each node's tensors as it goes. Custom
-    functions would be given zeros instead, and hooks None: a graph with one of them is freed with the losses.
+    functions would be given zeros instead, hooks None, and what was checkpointed or moved elsewhere would be brought
+    back: a graph with one of them is freed with the losses.
     """
-    if graph.hooks.edges or graph.hooks.nodes or any(is_python(node) for node in graph.children):
+    if graph.hooks.edges or graph.hooks.nodes or any(is_python(n) or _unpacks(n) for n in graph.wanted):
         return
     with torch.enable_grad():
         out = _Nothing.apply(*losses)
-    leaves = [(node, 0) for node in graph.children if graph.name(node) == LEAF]
-    by_engine([edge_of(out)], [torch.ones_like(out)], leaves, keep_graph=False)
+    leaves = [(node, 0) for node, _ in graph.targets if graph.name(node) == LEAF]
+    # Nodes look at what they saved even then: one that was changed in place by now would raise.
+    with contextlib.suppress(RuntimeError):
+        by_engine([edge_of(out)], [torch.ones_like(out)], leaves, keep_graph=False)
+
+
+def _unpacks(node: Node) -> bool:
+    """Whether a hook brings back what the node saved."""
+    return any(
+        getattr(saved, "unpack_hook", None) is not None
+        for name in _raw_saved(type(node))
+        for saved in _each(getattr(node, name))
+    )
+
+
+@cache
+def _raw_saved(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _each(saved: Any) -> Iterable[Any]:
+    return saved if isinstance(saved, (list, tuple)) else (saved,)

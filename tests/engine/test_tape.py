@@ -44,7 +44,7 @@ def made(case: Case, seed: int) -> tuple[Losses, list[Tensor] | None]:
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:
-    return sum(float(t.to_dense().double().abs().square().sum()) for t in tensors) ** 0.5
+    return sum(float(t.to_dense().abs().double().square().sum()) for t in tensors) ** 0.5
 
 
 @pytest.mark.parametrize("case", CHOSEN)
@@ -177,6 +177,17 @@ def test_what_shapes_do_not_show(build: Callable[[int], Tensor]) -> None:
 def test_convolutions_of_slices_of_a_batch() -> None:
     data, layer = torch.randn(24, 2, 6, 6), nn.Conv2d(2, 3, 3)
     assert_right(lambda n: layer(data[4 * n : 4 * n + 4]).square().sum((1, 2, 3)))
+    assert len(tapes()) == 1
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3), nn.Linear(6, 3), nn.LayerNorm(6)], ids=repr)
+def test_two_saved_tensors_that_are_one_while_recording(layer: nn.Module) -> None:
+    def losses(n: int) -> Tensor:
+        x = torch.randn(4, 2, 6, 6)
+        y = x if n < 3 else torch.randn(4, 2, 6, 6)
+        return (layer(x) * layer(y)).sum((1, 2, 3))
+
+    assert_right(losses)
     assert len(tapes()) == 1
 
 
