@@ -92,8 +92,7 @@ class Visit:
     def saved(self, name: str) -> Any:
         """A saved value, read once: a second read would recompute a checkpointed segment."""
         if name not in self._saved:
-            value = self._saved[name] = getattr(self.node, f"_saved_{name}")
-            tape.note_saved(self.node, name, value)
+            self._saved[name] = tape.note_saved(self.node, name, getattr(self.node, f"_saved_{name}"))
         return self._saved[name]
 
     def integer(self, name: str) -> int:
@@ -189,8 +188,9 @@ class Visit:
     def _cast(self, value: Tensor, target: Metadata) -> Tensor:
         if value.layout != torch.strided:
             value = value.to_dense()
-        if value.is_complex() and not target.dtype.is_complex:
-            value = value.real
+        if value.is_complex():
+            # A lazy conjugate cannot be viewed as real numbers, which is how its products are formed.
+            value = value.resolve_conj() if target.dtype.is_complex else value.real
         return value if value.dtype == target.dtype else value.to(target.dtype)
 
     def send_factor(self, edge: int, factor: Factor) -> None:
