@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
-from gramjd.aggregation.solvers.scaling import Cosines
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.spectral import on_range
 from gramjd.errors import AggregatorError
 
@@ -45,7 +44,7 @@ class AlignedMTL(CosineWeighting):
             raise AggregatorError(f"scale must be one of {', '.join(map(repr, _SCALES))}; got {scale!r}")
         self._scale = scale
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         n = cone.norms / cone.norms.amax().clamp_min(1e-300)
         values, vectors, keep = on_range(cone.C * torch.outer(n, n), eps)
         roots = torch.where(keep, values, 0.0).sqrt()

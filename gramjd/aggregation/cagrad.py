@@ -7,15 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.dual_cone import dual_cone
 from gramjd.aggregation.solvers.rounding import of_square
-from gramjd.aggregation.solvers.scaling import Cosines
-from gramjd.aggregation.solvers.simplex import ConicFit, distance_to_conflict
+from gramjd.aggregation.solvers.second_order import least_with_length
+from gramjd.aggregation.solvers.simplex import distance_to_conflict
 from gramjd.errors import AggregatorError
 
-_STEPS = 200
-_ACCURACY = 1e-13
+_DAMPING = 1e-14  # on the diagonal of cosines between unit vectors: it makes no difference but to singular ones
 
 
 class CAGrad(CosineWeighting):
@@ -51,67 +50,58 @@ class CAGrad(CosineWeighting):
             raise AggregatorError(f"c must be a finite number, 0 or more; got {c!r}")
         self._c = float(c)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
-        m, norms = len(cone.norms), cone.norms.cpu()
-        w = torch.full((m,), 1 / m, dtype=torch.float64)
-        alive = norms > 0
-        n = norms[alive]
-        C = cone.C.cpu()[alive][:, alive]
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
+        C, n = cone.C, cone.norms
+        even = torch.full_like(n, 1 / len(n))
         square = n @ C @ n
-        if self._c == 0 or bool(square <= of_square(n, eps)):
-            return w
-        v = n / square.sqrt()
-        x = _correction(C, v, self._c, distance_to_conflict(C, eps) if bool(alive.all()) else 0.0)
-        w[alive] += x / v / m
-        return w
+        cancelled = square <= of_square(n, eps)
+        if self._c == 0 or (cone.look and cancelled):
+            return even
+        x = _correction(cone, n / square.sqrt(), self._c, eps)
+        return torch.where(cancelled | (n == 0), even, even * (1 + x / n * square.sqrt()))
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""
         return f"CAGrad(c={self._c})"
 
 
-def _correction(C: Tensor, v: Tensor, c: float, away: float) -> Tensor:
-    """`x >= 0` [m] with `|R x| = c`, optimal: `C (x + v) >= lambda d`, with equality where `x > 0`, for some lambda.
+def _correction(cone: UnitGradients, v: Tensor, c: float, eps: float) -> Tensor:
+    """`x >= 0` [m] with `|R x| = c` that maximises the least gain: of `C (x + v) / v`, where v is not zero.
 
-    Here `d = min v / v`, and `away` is what `distance_to_conflict` says, or 0 for stationary gradients; then lambda
-    cannot exceed 0, and the solution for `lambda = 0` is returned if that has `|R x| <= c`.
+    Where no direction lets all gain, and there is a point within reach where nobody loses, the nearest such point to v
+    is returned.
     """
-    d = v.amin() / v
-    fit = ConicFit(C, d)
-    gains = C @ v
-    low = float((gains / d).amin())
-    if away == 0:
-        x = dual_cone(C, v[None])[0] - v
-        if float(x @ C @ x) <= c * c:
-            return x
-        high = float(d @ x)
-    else:
-        high = float(((gains + c) / d).amin()) + c / math.sqrt(away)
-    x, tau = torch.zeros_like(v), high
-    for k in range(_STEPS):
-        x = fit.solve(v, tau)
-        excess = float(x @ C @ x) - c * c
-        if abs(excess) <= _ACCURACY * c * c:
-            break
-        low, high = (low, tau) if excess > 0 else (tau, high)
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        tau += _to_radius(fit, x, excess)
-        # Now and then halve the bracket: steps that stay on one piece of the path may land off it for long.
-        if not low < tau < high or k % 4 == 3:
-            tau = middle
-    return x
+    alive, C = v > 0, cone.C
+    away = torch.where(alive.all(), distance_to_conflict(C, alive, eps, cone.look), 0.0)
+    if not cone.look or away == 0:
+        settled = dual_cone(C, v[None], method=cone.method)[0] - v
+        enough = (away == 0) & (settled @ C @ settled <= c * c)
+        if cone.look and enough:
+            return settled
+    best = _most_gain(C, v, c, cone.look)
+    return best if cone.look else torch.where(enough, settled, best)
 
 
-def _to_radius(fit: ConicFit, x: Tensor, excess: float) -> float:
-    """The change of tau that takes `|R x|^2` down by `excess`, if the positive entries of x stay the positive ones."""
-    if not bool((x > 0).any()):
-        return math.nan
-    p = fit.slope(x > 0)
-    Cp = fit.C @ p
-    a, b = float(p @ Cp), float(x @ Cp)
-    root = b * b - a * excess
-    if root < 0 or b + math.sqrt(root) <= 0:
-        return math.nan
-    return -excess / (b + math.sqrt(root))
+def _most_gain(C: Tensor, v: Tensor, c: float, look: bool) -> Tensor:
+    """That x as the dual problem has it, or in closed form for its positive entries, if that is the better one."""
+    alive = v > 0
+    d = torch.where(alive, torch.where(alive, v, torch.inf).amin() / v, 1.0)
+    # No gain is larger than 1 + c, so what a gradient of zero is given here makes it no part of the answer.
+    q = torch.where(alive, C @ v, 2 + 2 * c)
+    s, free = least_with_length(C, q, d, c, look)
+    candidates = torch.stack([s, _on_support(C, q, d, c, free & alive)]) * alive
+    lengths = ((candidates @ C) * candidates).sum(1, keepdim=True).sqrt()
+    candidates = candidates * (c / lengths)
+    gains = torch.where(alive, (q + candidates @ C) / d, torch.inf).amin(1)
+    return torch.where(gains[1] > gains[0], candidates[1], candidates[0])
+
+
+def _on_support(C: Tensor, q: Tensor, d: Tensor, c: float, free: Tensor) -> Tensor:
+    """`x = t p - r` [m], zero but on `free`, with `C x + q = t d` there and `|R x| = c`."""
+    M = torch.where(free[:, None] & free, C, 0.0)
+    M.diagonal().add_(torch.where(free, _DAMPING, 1.0))
+    L, _ = torch.linalg.cholesky_ex(M)
+    p, r = torch.cholesky_solve(torch.stack([d, q], 1) * free[:, None], L).unbind(1)
+    square, product, rest = p @ C @ p, p @ C @ r, r @ C @ r - c * c
+    t = (product + (product * product - square * rest).clamp_min(0).sqrt()) / square
+    return (t * p - r).clamp_min(0)

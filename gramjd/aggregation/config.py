@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.rounding import of_square
-from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.aggregation.solvers.spectral import pseudo_inverse_times
 
 
@@ -39,7 +38,7 @@ class ConFIG(CosineWeighting):
     tensor([2., 2.])
     """
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         alive = (cone.norms > 0).double()
         n = cone.norms / cone.norms.amax().clamp_min(1e-300)
         C = cone.C * torch.outer(alive, alive)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.nash import bargain
-from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.errors import AggregatorError
 
 _SMALLEST, _LARGEST = 0.1, 20.0
@@ -42,8 +41,8 @@ class FairGrad(CosineWeighting):
             raise AggregatorError(f"alpha must be a number from {_SMALLEST} to {_LARGEST:g}; got {alpha!r}")
         self._alpha = float(alpha)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
-        return bargain(cone, 1 / self._alpha, eps)
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
+        return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import as_number
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation.pcgrad import random_orders, summed
-from gramjd.aggregation.solvers.scaling import Cosines
 
 
 class GradVac(Stateful, CosineWeighting):
@@ -47,7 +46,7 @@ class GradVac(Stateful, CosineWeighting):
         super().__init__(seed)
         self._beta = as_number(beta, "beta", "from 0 to 1", lambda x: 0 <= x <= 1)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         m = len(cone.norms)
         kept = self._recall("targets", m, cone.C.device)
         targets = torch.zeros_like(cone.C) if kept is None else kept

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.rounding import of_eigenvalues
-from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.aggregation.solvers.spectral import on_range, pseudo_inverse_times
 
 
@@ -32,7 +31,7 @@ class IMTLG(CosineWeighting):
     tensor([0.7500, 0.7500])
     """
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         m, top = len(cone.norms), cone.norms.amax().clamp_min(1e-300)
         ones = torch.ones_like(cone.norms)
         _, _, kept = on_range(cone.C, eps)

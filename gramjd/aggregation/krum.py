@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import as_count
-from gramjd.aggregation._cosine_weighting import CosineWeighting
-from gramjd.aggregation.solvers.scaling import Cosines
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.errors import AggregatorError
 
 
@@ -48,7 +47,7 @@ class Krum(CosineWeighting):
             raise AggregatorError(f"{self!r} needs at least {least} gradients; the Gramian is {len(G)} x {len(G)}")
         return super().__call__(G)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         n = cone.norms / cone.norms.amax().clamp_min(1e-300)
         # (|a| - |b|)^2 + 2 |a| |b| (1 - cos): no difference of large numbers, but in the cosine.
         distances = (n[:, None] - n).square() + 2 * torch.outer(n, n) * (1 - cone.C)

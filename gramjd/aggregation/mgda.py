@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
-from gramjd.aggregation.solvers.scaling import Cosines
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.simplex import nearest_to_zero
 
 
@@ -31,10 +31,8 @@ class MGDA(CosineWeighting):
     tensor([0.5000, 0.5000])
     """
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
-        norms = cone.norms.cpu()
-        idle = norms == 0
-        if bool(idle.any()):
-            return idle.double() / idle.sum()
-        d = norms.amin() / norms
-        return nearest_to_zero(cone.C, d) * d
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
+        norms, idle = cone.norms, cone.norms == 0
+        shortest = torch.where(idle, torch.inf, norms).amin()
+        d = torch.where(idle, 0.0, shortest / norms)
+        return torch.where(idle.any(), idle.double() / idle.sum(), nearest_to_zero(cone.C, d, cone.look) * d)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.nash import bargain
-from gramjd.aggregation.solvers.scaling import Cosines
 
 
 class NashMTL(CosineWeighting):
@@ -31,5 +30,5 @@ class NashMTL(CosineWeighting):
     tensor([0.5000, 1.0000])
     """
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
-        return bargain(cone, 1.0, eps)
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
+        return bargain(cone.C, cone.norms, 1.0, eps, cone.look)

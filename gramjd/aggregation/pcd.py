@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import as_number, as_vector
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation.solvers.least_distance import least_distance
 from gramjd.aggregation.solvers.rounding import of_square
-from gramjd.aggregation.solvers.scaling import Cosines
 from gramjd.errors import AggregatorError
 
 
@@ -59,7 +58,7 @@ class PCD(Stateful, CosineWeighting):
             raise AggregatorError(f"tau must lie between 0 and 1; got {tau!r}")
         self._beta = as_number(beta, "beta", "from 0 to below 1", lambda x: 0 <= x < 1)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         m, norms = len(cone.norms), cone.norms
         if not self._shared and len(self._tau) != m - 1:
             raise AggregatorError(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._cosine_weighting import CosineWeighting
+from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation._stateful import Stateful
-from gramjd.aggregation.solvers.scaling import Cosines
 
 
 class PCGrad(Stateful, CosineWeighting):
@@ -40,7 +39,7 @@ class PCGrad(Stateful, CosineWeighting):
         """Make the generator, if it is to be one of its own."""
         super().__init__(seed)
 
-    def _weights(self, cone: Cosines, eps: float) -> Tensor:
+    def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         order = random_orders(len(cone.norms), self._generator).to(cone.C.device)
         return summed(cone.norms, surgery(cone.C, order))
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from gramjd.aggregation import MGDA, CAGrad, DualProj, Mean
-from gramjd.aggregation.solvers.simplex import ConicFit
 
 from .optimality import KINDS, assert_optimal, jacobian, jacobians
 
@@ -165,17 +164,3 @@ def test_dualproj_agrees_with_quadprog(m, seed):
     w = quadprog.solve_qp(G.numpy(), np.zeros(m), np.eye(m), u)[0]
     torch.testing.assert_close(DualProj(u.tolist())(G), torch.from_numpy(w), rtol=1e-7, atol=1e-8)
     assert_optimal(G, torch.from_numpy(u)[None], DualProj(u.tolist())(G)[None])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_conic_fit_by_pivoting_and_by_active_set_agree(kind):
-    J = torch.nn.functional.normalize(jacobian(kind, 7, 2), dim=1)
-    C = (J @ J.mT).fill_diagonal_(1.0) if kind not in ("zero", "zero rows") else torch.eye(7, dtype=torch.float64)
-    d = torch.linspace(0.1, 1, 7, dtype=torch.float64)
-    v = torch.linspace(2, 0.3, 7, dtype=torch.float64)
-    one, other = ConicFit(C, d), ConicFit(C, d)
-    other.__dict__["_regular"] = False
-    for tau in (0.0, 0.5, 30.0):
-        x, y = one.solve(v, tau), other.solve(v, tau)
-        assert (x >= 0).all()
-        torch.testing.assert_close(one.A @ x, one.A @ y, rtol=1e-7, atol=1e-7)

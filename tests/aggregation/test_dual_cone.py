@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 
 from gramjd.aggregation.solvers import dual_cone
-from gramjd.aggregation.solvers.active_set import nonnegative_least_squares, root_of
 from gramjd.aggregation.solvers.interior import interior
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.errors import AggregatorError
@@ -104,17 +103,6 @@ def test_pivoting_from_the_worst_of_guesses(m):
     exact = interior(C, C)
     for start in (torch.ones_like(C), torch.zeros_like(C)):
         torch.testing.assert_close(pivot(C, C, start > 0), exact, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_backup_stands_alone(kind):
-    J = jacobian(kind, 9, seed=2)
-    G = J @ J.mT + torch.diag((J.square().sum(1) == 0).double())
-    norms = G.diagonal().sqrt()
-    C = G / torch.outer(norms, norms)
-    R = root_of(C)
-    mu = torch.stack([nonnegative_least_squares(R, -R[:, i]) for i in range(9)])
-    assert_optimal(C, eye(9), eye(9) + mu)
 
 
 def test_an_answer_that_misses_the_accuracy_is_never_returned(monkeypatch):
