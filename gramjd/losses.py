@@ -58,6 +58,11 @@ def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:
         return None
     if isinstance(inputs, Mapping):
         inputs = inputs.values()
+    if not isinstance(inputs, Iterable):
+        raise InputError(
+            f"`{name}` is a {type(inputs).__name__}; expected a tensor, several, or a mapping from names to them: of a "
+            "module, module.parameters()"
+        )
     found = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not found:
         raise InputError(f"`{name}` is empty: give at least one tensor, or leave it out for all leaves")

@@ -1,4 +1,4 @@
-"""What may stand inside a weighting that is made of others."""
+"""What may stand where a weighting is asked for: in a step, or inside a weighting that is made of others."""
 
 from __future__ import annotations
 
