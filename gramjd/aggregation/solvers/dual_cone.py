@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation.solvers.interior import interior, optimality_error
-from gramjd.aggregation.solvers.pivoting import Shortcuts, pivot
+from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.scaling import Cosines, cosines, cosines_unseen
 from gramjd.aggregation.solvers.splitting import guess
 from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
-_PROXIMAL = (1e-6, 1e-6, 1e-6, 1e-6, 1e-7, 1e-8, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
+_PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
 _FEW = 8  # up to here the signs of V C are as good a guess as it takes
 
@@ -82,12 +82,14 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
         return U.clone()
     accuracy = max(tol or 0.0, _ACCURACY)
     S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
-    known = Shortcuts(cone.inverse, cone.singular or cone.typical > _SMOOTH)
-    mu = _proximal(cone.C, Q, S, known) if cone.singular else pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), known)
+    if cone.singular:
+        mu = _proximal(cone.C, Q, S)
+    else:
+        mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
     return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
 
 
-def _proximal(C: Tensor, Q: Tensor, S: Tensor, known: Shortcuts) -> Tensor:
+def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:
     """Solve for singular cosines as a short sequence of regular problems, each warm-started by the one before.
 
     Each adds `d |mu - mu_before|^2 / 2` to the objective (the proximal point method): its fixed point solves the
@@ -96,7 +98,7 @@ def _proximal(C: Tensor, Q: Tensor, S: Tensor, known: Shortcuts) -> Tensor:
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
     mu, wrong = S.clamp_min(0), torch.arange(len(Q), device=Q.device)
     for d in _PROXIMAL:
-        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], mu[wrong] > 0, 0.0, known)
+        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], mu[wrong] > 0, start=mu[wrong])
         wrong = wrong[~(optimality_error(C, Q[wrong], mu[wrong]) <= _ACCURACY)]
         if not len(wrong):
             break

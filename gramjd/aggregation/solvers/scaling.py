@@ -16,7 +16,6 @@ from gramjd.errors import AggregatorError
 
 # Below this smallest pivot the cosines are treated as singular: a solve could lose more than half of the digits.
 _SINGULAR = 1e-8
-_WELL_CONDITIONED = 1e-4
 # A negative eigenvalue beyond this part of the largest one is no rounding, not even in bfloat16.
 _INDEFINITE = 0.05
 _LADDER = tuple(_INDEFINITE * 4.0**-k for k in range(24))
@@ -31,7 +30,6 @@ class Cosines:
     singular: bool
     penalty: float  # that suits splitting
     typical: float  # geometric mean of the eigenvalues, held away from zero; 1 for orthogonal gradients
-    inverse: Tensor | None = None  # of C, where float64 knows it to eleven digits or so
 
     @property
     def inverse_norms(self) -> Tensor:
@@ -57,14 +55,13 @@ def cosines(G: Tensor) -> Cosines:
     C.fill_diagonal_(1.0)
     L, info = torch.linalg.cholesky_ex(C)
     pivots = L.diagonal().square()
-    stray = _stray(H, norms, G.dtype)
-    facts = torch.stack([(raw - raw.mT).abs().amax(), stray, info.double(), pivots.amin(), *_penalty(C, pivots)])
-    asymmetry, stray_, failed, pivot, penalty, typical = facts.tolist()
-    if not (asymmetry <= asymmetry_limit(G.dtype) and stray_ <= STRAY):
+    asymmetry = (raw - raw.mT).abs().amax()
+    facts = torch.stack([asymmetry, norms.amin(), info.double(), pivots.amin(), *_penalty(C, pivots)])
+    asymmetry_, shortest, failed, pivot, penalty, typical = facts.tolist()
+    if not (asymmetry_ <= asymmetry_limit(G.dtype) and (shortest > 0 or float(_stray(H, norms, G.dtype)) <= STRAY)):
         raise explain_bad_values(G.detach(), norms)
     if not failed and pivot >= _SINGULAR:
-        inverse_of_C = torch.cholesky_inverse(L) if pivot >= _WELL_CONDITIONED else None
-        return Cosines(C, norms, False, penalty, typical, inverse_of_C)
+        return Cosines(C, norms, False, penalty, typical)
     return _repaired(C, norms)
 
 
@@ -123,7 +120,7 @@ def _penalty(C: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
     norm overrate both, by a factor of four to five together on the Gramians of networks.
     """
     extremes = 0.45 * (spectrum.amin().clamp_min(0) * torch.linalg.matrix_norm(C)).sqrt()
-    typical = spectrum.clamp_min(1e-2).log().mean().exp()
+    typical = spectrum.clamp_min(5e-2).log().mean().exp()
     return torch.maximum(extremes.clamp_max(1.0), typical), typical
 
 
