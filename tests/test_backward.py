@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import gramjd
 from gramjd import Constant, Mean, UPGrad, gram_backward, gramian
@@ -238,9 +239,9 @@ def test_non_leaf_inputs() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_gramian_leaves_a_retained_grad_alone() -> None:
+def test_gramian_leaves_a_retained_grad_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)
     p = torch.randn(3, dtype=F64, requires_grad=True)
-    gramian(p.exp())
     hidden = p.exp()
     hidden.retain_grad()
     gramian(hidden.sin())
@@ -255,6 +256,21 @@ def test_gramian_leaves_a_retained_grad_alone_beside_hooks() -> None:
     other.register_hook(lambda g: g)
     gramian(hidden.sin() * other)
     assert hidden.grad is None
+
+
+@pytest.mark.parametrize("update", ["backward", "reuse"])
+def test_called_where_autocast_is_on(update: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Conv1d(16, 4, 1))
+    for _ in range(3):
+        model.zero_grad()
+        losses = model[2](model[:2](torch.randn(6, 8)).unsqueeze(2)).square().sum((1, 2))
+        expected = oracle_gramian(losses, list(model.parameters()))
+        mean = torch.autograd.grad(losses.mean(), list(model.parameters()), retain_graph=True)
+        with torch.autocast("cpu"):
+            step = gram_backward(losses, gramjd.Mean(), update=update)
+        assert relative_error(step.gramian.double(), expected.double()) < 1e-6
+        if update == "reuse":
+            torch.testing.assert_close([p.grad for p in model.parameters()], list(mean), rtol=1e-5, atol=1e-6)
 
 
 def test_a_retained_grad_is_what_a_plain_backward_retains() -> None:

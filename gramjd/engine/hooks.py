@@ -6,13 +6,11 @@ gradient of an edge with respect to itself, it returns what the hooks of that te
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _get_sequence_nr
 from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
@@ -29,61 +27,36 @@ class Hooks:
     nodes: set[Node] = field(default_factory=set)
 
 
-class _Moment(threading.local):
-    """A moment of this thread: the number that the next node and the next handle of a hook would get."""
-
-    node: int
-    handle: int
-
-    def __init__(self) -> None:
-        self.note()
-
-    def note(self) -> None:
-        """Now."""
-        self.node, self.handle = _get_sequence_nr(), RemovableHandle.next_id
-
-    def fresh(self) -> range:
-        """The numbers of nodes that cannot have a hook: they were made since then, and no hook was, by anybody.
-
-        Other threads number their nodes by themselves, so while there are others no number tells anything.
-        """
-        quiet = RemovableHandle.next_id == self.handle and threading.active_count() == 1
-        return range(self.node, _get_sequence_nr()) if quiet else range(0)
-
-
-_latest = _Moment()
-
-
 def find(graph: Graph) -> Hooks:
     """All hooks between the losses and the inputs."""
     hooks = Hooks()
+    if not _any_registered():
+        return hooks
     zeros: dict[Metadata, Tensor] = {}
-    fresh = _latest.fresh()
     for node in graph.wanted:
         if graph.name(node) == LEAF:
             if node.variable._backward_hooks:
                 hooks.edges.add((node, 0))
             continue
-        metadata = graph.metadata(node)
-        # On other devices the engine makes nodes (of graphs of gradients) in threads of its own.
-        if node._sequence_nr() in fresh and metadata[0].device.type == "cpu":
-            continue
         if _has_own(node):
             hooks.nodes.add(node)
-        for nr, meta in enumerate(metadata):
+        for nr, meta in enumerate(graph.metadata(node)):
             if meta not in zeros:
                 zeros[meta] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
             if _changes((node, nr), zeros[meta]):
                 hooks.edges.add((node, nr))
-    _latest.note()
     return hooks
+
+
+def _any_registered() -> bool:
+    """Whether anything in this process ever registered a hook: each is handed a numbered handle."""
+    return RemovableHandle.next_id > 0
 
 
 def on_accumulation(graph: Graph) -> set[Node]:
     """Leaves with a hook on the node that adds to their `.grad`, which only a backward pass runs."""
-    found = {node for node, _ in graph.targets if graph.name(node) == LEAF and _has_own(node)}
-    _latest.note()
-    return found
+    leaves = {node for node, _ in graph.targets if graph.name(node) == LEAF}
+    return {node for node in leaves if _has_own(node)} if _any_registered() else set()
 
 
 def _has_own(node: Node) -> bool:

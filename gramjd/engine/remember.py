@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,7 +52,9 @@ def add_shares_again(
     key = _structure(graph, losses, totals, kept) if _steady(graph, losses) else None
     entry = _known.get(key, None) if key is not None else False
     if isinstance(entry, Recorded) and (kept is None or entry.nbytes <= kept.limit):
-        _known.move_to_end(key)
+        # Another thread may have dropped it by now.
+        with suppress(KeyError):
+            _known.move_to_end(key)
         if _replayed(entry, graph, totals, kept):
             return []
         noticed = add_shares(graph, losses, totals, budget, also=also)
@@ -158,10 +161,5 @@ def _structure(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum
         tuple((type(total), total.m, total.dtype) for total in sums),
         tuple((loss.shape, loss.dtype) for loss in losses),
         None if kept is None else (kept.limit > 0, tuple([kept.wants(edge) for edge in graph.targets])),
-        (
-            current_backend(),
-            torch.get_default_dtype(),
-            torch.is_autocast_enabled("cpu"),
-            torch.get_autocast_dtype("cpu"),
-        ),
+        (current_backend(), torch.get_default_dtype()),
     )

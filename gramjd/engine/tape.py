@@ -37,15 +37,15 @@ _PURE = """
     fill_ flatten flip gather ge gt imag index_add_ index_fill index_put_ index_select int le linalg_vector_norm lt
     masked_fill masked_fill_ matmul mean mH mm movedim mT mul mul_ narrow native_group_norm_backward
     native_layer_norm_backward ne new_empty new_full new_ones new_zeros ones ones_like pad permute pow real
-    reciprocal repeat reshape resolve_conj roll rsqrt scatter scatter_add_ select sin slice softmax split square square_ squeeze
-    stack sub sum swapaxes t T tanh tensordot tile to transpose tril tril_ triu triu_ unbind unflatten unfold
-    unsqueeze vector_norm view view_as view_as_complex view_as_real where zero_ zeros zeros_like
+    reciprocal repeat reshape resolve_conj roll rsqrt scatter scatter_add_ select sin slice softmax split square
+    square_ squeeze stack sub sum swapaxes t T tanh tensordot tile to transpose tril tril_ triu triu_ unbind
+    unflatten unfold unsqueeze vector_norm view view_as view_as_complex view_as_real where zero_ zeros zeros_like
 """
 # Questions about a tensor whose answers the guards of a replay cover.
 _ASKS = """
     __len__ data_ptr device dim dtype element_size is_complex is_contiguous is_cuda is_floating_point is_meta
     is_sparse itemsize layout nbytes ndim numel requires_grad shape size storage_offset stride __hash__ is_nested
-    untyped_storage promote_types result_type
+    untyped_storage promote_types result_type _is_zerotensor
 """
 # Functions that may find nothing to do.
 UNCHANGED = frozenset({"contiguous", "expand", "flatten", "reshape", "to"})
@@ -203,7 +203,8 @@ class Recorder(TorchFunctionMode):
             if self._number(value) is not None:
                 # What two nodes saved may be one tensor now and two the next time.
                 value = self._alias(value)
-            self._read_memory.add(value.untyped_storage().data_ptr())
+            if not value._is_zerotensor():
+                self._read_memory.add(value.untyped_storage().data_ptr())
             out = self._register(value)
             self._add(_read(place, attribute, signature(value), out), (), [out])
         elif isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):

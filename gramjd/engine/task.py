@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,8 +14,20 @@ from torch.autograd.variable import Variable
 
 from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
 
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 # The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
 run_backward = Variable._execution_engine.run_backward
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device in _AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class _InGraphTask(torch.autograd.Function):
@@ -28,7 +40,7 @@ class _InGraphTask(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
-        with torch.no_grad():
+        with plainly():
             ctx.function()
         return None, None
 

@@ -191,6 +191,13 @@ def test_two_saved_tensors_that_are_one_while_recording(layer: nn.Module) -> Non
     assert len(tapes()) == 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_saved_tensors_without_memory() -> None:
+    layer = nn.Linear(4, 4)
+    hessian = torch.func.vmap(torch.func.hessian(lambda x: layer(x).tanh().sum()))
+    assert_right(lambda n: hessian(torch.randn(5, 4)).square().sum((1, 2)))
+
+
 def test_hooks_that_come_later_are_run() -> None:
     model = nn.Linear(3, 2)
 
