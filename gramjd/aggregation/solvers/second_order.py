@@ -1,7 +1,7 @@
 """The least of a linear function plus a length over a simplex, by an interior-point method: the core of CAGrad.
 
-`min q . s + c |R s|` over `s >= 0, d . s = 1`, for cosines `C = R^T R`. With `r >= |R s|`, a second-order cone, in place
-of the length, this is a linear program over cones, and Nesterov and Todd's scaling makes of it the method that
+`min q . s + c |R s|` over `s >= 0, d . s = 1`, for cosines `C = R^T R`. With `r >= |R s|`, a second-order cone, for
+the length, this is a linear program over cones, and Nesterov and Todd's scaling makes of it the method that
 `interior` is: predictor and corrector with one factorisation of `C` plus a diagonal a step.
 
 A vector `(t, R^T x)` of the cone's space is kept as [2, m + 1], `(t, x)` above `(t, C x)`: the inner product of two is
