@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gramjd.kernels import dispatch
 
@@ -58,7 +59,7 @@ def weighted_convolution(
     """
     C = weighted_cotangents(c, w, 1)
     x = x.to(C.dtype)
-    above, below = (x, C) if transposed else (C, x)
+    above, below = (_lengthened(x, C, weight_shape[2:], options), C) if transposed else (C, x)
     extra = _apart(weight_shape[2:], options)
     above, below = _as_samples(above, extra), _as_samples(below, extra)
     stride, padding, dilation = (options[name][extra:] for name in ("stride", "padding", "dilation"))
@@ -78,6 +79,18 @@ def weighted_convolution(
     )
     gradient: Tensor = found[1]
     return gradient.view(tuple(weight_shape))
+
+
+def _lengthened(above: Tensor, below: Tensor, kernel: Sequence[int], options: dict[str, Any]) -> Tensor:
+    """`above` as long as a convolution of `below` is: a transposed one may lengthen its output beyond its stride.
+
+    Zeros in the place of the missing elements add nothing to the gradient.
+    """
+    zeros: list[int] = []
+    for d in reversed(range(len(kernel))):
+        reach = below.shape[2 + d] + 2 * options["padding"][d] - options["dilation"][d] * (kernel[d] - 1) - 1
+        zeros += [0, reach // options["stride"][d] + 1 - above.shape[2 + d]]
+    return pad(above, zeros) if any(zeros) else above
 
 
 def _apart(kernel: Sequence[int], options: dict[str, Any]) -> int:

@@ -159,6 +159,8 @@ add(
         "transposed-2d-depthwise": transposed(2, groups=4, stride=2),
         "transposed-2d-grouped": transposed(2, o=6, groups=2, k=(2, 3), stride=(2, 1)),
         "transposed-3d": transposed(3, k=2, stride=2),
+        "transposed-1d-longer-than-its-stride": transposed(1, dilation=3, stride=2, output_padding=2),
+        "transposed-2d-pointwise-longer": transposed(2, k=1, dilation=2, output_padding=1),
         "channels-last": channels_last,
         "batch-one": lambda: net(nn.Conv2d(3, 4, 3), torch.tanh, nn.Conv2d(4, 2, 2), shape=(1, 3, 6, 6)),
         "all-sizes-equal": lambda: net(
