@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 
 from gramjd.aggregation import Coordinatewise, UPGrad
+from gramjd.aggregation._inner import check_inner
 from gramjd.engine import driver
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.kept import Kept
-from gramjd.engine.task import accumulate, release
+from gramjd.engine.task import accumulate, plainly, release
 from gramjd.errors import AggregatorError, InputError, LossError
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, all_finite, as_inputs, as_losses
@@ -118,6 +119,7 @@ def gram_backward(
         with chosen(backend):
             _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
         return None
+    check_inner(aggregator, "the aggregator")
     kept: Kept | None = None
     with chosen(backend):
         with record_function("gramjd::walk"):
@@ -167,7 +169,7 @@ def _checked_columns(update: Tensor, columns: Tensor) -> Tensor:
 
 def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tensor] | None, retain_graph: bool) -> None:
     """The update from what the walk kept, and by a backward pass for what it did not."""
-    with torch.no_grad():
+    with plainly():
         gradients = kept.gradients(weights)
     rest = kept.missing(inputs)
     if rest:
@@ -240,6 +242,7 @@ def mtl_backward(
     tensor([ 2., -2.])
     """
     found = as_losses(losses)
+    aggregator = check_inner(aggregator if aggregator is not None else UPGrad(), "the aggregator")
     if not isinstance(losses, Tensor) and any(loss.numel() > 1 for loss in found):
         sizes = [tuple(loss.shape) for loss in found]
         raise LossError(f"each task needs one scalar loss; got shapes {sizes}: reduce them, or use gram_backward")
@@ -252,7 +255,7 @@ def mtl_backward(
     own = [leaf for leaf in leaves if id(leaf) not in inside]
     m = sum(loss.numel() for loss in found)
     G = driver.compute(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
-    weights = weights_of(aggregator if aggregator is not None else UPGrad(), G, losses)
+    weights = weights_of(aggregator, G, losses)
     if own:
         weighted_backward(found, torch.ones_like(weights), own, retain_graph or bool(joint))
     if joint:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gramjd import Mean, explain, gram_backward, gramian, mtl_backward
+from gramjd import Mean, UPGrad, explain, gram_backward, gramian, mtl_backward
 from gramjd.errors import AggregatorError, BudgetError, GraphError, InputError, LossError
 from tests.small import F64, batch_norm_net, grads, mlp, same
 
@@ -116,7 +116,10 @@ INPUTS = {
         options=lambda m, x: {"inputs": [torch.ones(2, 3)]},
     ),
     "not a tensor": Bad(InputError, r"inputs\[1\] is a str", options=lambda m, x: {"inputs": [m[0].weight, "w"]}),
-    "a module": Bad(InputError, r"inputs.* is a Linear", options=lambda m, x: {"inputs": [m[0]]}),
+    "a module": Bad(InputError, r"inputs\[0\] is a Linear", options=lambda m, x: {"inputs": [m[0]]}),
+    "a module alone": Bad(
+        InputError, r"`inputs` is a Linear; .*module.parameters\(\)", options=lambda m, x: {"inputs": m[0]}
+    ),
 }
 GRAMIAN_INPUTS = {
     "gramian_inputs not reached": Bad(
@@ -154,7 +157,8 @@ WEIGHTS = {
     "NaN": Bad(AggregatorError, "NaN or infinite weights", aggregator=lambda G: G[0] * float("nan")),
     "infinite": Bad(AggregatorError, "NaN or infinite weights", aggregator=lambda G: G[0] / 0.0),
     "raises": Bad(ZeroDivisionError, "the aggregator's own words", aggregator=raising),
-    "not callable": Bad(TypeError, "not callable", aggregator="upgrad"),  # type: ignore[arg-type]
+    "a name": Bad(AggregatorError, r"must be a weighting such as UPGrad\(\); got 'upgrad'", aggregator="upgrad"),  # type: ignore[arg-type]
+    "a class": Bad(AggregatorError, r"such as UPGrad\(\); got <class .*UPGrad", aggregator=UPGrad),
 }
 BUDGET = {
     "budget": Bad(
