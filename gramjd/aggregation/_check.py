@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gramjd.aggregation import _look
 from gramjd.errors import AggregatorError
 
 # How far G and its transpose may lie apart, relative to the norms of the two gradients of an entry.
@@ -34,8 +35,13 @@ def check_jacobian(J: Tensor) -> None:
         raise AggregatorError(f"the Jacobian must be a real floating-point [m, n] tensor; got {got}")
 
 
-def as_gramian(G: Tensor) -> Tensor:
-    """`G` [m, m] in float64 and symmetric to the last digit, for weightings that need no cosines. Reads one number.
+def as_gramian(G: Tensor, look: bool | None = None) -> Tensor:
+    """`G` [m, m] in float64 and symmetric to the last digit, for weightings that need no cosines.
+
+    Args:
+        G: [m, m].
+        look: whether to look at the values, which reads one number; None for what suits the device. Where they are not
+            looked at, all is NaN instead of an error about values.
 
     Raises:
         AggregatorError: a shape or dtype that `check_shape` refuses, or values that are not finite, not symmetric, or
@@ -51,9 +57,12 @@ def as_gramian(G: Tensor) -> Tensor:
     floor = STRAY * lengths.amax().clamp_min(0) * (bounds == 0) + underflow(G.dtype)
     limit = asymmetry_limit(G.dtype) * bounds + floor
     excess = torch.maximum((H - H.mT).abs(), H.abs() - bounds) - limit
-    if not bool(excess.amax() <= 0):
+    good, symmetric = excess.amax() <= 0, (H + H.mT) / 2
+    if not (_look.may_look(G.device) if look is None else look):
+        return torch.where(good, symmetric, torch.nan)
+    if not bool(good):
         raise explain_bad_values(G.detach(), norms.to(G.dtype))
-    return (H + H.mT) / 2
+    return symmetric
 
 
 def underflow(dtype: torch.dtype) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gramjd.aggregation import _look
 from gramjd.aggregation._check import check_shape
 from gramjd.aggregation._weighting import Weighting, weights_dtype
 from gramjd.aggregation.solvers.scaling import cosines, cosines_unseen
@@ -39,36 +41,27 @@ class UnitGradients:
 class CosineWeighting(Weighting):
     """Checks `G`, hands its cosines and lengths to `_weights`, and casts what comes back."""
 
+    # Whether `_weights` makes the host wait for the device in any case, as an eigendecomposition does.
+    _waits: ClassVar[bool] = False
+
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
         m = check_shape(G)
         if not m:
             return G.new_zeros(0, dtype=weights_dtype(G))
-        eps = torch.finfo(G.dtype).eps
         with torch.no_grad(), one_thread_if_small(m, G.device):
-            w = self._seen(G, eps) if may_look(G.device) else self._unseen(G, eps)
+            if self._waits or _look.may_look(G.device):
+                cone = cosines(G)
+                w = self._weights(UnitGradients(cone.C, cone.norms, look=True), torch.finfo(G.dtype).eps)
+            else:
+                C, norms = cosines_unseen(G)
+                w = self._weights(UnitGradients(C, norms, look=False), torch.finfo(G.dtype).eps)
+                w = torch.where(C.isfinite().all(), w, torch.nan)
         return w.to(weights_dtype(G))
-
-    def _seen(self, G: Tensor, eps: float) -> Tensor:
-        cone = cosines(G)
-        return self._weights(UnitGradients(cone.C, cone.norms, look=True), eps)
-
-    def _unseen(self, G: Tensor, eps: float) -> Tensor:
-        C, norms = cosines_unseen(G)
-        good = C.isfinite().all()
-        # Something that can be solved takes the place of what cannot: some of torch's functions raise at a NaN.
-        C = torch.where(good, C, torch.eye(len(C), dtype=C.dtype, device=C.device))
-        w = self._weights(UnitGradients(C, torch.where(good, norms, 1.0), look=False), eps)
-        return torch.where(good, w, torch.nan)
 
     @abstractmethod
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        """The weights [m] in float64, for a Gramian whose entries were rounded to `eps`."""
+        """The weights [m] in float64, for a Gramian whose entries were rounded to `eps`.
 
-
-def may_look(device: torch.device) -> bool:
-    """Whether reading a value costs nothing. On a GPU the host would wait for it, and no CUDA graph could be recorded.
-
-    Where it is False, weights come from a fixed sequence of operations, and what is no Gramian gets NaN, not an error.
-    """
-    return device.type == "cpu"
+        Without `cone.look` the cosines can be NaN: any weights will do then, but no error.
+        """

@@ -72,6 +72,10 @@ class Stateful:
         if self._generator is not None:
             self._generator.set_state(state["generator"].cpu())
 
+    def _keep(self, name: str, new: Tensor, old: Tensor, source: Tensor) -> None:
+        """Keep `new` under `name`; or `old` if the `source` of the new has NaN, as where no error could be raised."""
+        self._kept[name] = torch.where(source.isnan().any(), old, new)
+
     def _recall(self, name: str, m: int, device: torch.device) -> Tensor | None:
         """What is kept under `name`, whose first dimension counts the losses; None before the first call."""
         kept = self._kept.get(name)

@@ -17,7 +17,7 @@ class AlignedMTL(CosineWeighting):
 
     Directions in which the gradients barely move count as much as the others; those in which they do not move at all
     (singular values that are zero up to the rounding of `G`) not at all. `w = 0` if all gradients are zero. Cost: one
-    eigendecomposition, O(m^3), on the device of `G`, without synchronising.
+    eigendecomposition, O(m^3), on the device of `G`; the host waits for it.
 
     Table 1: non-conflicting no, linear under scaling no, weighted yes.
 
@@ -37,6 +37,8 @@ class AlignedMTL(CosineWeighting):
     >>> AlignedMTL().aggregate(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
     tensor([0.5000, 0.5000])
     """
+
+    _waits = True  # for the eigendecomposition
 
     def __init__(self, scale: str = "min") -> None:
         """Check the name of the scale."""

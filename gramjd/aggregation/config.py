@@ -21,8 +21,8 @@ class ConFIG(CosineWeighting):
         sum_i g_i . y = sum_i |g_i| (U y)_i    = |g| . C k,
 
     and with them `w = (|g| . C k / 1 . k) k / |g|`. Gradients of zero get weight 0; `w = 0` if `y` is zero up to
-    rounding (for example two opposite gradients). Cost: one eigendecomposition, O(m^3), on the device of `G`, without
-    synchronising.
+    rounding (for example two opposite gradients). Cost: one eigendecomposition, O(m^3), on the device of `G`; the host
+    waits for it.
 
     Properties: non-conflicting no (yes for independent gradients), linear under scaling yes, weighted yes.
 
@@ -37,6 +37,8 @@ class ConFIG(CosineWeighting):
     >>> ConFIG().aggregate(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
     tensor([2., 2.])
     """
+
+    _waits = True  # for the eigendecomposition
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         alive = (cone.norms > 0).double()

@@ -32,7 +32,8 @@ class Constant(Weighting):
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
         check_length(self._weights, "weights", check_shape(G))
-        return self._weights.to(G.device, weights_dtype(G), copy=True)
+        self._weights = self._weights.to(G.device)
+        return self._weights.to(weights_dtype(G), copy=True)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""

@@ -76,9 +76,9 @@ class CRMOGM(Stateful, Weighting):
         old = self._recall("weights", m, G.device)
         if old is None and self._initial is not None:
             check_length(self._initial, "initial", m)
-            old = self._initial.to(G.device)
+            old = self._initial = self._initial.to(G.device)
         w = fresh if old is None else self._alpha * old + (1 - self._alpha) * fresh
-        self._kept["weights"] = w
+        self._keep("weights", w, w if old is None else old, fresh)
         return w.to(weights_dtype(G))
 
     def __repr__(self) -> str:

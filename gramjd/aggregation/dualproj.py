@@ -48,7 +48,7 @@ class DualProj(Weighting):
             u = G.new_full((m,), 1 / max(m, 1), dtype=torch.float64)
         else:
             check_length(self._preference, "preference", m)
-            u = self._preference.to(G.device)
+            u = self._preference = self._preference.to(G.device)
         return dual_cone(G, u[None])[0].to(weights_dtype(G))
 
     def __repr__(self) -> str:

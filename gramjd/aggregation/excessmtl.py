@@ -59,7 +59,8 @@ class ExcessMTL(Stateful, Weighting):
         """The weights [m] for the Gramian `G` [m, m]."""
         lengths = as_gramian(G).diagonal().clamp_min(0)
         old = [self._recall(name, len(lengths), lengths.device) for name in self._names]
-        logs, squares, baseline, calls = (torch.zeros_like(lengths) if kept is None else kept for kept in old)
+        start = [torch.zeros_like(lengths) if kept is None else kept for kept in old]
+        logs, squares, baseline, calls = start
         squares = squares + lengths
         excess = torch.where(squares > 0, lengths / squares.sqrt(), 0.0)
         warming = calls < self._warmup
@@ -68,8 +69,10 @@ class ExcessMTL(Stateful, Weighting):
         ratio = torch.where(baseline > 0, excess / baseline, 0.0)
         # In logarithms: no weight can overflow, and one that has vanished can come back.
         logs = torch.where(warming, logs, (logs + self._rate * ratio).log_softmax(0))
-        self._kept = dict(zip(self._names, (logs, squares, baseline, calls + 1), strict=True))
-        return logs.softmax(0).to(weights_dtype(G))
+        for name, new, before in zip(self._names, (logs, squares, baseline, calls + 1), start, strict=True):
+            self._keep(name, new, before, lengths)
+        w = torch.where(lengths.isnan().any(), torch.nan, logs.softmax(0))
+        return w.to(weights_dtype(G))
 
     def __repr__(self) -> str:
         """The call that makes this weighting (without what it has seen)."""

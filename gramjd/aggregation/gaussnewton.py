@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation import _look
 from gramjd.aggregation._check import as_gramian, as_number
 from gramjd.aggregation._loss_weighting import LossWeighting
 from gramjd.aggregation.solvers.rounding import EPS
@@ -71,9 +72,12 @@ class GaussNewton(LossWeighting):
         sound = (info == 0) & (pivots.amin() > noise)
         # All gradients zero: nothing moves, whatever the residuals.
         zero = H.abs().amax() == 0
-        if not bool((sound | zero) & torch.isfinite(r).all()):
+        solved, w = (sound | zero) & torch.isfinite(r).all(), torch.where(zero, 0.0, w)
+        if not _look.may_look(G.device):
+            return torch.where(solved, w, torch.nan)
+        if not bool(solved):
             raise self._explain(G, r)
-        return torch.where(zero, 0.0, w)
+        return w
 
     def _explain(self, G: Tensor, r: Tensor) -> AggregatorError:
         if not bool(torch.isfinite(r).all()):

@@ -50,8 +50,9 @@ class GradVac(Stateful, CosineWeighting):
         m = len(cone.norms)
         kept = self._recall("targets", m, cone.C.device)
         targets = torch.zeros_like(cone.C) if kept is None else kept
-        order = random_orders(m, self._generator).to(cone.C.device)
-        X, self._kept["targets"] = vaccinate(cone.C, order, targets, self._beta)
+        order = random_orders(m, self._generator).to(cone.C.device, non_blocking=True)
+        X, new = vaccinate(cone.C, order, targets, self._beta)
+        self._keep("targets", new, targets, cone.C)
         return summed(cone.norms, X)
 
     def __repr__(self) -> str:

@@ -31,6 +31,8 @@ class IMTLG(CosineWeighting):
     tensor([0.7500, 0.7500])
     """
 
+    _waits = True  # for the eigendecomposition
+
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         m, top = len(cone.norms), cone.norms.amax().clamp_min(1e-300)
         ones = torch.ones_like(cone.norms)

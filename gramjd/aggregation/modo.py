@@ -66,10 +66,10 @@ class MoDo(Stateful, Weighting):
         m = len(A)
         if not m:
             return G.new_zeros(0, dtype=weights_dtype(G))
-        w = self._recall("weights", m, A.device)
-        w = A.new_full((m,), 1 / m) if w is None else w
-        w = onto_simplex(w - self._gamma * (A @ w + self._rho * w))
-        self._kept["weights"] = w
+        kept = self._recall("weights", m, A.device)
+        start = A.new_full((m,), 1 / m) if kept is None else kept
+        w = onto_simplex(start - self._gamma * (A @ start + self._rho * start))
+        self._keep("weights", w, start, A)
         return spread(w, self._batches).to(weights_dtype(G))
 
     def __repr__(self) -> str:

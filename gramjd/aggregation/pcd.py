@@ -48,6 +48,7 @@ class PCD(Stateful, CosineWeighting):
     """
 
     _names = ("squares",)
+    _waits = True  # to know whether there is such a direction
 
     def __init__(self, tau: float | Sequence[float] | Tensor = 0.02, beta: float = 0.999) -> None:
         """Check the options; the average starts at the first call."""

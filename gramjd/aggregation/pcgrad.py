@@ -40,7 +40,7 @@ class PCGrad(Stateful, CosineWeighting):
         super().__init__(seed)
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        order = random_orders(len(cone.norms), self._generator).to(cone.C.device)
+        order = random_orders(len(cone.norms), self._generator).to(cone.C.device, non_blocking=True)
         return summed(cone.norms, surgery(cone.C, order))
 
     def __repr__(self) -> str:

@@ -39,7 +39,7 @@ class Random(Stateful, Weighting):
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
         z = torch.randn(check_shape(G), dtype=torch.float64, generator=self._generator)
-        return z.softmax(0).to(G.device, weights_dtype(G))
+        return z.softmax(0).to(G.device, weights_dtype(G), non_blocking=True)
 
     def __repr__(self) -> str:
         """The call that makes this weighting (with the seed it started from)."""

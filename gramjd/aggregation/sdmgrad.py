@@ -80,18 +80,20 @@ class SDMGrad(Stateful, Weighting):
         m = len(A)
         if self._preference is not None:
             check_length(self._preference, "preference", m)
+            self._preference = self._preference.to(A.device)
         if not m:
             return G.new_zeros(0, dtype=weights_dtype(G))
         uniform = A.new_full((m,), 1 / m)
-        u = uniform if self._preference is None else self._preference.to(A.device)
-        v = self._recall("simplex", m, A.device)
-        v = self._descend(A, uniform if v is None else v, u)
-        self._kept["simplex"] = v
+        u = uniform if self._preference is None else self._preference
+        kept = self._recall("simplex", m, A.device)
+        start = uniform if kept is None else kept
+        v = self._descend(A, start, u)
+        self._keep("simplex", v, start, A)
         return spread((v + self._lambda * u) / (1 + self._lambda), self._batches).to(weights_dtype(G))
 
     def _descend(self, A: Tensor, v: Tensor, u: Tensor) -> Tensor:
         scale = A.diagonal().clamp_min(0).sqrt().mean()
-        A = torch.where(scale > 0, A / scale.square(), 0.0)
+        A = torch.where(scale == 0, 0.0, A / scale.square())
         z = torch.zeros_like(v)
         for _ in range(self._steps):
             z = self._momentum * z + A @ (v + self._lambda * u)

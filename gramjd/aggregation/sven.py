@@ -19,7 +19,7 @@ class Sven(LossWeighting):
     that when the losses cannot all be. The singular values of `J` are the roots of the eigenvalues of `G`; those below
     `cutoff` times the largest are left out, and so is what rounding cannot tell from zero: for a float32 Gramian what
     is below `7e-4 m^(1/4)` of the largest one, for a float64 one `6e-8 m^(1/2)`. Cost: one eigendecomposition in
-    float64, about 10 m^3 operations, on the device of `G`, without synchronising but for one check.
+    float64, about 10 m^3 operations, on the device of `G`, and the host waits for it.
 
     **What to hand over as losses.** The method is stated for losses whose best value is zero. Residuals, with their
     signs, are such values too, and with them it is the Gauss-Newton step without damping; with `r^2` it is half of it.
@@ -51,7 +51,7 @@ class Sven(LossWeighting):
         self._rank = None if rank is None else as_count(rank, "rank", 1)
 
     def _weights(self, G: Tensor, losses: Tensor) -> Tensor:
-        H, values = as_gramian(G), losses.reshape(-1).double()
+        H, values = as_gramian(G, look=True), losses.reshape(-1).double()
         if not len(H):
             return values
         if not bool(torch.isfinite(values).all()):

@@ -64,7 +64,7 @@ class UPGrad(Weighting):
             p = G.new_full((m,), 1 / max(m, 1), dtype=torch.float64)
         else:
             check_length(self._preference, "preference", m)
-            p = self._preference.to(G.device)
+            p = self._preference = self._preference.to(G.device)
         if self._ridge:
             G = G.detach().double() + self._ridge * G.diagonal().double().sum() * torch.eye(m, device=G.device)
         W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol)

@@ -25,8 +25,8 @@ class NothingIsRead(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        moves = name == "_to_copy" and (kwargs or {}).get("device") is None
-        assert moves or name not in _WAITS + _WAITS_TOO, f"{func} waits for the device"
+        stays = name == "_to_copy" and (kwargs or {}).get("device") in (None, args[0].device)
+        assert stays or name not in _WAITS + _WAITS_TOO, f"{func} waits for the device"
         by_mask = name in ("index", "index_put", "index_put_")
         if by_mask:
             assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{func} by a mask waits for the device"

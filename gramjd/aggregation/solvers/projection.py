@@ -17,5 +17,5 @@ def onto_simplex(y: Tensor) -> Tensor:
     y = (y - y.amax()).clamp_min(-2.0)
     falling = y.sort(descending=True).values
     levels = (falling.cumsum(0) - 1) / torch.arange(1, len(y) + 1, device=y.device, dtype=y.dtype)
-    last = (falling > levels).sum() - 1
+    last = ((falling > levels).sum() - 1).clamp_min(0)
     return (y - levels.gather(0, last[None])).clamp_min(0)
