@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from gramjd.engine import tape
+from gramjd.engine import record
 from gramjd.engine.graph import Node, is_python
 from gramjd.engine.task import by_engine, in_graph_task
 
@@ -22,13 +22,13 @@ Gradients = tuple[Tensor | None, ...]
 
 def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
-    found: list[Tensor | None] = tape.call(node, _pull, values)
+    found: list[Tensor | None] = record.call(node, _pull, values)
     return found
 
 
 def direct(node: Node, values: Sequence[Tensor | None]) -> Gradients:
     """The node's backward, called as it is."""
-    found: Gradients = tape.call(node, _direct, values)
+    found: Gradients = record.call(node, _direct, values)
     return found
 
 
@@ -98,7 +98,7 @@ def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """A formula for one row's cotangent applied to stacked rows."""
     if len(values) == 1:
         return function(values[0]).unsqueeze(0)
-    tape.refuse("vmap")
+    record.refuse("vmap")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.vmap(function)(values)

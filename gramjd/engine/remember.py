@@ -14,8 +14,9 @@ from torch import Tensor
 from gramjd.engine import rules
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.kept import Kept
+from gramjd.engine.record import Recorder
 from gramjd.engine.sums import Sum
-from gramjd.engine.tape import Recorder, Replay, Tape
+from gramjd.engine.tape import Replay, Tape
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, add_shares

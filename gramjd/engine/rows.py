@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gramjd.engine.tape import note_constant
+from gramjd.engine.record import note_constant
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -19,40 +20,52 @@ _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 run_backward = Variable._execution_engine.run_backward
 
 
-@contextlib.contextmanager
-def plainly() -> Iterator[None]:
+def plainly() -> contextlib.ExitStack:
     """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for device in _AUTOCAST:
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.no_grad())
+    for device in _AUTOCAST:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
 
 
 class _InGraphTask(torch.autograd.Function):
     """Runs a function inside a backward pass, where checkpointed segments recompute once and not at every read."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, function: Callable[[], None]) -> Tensor:
-        ctx.function = function
+    def forward(ctx: Any, anchor: Tensor) -> Tensor:
         return anchor.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, *_: Tensor) -> None:
         with plainly():
-            ctx.function()
-        return None, None
+            _here.functions.pop()()
+
+
+class _Here(threading.local):
+    """A graph of one node, for each thread one, and the functions that it is to run."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[[], None]] = []
+
+    @cached_property
+    def end(self) -> Tensor:
+        """The output of the node."""
+        with torch.enable_grad():
+            out: Tensor = _InGraphTask.apply(torch.zeros((), device="cpu", requires_grad=True))
+        return out
 
 
 def in_graph_task(function: Callable[[], None]) -> None:
     """Call `function` as part of a backward pass of its own."""
-    with torch.enable_grad():
-        anchor = torch.zeros((), requires_grad=True)
-        out = _InGraphTask.apply(anchor, function)
-    # Without `inputs=`: with it the engine would tell the nodes that nobody needs their results.
+    _here.functions.append(function)
+    # Without inputs: with some the engine would tell the nodes that nobody needs their results.
     # Keeping the graph: compiled modules ask the running pass whether they may free what they saved.
-    torch.autograd.backward(out, retain_graph=True)
+    run_backward((_here.end,), (torch.ones_like(_here.end),), True, False, (), True, True)
+
+
+_here = _Here()
 
 
 def by_engine(

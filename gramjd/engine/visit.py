@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gramjd.engine import record
 from gramjd.engine import rows as layouts
-from gramjd.engine import tape
 from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
 from gramjd.engine.factors import Factor, Step
 from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
@@ -92,7 +92,7 @@ class Visit:
     def saved(self, name: str) -> Any:
         """A saved value, read once: a second read would recompute a checkpointed segment."""
         if name not in self._saved:
-            self._saved[name] = tape.note_saved(self.node, name, getattr(self.node, f"_saved_{name}"))
+            self._saved[name] = record.note_saved(self.node, name, getattr(self.node, f"_saved_{name}"))
         return self._saved[name]
 
     def integer(self, name: str) -> int:
@@ -218,7 +218,7 @@ class Visit:
 
     def walk_instead(self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None]) -> None:
         """Walk a graph that computes the same: what arrives at its operands is what the node's inputs get."""
-        tape.refuse("a graph within the graph")
+        record.refuse("a graph within the graph")
         self.sent += self.ledger.walk(outputs, operands, self.arrivals)
 
     def forward_factor(self, edge: int, factor: Factor, step: Step) -> None:

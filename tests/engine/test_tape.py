@@ -167,6 +167,7 @@ def joined(cut: int) -> Tensor:
         pytest.param(lambda n: W[torch.arange(4).roll(n)].square().sum(1), id="indices change"),
         pytest.param(lambda n: torch.where(X[n % 4] > 0, X[0] @ W, W).square().sum(1), id="a mask changes"),
         pytest.param(lambda n: joined(1 + n % 3).square().sum(1), id="where parts of a concatenation begin"),
+        pytest.param(lambda n: (X @ W)[torch.tensor(n % 4)].square().sum(1), id="an index without a dimension"),
         pytest.param(lambda n: nn.functional.dropout(X[0] @ W, 0.5).square().sum(1), id="dropout"),
     ],
 )
