@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gramjd.aggregation import _look
+from gramjd.aggregation._look import may_look
 from gramjd.errors import AggregatorError
 
 # How far G and its transpose may lie apart, relative to the norms of the two gradients of an entry.
@@ -58,7 +58,7 @@ def as_gramian(G: Tensor, look: bool | None = None) -> Tensor:
     limit = asymmetry_limit(G.dtype) * bounds + floor
     excess = torch.maximum((H - H.mT).abs(), H.abs() - bounds) - limit
     good, symmetric = excess.amax() <= 0, (H + H.mT) / 2
-    if not (_look.may_look(G.device) if look is None else look):
+    if not (may_look(G.device) if look is None else look):
         return torch.where(good, symmetric, torch.nan)
     if not bool(good):
         raise explain_bad_values(G.detach(), norms.to(G.dtype))

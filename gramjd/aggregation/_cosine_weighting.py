@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gramjd.aggregation import _look
 from gramjd.aggregation._check import check_shape
+from gramjd.aggregation._look import may_look
 from gramjd.aggregation._weighting import Weighting, weights_dtype
 from gramjd.aggregation.solvers.scaling import cosines, cosines_unseen
 from gramjd.aggregation.solvers.threads import one_thread_if_small
@@ -50,7 +50,7 @@ class CosineWeighting(Weighting):
         if not m:
             return G.new_zeros(0, dtype=weights_dtype(G))
         with torch.no_grad(), one_thread_if_small(m, G.device):
-            if self._waits or _look.may_look(G.device):
+            if self._waits or may_look(G.device):
                 cone = cosines(G)
                 w = self._weights(UnitGradients(cone.C, cone.norms, look=True), torch.finfo(G.dtype).eps)
             else:

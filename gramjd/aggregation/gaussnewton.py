@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation import _look
 from gramjd.aggregation._check import as_gramian, as_number
+from gramjd.aggregation._look import may_look
 from gramjd.aggregation._loss_weighting import LossWeighting
 from gramjd.aggregation.solvers.rounding import EPS
 from gramjd.aggregation.solvers.threads import one_thread_if_small
@@ -73,7 +73,7 @@ class GaussNewton(LossWeighting):
         # All gradients zero: nothing moves, whatever the residuals.
         zero = H.abs().amax() == 0
         solved, w = (sound | zero) & torch.isfinite(r).all(), torch.where(zero, 0.0, w)
-        if not _look.may_look(G.device):
+        if not may_look(G.device):
             return torch.where(solved, w, torch.nan)
         if not bool(solved):
             raise self._explain(G, r)
