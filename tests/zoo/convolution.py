@@ -139,6 +139,8 @@ add(
         "2d-padded-wide": conv(2, k=2, padding=3, stride=3),
         "2d-same": conv(2, padding="same"),
         "2d-same-even": conv(2, k=(2, 4), padding="same", dilation=2),
+        "2d-valid": conv(2, padding="valid"),
+        "3d-valid": conv(3, k=2, padding="valid", bias=False),
         "2d-circular": conv(2, padding=1, padding_mode="circular"),
         "2d-reflect": conv(2, padding=(1, 2), padding_mode="reflect"),
         "2d-replicate": conv(2, padding=1, padding_mode="replicate"),

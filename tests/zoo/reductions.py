@@ -157,10 +157,19 @@ add(
 )
 add("fourier", None, {"over-batch": of(lambda x: torch.fft.fft(x, dim=0).real)})
 
+
+def over_a_number() -> Tensor:
+    """Reductions along "the" dimension of a tensor without any."""
+    p = param()
+    p = p.transpose(0, -1).exp().index_add(0, torch.tensor([0]), p.sin())
+    return p.mean(0).exp() + p.amax(0) * p.aminmax(dim=0).min + p.sum(0).sin() * p.max(0).values
+
+
 add(
     "reduce",
     None,
     {
+        "over-a-number": over_a_number,
         "cdist-to-codes": of(lambda x: torch.cdist(x, param(4, D))),
     },
 )

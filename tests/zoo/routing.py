@@ -118,6 +118,11 @@ def masked_select() -> Tensor:
     return torch.zeros(B).index_add(0, owner, x[mask].square())
 
 
+def masked_select_by_larger_mask() -> Tensor:
+    """Each sample is picked from by four masks at once."""
+    return hidden(B, 1).masked_select(torch.rand(B, 4, D) > 0.4).square()[:10]
+
+
 def tree() -> Tensor:
     """Different depth for different samples, by Python control flow."""
     layer, x = nn.Linear(D, D), hidden(B)
@@ -213,6 +218,7 @@ add(
         "top-two-by-expert": top_two_by_expert,
         "ragged-pool": ragged_pool,
         "masked-select": masked_select,
+        "masked-select-larger-mask": masked_select_by_larger_mask,
         "tree": tree,
         "manifold-mixup": manifold_mixup,
         "repeat-interleave-ragged": through(lambda x: x.flatten(1).repeat_interleave(torch.tensor([1, 2, 0, 3]), 0)),

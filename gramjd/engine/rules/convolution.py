@@ -29,7 +29,13 @@ def per_channel(visit: Visit, edge: int, group: Group, values: Callable[[], Tens
 
 def _options(visit: Visit) -> dict[str, Any]:
     names = ("stride", "padding", "dilation")
-    return {name: visit.integers(name) for name in names} | {"groups": visit.integer("groups")}
+    return {name: _each_dim(visit, name) for name in names} | {"groups": visit.integer("groups")}
+
+
+def _each_dim(visit: Visit, name: str) -> list[int]:
+    """One number a spatial dimension: padding="valid" saves one for all of them."""
+    given, dims = visit.integers(name), len(visit.output().shape) - 2
+    return given if len(given) == dims else given * dims
 
 
 def convolution(visit: Visit) -> None:

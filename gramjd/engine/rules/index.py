@@ -179,6 +179,9 @@ def index_select(visit: Visit) -> None:
 def index_add(visit: Visit) -> None:
     """out = input, plus alpha * source at `index` along a dimension."""
     shape = visit.output().shape
+    if not shape:
+        opaque(visit)
+        return
     dim = visit.dim()
     index: Tensor = visit.saved("index").reshape(-1)
     alpha = float(visit.saved("alpha"))
@@ -250,10 +253,10 @@ def index_put(visit: Visit) -> None:
 
 
 def masked_select(visit: Visit) -> None:
-    """out [P] = input[mask]."""
-    target = visit.input(0).shape
-    mask = visit.saved("mask").expand(target).reshape(-1)
-    linear = mask.nonzero().reshape(-1)
+    """out [P] = input[mask], both broadcast."""
+    target, mask = visit.input(0).shape, visit.saved("mask")
+    places = torch.arange(math.prod(target), device=mask.device).view(target)
+    linear = places.masked_select(mask)
     for group in visit.groups():
         taken_at(visit, 0, group, (1, linear.numel(), 1), linear, math.prod(target))
 

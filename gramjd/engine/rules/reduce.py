@@ -31,8 +31,13 @@ def _reduced(visit: Visit) -> list[DimMap | None]:
     return maps * len(visit.edges)
 
 
+def _reduction(visit: Visit) -> None:
+    """Kept dimensions stay apart. The nodes give a number without dimensions back with one."""
+    (carried(_reduced) if visit.input(0).shape else opaque)(visit)
+
+
 def _count(visit: Visit) -> float:
-    shape = visit.input(0).shape
+    shape = visit.input(0).shape or (1,)
     total = 1
     for d in _dims(visit):
         total *= shape[d]
@@ -116,7 +121,7 @@ _SOLVED = "LinalgCholeskyEx LinalgInvEx LinalgMatrixExp LinalgQr LinalgSolveEx L
 _DECOMPOSED = "LinalgDet LinalgEig LinalgEigh LinalgLuFactorEx LinalgPinv LinalgSlogdet LinalgSvd"
 
 RULES: dict[str, Rule] = {
-    **named(_REDUCED, carried(_reduced)),
+    **named(_REDUCED, _reduction),
     "SumBackward0": reduction(_everything, lambda _: False),
     "SumBackward1": reduction(_dims, _keepdim),
     "MeanBackward0": reduction(_everything, lambda _: False, _numel),

@@ -21,7 +21,8 @@ from gramjd.engine.visit import Visit
 def _transposed(visit: Visit) -> list[int]:
     order = list(range(len(visit.output().shape)))
     a, b = visit.dim("dim0"), visit.dim("dim1")
-    order[a], order[b] = order[b], order[a]
+    if order:
+        order[a], order[b] = order[b], order[a]
     return order
 
 
