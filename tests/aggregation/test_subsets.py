@@ -32,7 +32,7 @@ def row_by_row(A, b, free):
     return x
 
 
-@pytest.mark.parametrize(("m", "rows"), [(1, 2), (7, 5), (39, 39), (40, 40), (41, 3), (90, 90)])
+@pytest.mark.parametrize(("m", "rows"), [(1, 2), (7, 5), (31, 31), (32, 32), (41, 3), (90, 90)])
 @pytest.mark.parametrize("part", [0.1, 0.5])
 def test_solves_on_what_each_row_has_free(m, rows, part):
     A, free = cosines_of("wide", m), subsets_of(m, rows, part)

@@ -17,7 +17,7 @@ from torch import Tensor
 _CHECK_EVERY = 5
 _MOST = 150
 # Pivoting is the quicker way to correct the guess once no more than this part of the signs still changes.
-_SETTLED = 1e-3
+_SETTLED = 2e-3
 
 
 def guess(C: Tensor, V: Tensor, rho: float) -> Tensor:

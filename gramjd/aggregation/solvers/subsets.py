@@ -16,14 +16,14 @@ from torch.nn.functional import pad
 # 1 MiB of float64 in one batch of factorisations: more would be slower, as it leaves the cache, and is returned to the
 # system and cleared anew each time.
 _CHUNK_ELEMENTS = 2**17
-_GATHER_FROM = 40  # below this m, gathering costs more than the factorisation it shrinks
+_GATHER_FROM = 32  # below this m, gathering costs more than the factorisation it shrinks
 _SHARE_FROM = 48
 _WELL_CONDITIONED = 1e-4  # the smallest pivot of what is inverted for all rows
 _PRODUCTS_FROM = 48
 _WORTH = 1.5  # how many times smaller the subsets must become to be worth another view
 _SLACK = 1e-11
-_CLOSE = 1e-13
-_SWEEPS, _REDUCTION, _MOST = 4, 1e-5, 30
+_CLOSE = 1e-12
+_SWEEPS, _REDUCTION, _MOST = 4, 1e-6, 30
 
 
 def solve_on(A: Tensor, b: Tensor, free: Tensor, smooth: bool = False) -> Tensor:
@@ -33,8 +33,7 @@ def solve_on(A: Tensor, b: Tensor, free: Tensor, smooth: bool = False) -> Tensor
     """
     if not smooth or len(A) < _PRODUCTS_FROM or 2 * len(b) < len(A):
         return _each(_by_cholesky, A, b, free)
-    x = _by_conjugate_gradients(A, b, free)
-    off = (torch.addmm(b, x, A, alpha=-1) * free).abs().amax(1)
+    x, off = _by_conjugate_gradients(A, b, free)
     stuck = (~(off <= _SLACK * (1 + x.abs().amax(1)))).nonzero()[:, 0]
     if len(stuck):
         x[stuck] = _each(_by_cholesky, A, b[stuck], free[stuck])
@@ -55,8 +54,10 @@ def shared_view(A: Tensor, Q: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Ten
 
     None if rows differ in about as much as they have free, or if A is too close to singular to be inverted for all.
     """
+    if len(A) < _SHARE_FROM:
+        return None
     shared = 2 * free.sum(0) > len(free)
-    if free.shape[1] < _SHARE_FROM or _WORTH * float((free ^ shared).sum()) >= float(free.sum()):
+    if _WORTH * float((free ^ shared).sum()) >= float(free.sum()):
         return None
     inside, outside = shared.nonzero()[:, 0], (~shared).nonzero()[:, 0]
     L, failed = torch.linalg.cholesky_ex(A[inside][:, inside])
@@ -121,33 +122,35 @@ def _by_lu(blocks: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.solve_ex(blocks.mT, b)[0]
 
 
-def _by_conjugate_gradients(A: Tensor, b: Tensor, free: Tensor) -> Tensor:
-    """Sweeps in float32, in which products take half the time, each on what float64 says is left over."""
+def _by_conjugate_gradients(A: Tensor, b: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Sweeps in float32, in which products take half the time, each on what float64 says is left: x, and what is."""
     A32, mask = A.float(), free.float()
     x, r = torch.zeros_like(b), b * free
+    off = r.abs().amax(1)
     for _ in range(_SWEEPS):
-        size = r.abs().amax(1, keepdim=True).clamp_min(1e-300)
+        size = off.clamp_min(1e-300)[:, None]
         step, converged = _sweep(A32, (r / size).float(), mask)
-        x = torch.addcmul(x, step, size)
-        r = torch.addmm(b, x, A, alpha=-1) * free
-        if not converged or float(r.abs().amax()) <= _CLOSE:
+        x.addcmul_(step, size)
+        r = torch.addmm(b, x, A, alpha=-1).mul_(free)
+        off = r.abs().amax(1)
+        if not converged or float(off.amax()) <= _CLOSE:
             break
-    return x
+    return x, off
 
 
 def _sweep(A: Tensor, r: Tensor, mask: Tensor) -> tuple[Tensor, bool]:
     """Conjugate gradients from zero, and whether they reached the reduction in time."""
-    x, p = torch.zeros_like(r), r
+    x, p, Ap = torch.zeros_like(r), r.clone(), torch.empty_like(r)
     rho = r.square().sum(1, keepdim=True)
     goal = _REDUCTION**2 * float(rho.amax())
     for k in range(_MOST):
-        Ap = (p @ A).mul_(mask)
+        torch.mm(p, A, out=Ap).mul_(mask)
         # A row that has converged gets steps of zero instead of 0 / 0.
         step = rho / (p * Ap).sum(1, keepdim=True).clamp_min(1e-30)
         x.addcmul_(step, p)
-        r = torch.addcmul(r, step, Ap, value=-1)
+        r.addcmul_(step, Ap, value=-1)
         rho, previous = r.square().sum(1, keepdim=True), rho
         if k % 3 == 2 and float(rho.amax()) <= goal:
             return x, True
-        p = torch.addcmul(r, p, rho / previous.clamp_min(1e-30))
+        torch.addcmul(r, p, rho / previous.clamp_min(1e-30), out=p)
     return x, False
