@@ -231,3 +231,14 @@ def test_ridge_is_that_of_the_published_implementation(scale: float) -> None:
 def test_ridge_must_be_a_number(ridge: object) -> None:
     with pytest.raises(AggregatorError, match="ridge must be"):
         UPGrad(ridge=ridge)
+
+
+def test_the_default_dtype_is_of_no_matter():
+    J = torch.randn(24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, before = UPGrad()(J @ J.T), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if before == torch.float32 else torch.float32)
+    try:
+        found = UPGrad()(J @ J.T)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)

@@ -23,7 +23,7 @@ _SETTLED = 2e-3
 def guess(C: Tensor, V: Tensor, rho: float) -> Tensor:
     """`S` [r, m] for `min w C w^T, w >= v`, a problem per row of `V` [r, m]: about the multipliers where positive."""
     C, V = C.float(), V.float()
-    eye = torch.eye(len(C), device=C.device)
+    eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
     P = torch.cholesky_inverse(torch.linalg.cholesky_ex(C + rho * eye)[0]) * rho
     reflect, drift = 2 * P - eye, 2 * (V @ P - V)
     S, size = drift.clone(), torch.empty_like(drift)
