@@ -99,3 +99,18 @@ def test_descent_from_a_start_where_exchanges_go_in_circles(seed, monkeypatch):
         assert (X >= 0).all()
         assert (-1e-9 * (1 + X.sum(1, keepdim=True)) <= Y).all()
         assert (X * Y).sum(1).abs().amax() <= 1e-9 * (1 + X.amax()) ** 2
+
+
+def test_blocks_are_factored_in_one_thread_and_the_others_are_given_back(monkeypatch):
+    seen = []
+    cholesky = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda B: (seen.append(torch.get_num_threads()), cholesky(B))[1])
+    A = cosines_of("wide", 45)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        solve_on(A, A, subsets_of(45, 45, 0.3))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gramjd.aggregation.solvers.threads import one_thread
+
 # 1 MiB of float64 in one batch of factorisations: more would be slower, as it leaves the cache, and is returned to the
 # system and cleared anew each time.
 _CHUNK_ELEMENTS = 2**17
@@ -76,7 +78,12 @@ def shared_view(A: Tensor, Q: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _each(solve: Callable[[Tensor, Tensor], Tensor], A: Tensor, b: Tensor, free: Tensor) -> Tensor:
-    """A factorisation for every row."""
+    """A factorisation for every row, one after another: too small each to be shared by threads."""
+    with one_thread(A.device):
+        return _factored(solve, A, b, free)
+
+
+def _factored(solve: Callable[[Tensor, Tensor], Tensor], A: Tensor, b: Tensor, free: Tensor) -> Tensor:
     m = len(A)
     if m < _GATHER_FROM:
         blocks = torch.where(free[:, :, None] & free[:, None, :], A, 0.0)

@@ -14,8 +14,18 @@ _SMALL = 128
 @contextmanager
 def one_thread_if_small(m: int, device: torch.device) -> Iterator[None]:
     """Run CPU work on matrices of size `m` in the calling thread alone when m is small; restored on the way out."""
+    if m > _SMALL:
+        yield
+        return
+    with one_thread(device):
+        yield
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Run CPU work in the calling thread alone; restored on the way out."""
     before = torch.get_num_threads()
-    if device.type != "cpu" or m > _SMALL or before == 1:
+    if device.type != "cpu" or before == 1:
         yield
         return
     torch.set_num_threads(1)
