@@ -21,7 +21,11 @@ class Weighting(ABC):
 
     @abstractmethod
     def __call__(self, G: Tensor) -> Tensor:
-        """The weights [m] for the Gramian `G` [m, m], on its device; in its dtype, or float32 for a 16-bit `G`."""
+        """The weights [m] for the Gramian `G` [m, m], on its device; in its dtype, or float32 for a 16-bit `G`.
+
+        The values of `G` are checked on a CPU. Elsewhere the host would wait for that, so what is no Gramian gives NaN
+        instead of an error; weightings for which the host waits in any case say so, and raise everywhere.
+        """
 
     def aggregate(self, J: Tensor, losses: Tensor | None = None) -> Tensor:
         """`J^T W(J J^T)`, [n], for a Jacobian `J` [m, n]: for study, and for checking against the definition.

@@ -76,5 +76,5 @@ def vaccinate(C: Tensor, order: Tensor, targets: Tensor, beta: float) -> tuple[T
         step = torch.where(some & (a < t) & (sine > noise), wanted, 0.0)[:, None]
         targets.scatter_(1, at, ((1 - beta) * t + beta * a)[:, None])
         W.scatter_add_(1, at, step)
-        products = products + step * C[j]
+        products.addcmul_(C[j], step)
     return W, targets

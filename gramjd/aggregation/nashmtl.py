@@ -14,8 +14,8 @@ class NashMTL(CosineWeighting):
     `J^T w` always has the length `sqrt(m)`, whatever the length of the gradients, and a gradient's length changes
     nothing about its direction: scale the learning rate accordingly. A gradient of zero gets weight 0 and the others
     bargain without it; at a Pareto-stationary point (up to the rounding of `G`) there is no solution and `w = 0`.
-    The equation itself is solved, by damped Newton steps on a strictly convex function, and not the sequence of
-    approximations of the published code: O(m^3) a step, about ten steps.
+    The equation itself is solved, by a primal-dual Newton method, and not the sequence of approximations of the
+    published code: O(m^3) a step, about ten steps.
 
     Table 1: non-conflicting yes, linear under scaling no, weighted yes.
 

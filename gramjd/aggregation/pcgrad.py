@@ -73,5 +73,5 @@ def surgery(G: Tensor, order: Tensor) -> Tensor:
     for j in order.mT:
         step = products.gather(1, j[:, None]).clamp_max(0) / lengths[j][:, None]
         W.scatter_add_(1, j[:, None], -step)
-        products = products - step * G[j]
+        products.addcmul_(G[j], step, value=-1)
     return W

@@ -22,6 +22,7 @@ from gramjd.aggregation import (
     SDMGrad,
     _look,
 )
+from gramjd.aggregation.solvers.simplex import distance_to_conflict
 
 from .optimality import KINDS, jacobian
 from .test_conic import small_jacobians
@@ -113,12 +114,13 @@ def both(weighting, G, monkeypatch):
         return seen, weighting(G)
 
 
-# What an update is measured by where it is nearly zero: a length that it has by its definition.
+# What an update is measured by where it is nearly zero. A Gramian knows the length of a sum to the root of its rounding
+# only, in units of the terms.
 UNITS = {
-    "MGDA": lambda G, a: G.diagonal().amin().sqrt(),
-    "CAGrad(0.4)": lambda G, a: G.mean().clamp_min(0).sqrt(),
-    "CAGrad(1)": lambda G, a: G.mean().clamp_min(0).sqrt(),
-    "NashMTL": lambda G, a: math.sqrt(len(G)),
+    "MGDA": lambda G: G.diagonal().amin().sqrt(),
+    "CAGrad(0.4)": lambda G: G.diagonal().sqrt().mean(),
+    "CAGrad(1)": lambda G: G.diagonal().sqrt().mean(),
+    "NashMTL": lambda G: math.sqrt(len(G)),
 }
 
 
@@ -131,7 +133,7 @@ def gap(name, G, monkeypatch):
     def length(w):
         return (w @ G @ w).clamp_min(0).sqrt()
 
-    unit = UNITS[name](G, a) if name in UNITS else 0.0
+    unit = UNITS[name](G) if name in UNITS else 0.0
     return float(length(a - b) / (length(a) + unit + 1e-300))
 
 
@@ -159,4 +161,13 @@ def test_the_same_on_thousands_of_gramians(monkeypatch, name):
         J = jacobian(kinds[seed % len(kinds)], m, seed)
         J = J - float(torch.rand((), generator=g)) * J.mean(0)
         J = J * 10.0 ** torch.empty(m, 1, dtype=torch.float64).uniform_(-1.5, 1.5, generator=g)
-        assert gap(name, J @ J.mT, monkeypatch) <= 1e-7, (seed, m)
+        G = J @ J.mT
+        assert gap(name, G, monkeypatch) <= (1e-5 if nearly_stationary(G) else 1e-7), (seed, m)
+
+
+def nearly_stationary(G):
+    """Whether the best direction for all has cosines of less than 1e-4: its digits are those that C loses."""
+    alive = G.diagonal() > 0
+    lengths = torch.where(alive, G.diagonal(), 1.0).sqrt()
+    C = G / torch.outer(lengths, lengths) + torch.diag((~alive).double())
+    return 0 < distance_to_conflict(C, alive, torch.finfo(G.dtype).eps, look=True) < 1e-8

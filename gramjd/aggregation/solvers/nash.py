@@ -11,6 +11,8 @@ are reached in about ten more, and in up to a hundred where h, which is all ones
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ from gramjd.aggregation.solvers.simplex import distance_to_conflict
 from gramjd.errors import AggregatorError
 
 _MOST = 300  # steps, where looking at values can end them earlier
-_FIXED = (30, 60)  # steps elsewhere: for p = 1, and from there to another p
+_FIXED = 30  # steps elsewhere, for p = 1
+_FIXED_MORE = 20, 30.0  # from there to another p: the first of them, and so many more per unit of its logarithm
 _BACK_OFF = 0.95  # the part of the way to zero that a step may go
 _CLOSE = 1e-9
 
@@ -63,7 +66,9 @@ def _newton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`x > 0` and `y = C x` with `x^p y = h`, all [m], from any positive x and y; and whether they were found, []."""
     found = torch.zeros_like(enough, dtype=torch.bool)
-    for _ in range(_MOST if look else _FIXED[p != 1]):
+    few, more = _FIXED_MORE
+    fixed = _FIXED if p == 1 else few + int(more * abs(math.log(p)))
+    for _ in range(_MOST if look else fixed):
         short = p * x.log() + y.log() - h.log()
         M = C + torch.diag(p * y / x)
         size = M.diagonal().sqrt()
@@ -79,4 +84,6 @@ def _newton(
         found = found | (go_on & (to_x.abs().amax() <= enough))
         if look and bool(found | (failed > 0)):
             break
-    return x, y, found
+    # What is solved up to the rounding of its terms is solved, even if that rounding still moves an entry of x.
+    off = (C @ x - h * x**-p).abs() <= _CLOSE * h * x**-p + 8 * len(x) * EPS * (C.abs() @ x)
+    return x, y, found | off.all()
