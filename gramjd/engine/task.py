@@ -47,7 +47,7 @@ class _Here(threading.local):
     """A graph of one node, for each thread one, and the functions that it is to run."""
 
     def __init__(self) -> None:
-        self.functions: list[Callable[[], None]] = []
+        self.functions: list[Callable[[], object]] = []
 
     @cached_property
     def end(self) -> Tensor:
@@ -57,7 +57,7 @@ class _Here(threading.local):
         return out
 
 
-def in_graph_task(function: Callable[[], None]) -> None:
+def in_graph_task(function: Callable[[], object]) -> None:
     """Call `function` as part of a backward pass of its own."""
     _here.functions.append(function)
     # Without inputs: with some the engine would tell the nodes that nobody needs their results.
@@ -126,9 +126,10 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
 
 def _unpacks(node: Node) -> bool:
     """Whether a hook brings back what the node saved."""
+    kind: Any = type(node)
     return any(
         getattr(saved, "unpack_hook", None) is not None
-        for name in _raw_saved(type(node))
+        for name in _raw_saved(kind)
         for saved in _each(getattr(node, name))
     )
 
