@@ -21,17 +21,28 @@ Charge = Callable[[int], None]
 class Group:
     """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk.
 
-    `operation` names the node that sent it.
+    `operation` names the node that sent it. `owned` says that nobody else refers to the memory of `values`, so that
+    whoever receives the group may write over it.
     """
 
     layout: Layout
     values: Tensor
     operation: str = ""
+    owned: bool = False
 
     @property
     def shape(self) -> torch.Size:
         """The shape of one row."""
         return self.values.shape[1:]
+
+
+def added(one: Group, other: Group) -> Group:
+    """The sum of two groups of one layout, in the memory of one that is owned if there is one."""
+    for into, more in ((one, other), (other, one)):
+        if into.owned and into.values.is_contiguous():
+            into.values.add_(more.values)
+            return into
+    return Group(one.layout, one.values + other.values, one.operation, owned=True)
 
 
 def free(_: int) -> None:

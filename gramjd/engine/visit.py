@@ -150,9 +150,17 @@ class Visit:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def send(
-        self, edge: int, layout: Layout, values: Tensor | Callable[[], Tensor | None] | None, shape: Shape | None = None
+        self,
+        edge: int,
+        layout: Layout,
+        values: Tensor | Callable[[], Tensor | None] | None,
+        shape: Shape | None = None,
+        owned: bool = False,
     ) -> None:
-        """Hand a cotangent to an edge: [K, *shape], where a `shape` broadcast from the edge's is summed down to it."""
+        """Hand a cotangent to an edge: [K, *shape], where a `shape` broadcast from the edge's is summed down to it.
+
+        `owned`: nobody else refers to the memory of `values`, or will; the next node may write over it.
+        """
         if not self.wants(edge):
             return
         target = self.input(edge)
@@ -176,7 +184,7 @@ class Visit:
         group = reduce_to(Group(layout, value), target.shape, self.ledger.charge)
         if layout.diagonal and not group.layout.diagonal:
             self.note_sum(edge, group.layout)
-        group.operation = self.name
+        group.operation, group.owned = self.name, owned
         self.sent.append((edge, group))
 
     def note_sum(self, edge: int, layout: Layout) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gramjd.engine import rules
 from gramjd.engine.accumulate import settle
-from gramjd.engine.cotangent import Group, materialised, unite
+from gramjd.engine.cotangent import Group, added, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
 from gramjd.engine.hooks import Hooks
@@ -103,7 +103,7 @@ class Walk:
         if isinstance(message, Group):
             for n, other in enumerate(queue):
                 if isinstance(other, Group) and other.layout.key == message.layout.key:
-                    queue[n] = Group(other.layout, other.values + message.values, other.operation)
+                    queue[n] = added(other, message)
                     return
             self.budget.alive += _stacked_bytes(message)
         queue.append(message)
@@ -119,6 +119,9 @@ class Walk:
             if edge in graph.hooks.edges:
                 inbox[nr] = queue = list(self._hooked(node, nr, queue))
             if edge in graph.targets:
+                for message in queue:
+                    if isinstance(message, Group):
+                        message.owned = False  # rows that are asked for may be kept
                 self.on_target(
                     edge,
                     [m for m in queue if isinstance(m, Group)],

@@ -81,12 +81,32 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     if bool((Q >= 0).all()):
         return U.clone()
     accuracy = max(tol or 0.0, _ACCURACY)
+    if not cone.singular and (mu := _all_others(cone.C, V)) is not None:
+        return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
     S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
     if cone.singular:
         mu = _proximal(cone.C, Q, S)
     else:
         mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
     return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
+
+
+def _all_others(C: Tensor, V: Tensor) -> Tensor | None:
+    """The multipliers [r, m] where each row of `V` has one entry, and all other gradients bind each of them.
+
+    A projection then is orthogonal to all gradients but its own, so that it is the row of the inverse of C, scaled. In
+    strong conflict that is the answer; whether it may be is asked for one row first, which costs next to nothing.
+    """
+    if len(C) < 2 or bool(((V > 0).sum(1) != 1).any()):
+        return None
+    L = torch.linalg.cholesky_ex(C)[0]
+    if float(torch.cholesky_solve(V[0, :, None], L).amin()) < 0:
+        return None
+    W = V @ torch.cholesky_inverse(L)
+    if float(W.amin()) < 0:
+        return None
+    # V has ones: the own entry of a row is brought to one.
+    return W / (W * V).sum(1, keepdim=True) * (1 - V)
 
 
 def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def convolution(visit: Visit) -> None:
 def _operands(visit: Visit, group: Group) -> None:
     if visit.wants(0):
         layout = layouts.carry(group.layout, group.shape, visit.input(0).shape, {0: 0})
-        visit.send(0, layout, lambda: _input_gradient(visit, group.values))
+        visit.send(0, layout, lambda: _input_gradient(visit, group.values), owned=True)
     per_channel(visit, 2, group, lambda: group.values)
     if visit.wants(1):
         _weight(visit, group)

@@ -74,7 +74,7 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     r = math.prod(target) // (g * (p if operand.left else q))
     inner = (g, p, r) if operand.left else (g, r, q)
     layout = layouts.carry(group.layout, group.shape, inner, {0: 0, kept: kept})
-    visit.send(operand.edge, layout, compute)
+    visit.send(operand.edge, layout, compute, owned=True)
 
 
 class _Axis(NamedTuple):

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from gramjd.engine.rules.vocabulary import Rule, all_but, named, pointwise
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gramjd.engine.rules.vocabulary import Rule, all_but, named, overwriting, pointwise
+from gramjd.engine.visit import Visit
+
+_aten = torch.ops.aten
 
 _FUNCTIONS = """
     Abs Acos Acosh Add Addcdiv Addcmul Angle Asin Asinh Atan Atan2 Atanh Ceil Celu Clamp ClampMax ClampMin Complex Conj
@@ -24,7 +32,35 @@ _STRICT = """
     BinaryCrossEntropy BinaryCrossEntropyWithLogits Gelu GeluBackward HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
 """
 
+Formula = Callable[[Visit, Tensor], Tensor]
+# What a node computes from a cotangent c [1, *shape], written over it.
+_OVERWRITING: dict[str, Formula] = {
+    "Relu": lambda v, c: _aten.threshold_backward.grad_input(c[0], v.saved("result"), 0, grad_input=c[0]),
+    "Tanh": lambda v, c: _aten.tanh_backward.grad_input(c[0], v.saved("result"), grad_input=c[0]),
+    "Sigmoid": lambda v, c: _aten.sigmoid_backward.grad_input(c[0], v.saved("result"), grad_input=c[0]),
+    "Silu": lambda v, c: _aten.silu_backward.grad_input(c[0], v.saved("self"), grad_input=c[0]),
+    "Gelu": lambda v, c: _aten.gelu_backward.grad_input(
+        c[0], v.saved("self"), approximate=v.saved("approximate"), grad_input=c[0]
+    ),
+    "Elu": lambda v, c: _aten.elu_backward.grad_input(
+        c[0], v.saved("alpha"), v.saved("scale"), v.saved("input_scale"), False, v.saved("self"), grad_input=c[0]
+    ),
+    "LeakyRelu": lambda v, c: _aten.leaky_relu_backward.grad_input(
+        c[0], v.saved("self"), v.saved("negative_slope"), False, grad_input=c[0]
+    ),
+}
+
+
+def _with(formula: Formula) -> Rule:
+    def written(visit: Visit, c: Tensor) -> Tensor:
+        formula(visit, c)
+        return c
+
+    return overwriting(written)
+
+
 RULES: dict[str, Rule] = {
     **named(f"{_FUNCTIONS} {_DERIVATIVES}", pointwise),
     **named(_STRICT, all_but(lambda _: [])),
+    **{f"{name}Backward0": _with(formula) for name, formula in _OVERWRITING.items()},
 }

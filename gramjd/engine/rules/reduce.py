@@ -100,7 +100,7 @@ def _matrices(visit: Visit) -> int:
 
 def _last_dims(count: int) -> Rule:
     """Pooling and resampling over the last `count` dimensions."""
-    return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)))
+    return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)), fresh=True)
 
 
 _REDUCED = """

@@ -122,6 +122,37 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 
+def overwriting(formula: Callable[[Visit, Tensor], Tensor]) -> Rule:
+    """A pointwise operation that writes its result over the cotangent, where nobody else has that.
+
+    New memory for a large cotangent costs more time than the operation, and would be one more copy at the peak.
+    `formula(visit, values)` overwrites `values` [K, *shape].
+    """
+
+    def rule(visit: Visit) -> None:
+        groups = visit.groups()
+        if visit.dry or len(groups) != 1 or not _may_overwrite(visit, groups[0]):
+            pointwise(visit)
+            return
+        visit.send(0, groups[0].layout, formula(visit, groups[0].values), owned=True)
+
+    return rule
+
+
+def _may_overwrite(visit: Visit, group: Group) -> bool:
+    # Strict kernels take no stacked rows, and a saved tensor of another dtype would ask for a cast.
+    values, meta = group.values, visit.input(0)
+    return (
+        group.owned
+        and len(values) == 1
+        and values.is_contiguous()
+        and meta == visit.output()
+        and values.dtype == meta.dtype
+        and not values.dtype.is_complex
+        and visit.node not in visit.graph.hooks.nodes
+    )
+
+
 def each(one: Callable[[Visit, Group], None]) -> Rule:
     """A rule from what is done with one group of rows."""
 
@@ -136,13 +167,14 @@ def each(one: Callable[[Visit, Group], None]) -> Rule:
 def through(visit: Visit, group: Group) -> None:
     """The gradient passes unchanged, in row-major order: views, reshapes, copies, casts."""
     target = visit.input(0).shape
-    visit.send(0, group.layout, lambda: group.values.reshape(group.layout.stacked, *target))
+    visit.send(0, group.layout, lambda: group.values.reshape(group.layout.stacked, *target), owned=group.owned)
 
 
-def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
+def carried(maps: Callable[[Visit], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
     """An operation that acts apart on each index of some dimensions and mixes the others.
 
-    `maps` gives for each edge which output dimension is which input dimension; the node itself is called.
+    `maps` gives for each edge which output dimension is which input dimension; the node itself is called. `fresh` says
+    that the node puts its results into new memory, whatever it is given.
     """
 
     def rule(visit: Visit) -> None:
@@ -164,7 +196,7 @@ def carried(maps: Callable[[Visit], Sequence[DimMap | None]]) -> Rule:
                 kept = {d: e for d, e in (to_dim or {}).items() if d in common}
                 for group, value in zip(groups, unstacked(groups, results[edge]), strict=True):
                     target = visit.input(edge).shape
-                    visit.send(edge, layouts.carry(group.layout, shape, target, kept), value)
+                    visit.send(edge, layouts.carry(group.layout, shape, target, kept), value, owned=fresh)
 
     return rule
 
@@ -178,7 +210,7 @@ def _placed_rows(arrived: Sequence[tuple[int, Group]], nr: int) -> Tensor | None
     return torch.cat([g.values if place == nr else torch.zeros_like(g.values) for place, g in arrived])
 
 
-def all_but(dims: Callable[[Visit], Sequence[int]]) -> Rule:
+def all_but(dims: Callable[[Visit], Sequence[int]], fresh: bool = False) -> Rule:
     """Input and output have the same dimensions, of which `dims` are mixed."""
 
     def maps(visit: Visit) -> list[DimMap | None]:
@@ -188,7 +220,7 @@ def all_but(dims: Callable[[Visit], Sequence[int]]) -> Rule:
         targets = [visit.input(e).shape if visit.wants(e) else None for e in range(len(visit.edges))]
         return [same if t is not None and len(t) == len(shape) else {} for t in targets]
 
-    return carried(maps)
+    return carried(maps, fresh)
 
 
 def leading(count: Callable[[Visit], int]) -> Rule:
@@ -213,7 +245,7 @@ def permuted(order: Callable[[Visit], Sequence[int]]) -> Rule:
         back = [0] + [1 + forward.index(d) for d in range(len(forward))]
         group = whole(visit, group)
         layout = layouts.carry(group.layout, visit.output().shape, visit.input(0).shape, dict(enumerate(forward)))
-        visit.send(0, layout, lambda: group.values.permute(back))
+        visit.send(0, layout, lambda: group.values.permute(back), owned=group.owned)
 
     return each(one)
 

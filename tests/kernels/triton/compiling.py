@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton import convolution, pairwise, slabs, sums, symmetric, weighted
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -22,6 +22,8 @@ POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LENGTHS = ("I", "O", "size_c", "size_x")
+# Strides of 1, by whether the operands are images.
+UNIT = {False: ("stride_xi", "stride_co"), True: ("stride_xw", "stride_cw")}
 OPERANDS = ("x", "c")
 RESULTS = ("w", "out", "sums_c", "sums_x")
 
@@ -56,11 +58,11 @@ class Use(NamedTuple):
 
 def compiled(case: Case, arch: int) -> Use:
     """Compile down to machine code: pointers and strides aligned, rows contiguous, as activations usually are."""
-    constants = {**case.config.constants, **dict(case.constants), "UPCAST": False}
-    constants |= {name: 1 for name in ("stride_xi", "stride_co") if name in case.kernel.arg_names}
     names = case.kernel.arg_names
+    constants = {**case.config.constants, **dict(case.constants), "UPCAST": False}
+    constants |= dict.fromkeys(set(names) & set(UNIT[case.kernel is convolution.gradients]), 1)
     signature = {name: "constexpr" if name in constants else _type(name, case) for name in names}
-    aligned = [name for name in names if name not in constants and _aligned(name, signature[name], constants)]
+    aligned = [name for name in names if name not in constants and _aligned(name, signature[name], case)]
     source = ASTSource(
         case.kernel,
         signature,
@@ -72,9 +74,10 @@ def compiled(case: Case, arch: int) -> Use:
     return Use(made.metadata.shared, _spilled(made), made.asm["ptx"])
 
 
-def _aligned(name: str, kind: str, constants: dict[str, Any]) -> bool:
-    """Whether it is a multiple of 16, as pointers and strides usually are, and lengths in whole blocks."""
-    return kind[0] == "*" or "stride" in name or (constants.get("WHOLE", False) and name in LENGTHS)
+def _aligned(name: str, kind: str, case: Case) -> bool:
+    """Whether it is a multiple of 16, as pointers, strides but images' and lengths in whole blocks usually are."""
+    stride = "stride" in name and case.kernel is not convolution.gradients
+    return kind[0] == "*" or stride or (dict(case.constants).get("WHOLE", False) and name in LENGTHS)
 
 
 def _type(name: str, case: Case) -> str:
@@ -131,5 +134,8 @@ def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
                 tiled = slabs.config_for(arch, dtype, R, T, 512, 512)
                 if tiled:
                     yield Case(slabs.slabs, tiled, dtype, (whole,))
+    for outputs in SIZES:
+        for columns in SIZES:
+            yield Case(convolution.gradients, convolution.config_for(arch, 64, outputs, columns, 1024), dtype)
     for side in (64, 512, 4096):
         yield Case(weighted.weighted, weighted.config_for(arch, dtype, 8192, side, side), dtype)

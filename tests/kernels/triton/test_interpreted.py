@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_by_the_interpreter() -> None:
+@pytest.mark.parametrize("checks", ["checks.py", "convolution_checks.py"])
+def test_by_the_interpreter(checks: str) -> None:
     here = Path(__file__).parent
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(here / "checks.py")]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(here / checks)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTEST_ADDOPTS": ""}
     done = subprocess.run(
         command, cwd=here.parents[2], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
