@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gramjd.kernels import outer
+from gramjd.kernels import dispatch, outer
 from gramjd.kernels.cost import Constants, constants_of
 from gramjd.kernels.patches import padded, patches
-from gramjd.kernels.symmetric import add_gram, even, mirrored
+from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
 
 # Elements of a slab of J, and of an unfolded chunk.
 SLAB = 1 << 20
@@ -97,8 +97,11 @@ def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(0, 1), c.expand(x.shape[0], *c.shape[1:]).flatten(0, 1)[None]
 
 
-def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next."""
+def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[list[Tensor]]:
+    """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next.
+
+    Some samples of J after the other, as they come: to put them together would cost as much as a part of the products.
+    """
     s = sizes(x, c, w)
     n = chunks(s)
     cotangents = c.detach().reshape(s.K, s.b, s.groups, s.o, s.P)
@@ -110,7 +113,7 @@ def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[T
         for i in range(0, s.i, n.i):
             inputs = x.detach()[:, g * s.i + i : g * s.i + min(i + n.i, s.i) + (min(n.groups, s.groups - g) - 1) * s.i]
             for o in range(0, s.o, n.o):
-                yield _slab(inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J)
+                yield [_slab(inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J)]
 
 
 def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, device: str) -> bool:
@@ -120,15 +123,14 @@ def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, devic
     return plain and device in ("cpu", "meta") and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
 
 
-def _grouped_slabs(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[Tensor]:
+def _grouped_slabs(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[Tensor]]:
     """Parts J [b, columns] of the rows from x [b, i, h, w] and c [b, o, h', w']."""
     step_o = in_blocks(s.o, WHOLE // max(1, s.b * min(s.i, BLOCK) * s.q))
     step_i = in_blocks(s.i, WHOLE // max(1, s.b * step_o * s.q))
     for i in range(0, s.i, step_i):
         for o in range(0, s.o, step_o):
             inputs, outputs = x[:, i : i + step_i].split(SAMPLES), c[:, o : o + step_o].split(SAMPLES)
-            parts = [_weight_gradients(*pair, w) for pair in zip(inputs, outputs, strict=True)]
-            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield [_weight_gradients(*pair, w) for pair in zip(inputs, outputs, strict=True)]
 
 
 def in_blocks(channels: int, most: int) -> int:
@@ -199,10 +201,17 @@ def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Ten
     name = route(s, constants_of(c.device.type, dtype))
     if name != "rows":
         return outer.run(name, *as_outer(x, c, w), dtype)
+    kernel = dispatch.implementation("convolution.rows", c.device.type, x.dtype, c.dtype, dtype) or rows
+    return kernel(x, c, w, dtype)
+
+
+def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
+    """G [K b, K b] from slabs of the rows, for arguments as above but stacked inputs."""
+    s = sizes(x, c, w)
     R = s.K * s.b
     G = torch.zeros(R, R, dtype=dtype, device=c.device)
-    for J in row_slabs(x, c, w, dtype):
-        add_gram(G, J)
+    for parts in row_slabs(x, c, w, dtype):
+        add_gram_of_parts(G, parts)
     return mirrored(G).view(s.b, s.K, s.b, s.K).transpose(0, 1).transpose(2, 3).reshape(R, R)
 
 

@@ -117,6 +117,6 @@ def norms_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Te
     x, c = unstacked(x, c)
     K, b = c.shape[:2]
     total = torch.zeros(b * K, dtype=dtype, device=c.device)
-    for J in row_slabs(x, c, w, dtype):
-        total += norms_rows(J, dtype)
+    for parts in row_slabs(x, c, w, dtype):
+        total += torch.cat([norms_rows(J, dtype) for J in parts])
     return total.view(b, K).T.reshape(K * b)

@@ -109,11 +109,28 @@ def test_an_answer_that_misses_the_accuracy_is_never_returned(monkeypatch):
     import sys
 
     module = sys.modules["gramjd.aggregation.solvers.dual_cone"]
+    monkeypatch.setattr(module, "_all_others", lambda C, V: None)
     monkeypatch.setattr(module, "pivot", lambda A, Q, *rest: torch.zeros_like(Q))
     monkeypatch.setattr(module, "interior", lambda A, Q: torch.zeros_like(Q))
     G = torch.tensor([[1.0, -0.5], [-0.5, 1.0]])
     with pytest.raises(AggregatorError, match=r"residual is 5\.0e-01"):
         dual_cone(G, eye(2))
+
+
+@pytest.mark.parametrize("m", [2, 3, 9, 40])
+def test_gradients_that_all_bind_need_no_guess(monkeypatch, m):
+    """Gradients to the corners of a simplex, nearly: each projection is orthogonal to all other gradients."""
+    import sys
+
+    module = sys.modules["gramjd.aggregation.solvers.dual_cone"]
+    monkeypatch.setattr(module, "guess", None)
+    monkeypatch.setattr(module, "pivot", None)
+    J = torch.eye(m, dtype=torch.float64) + 1e-3 * jacobian("full", m, seed=m)[:, :m]
+    J = (J - 0.9 * J.mean(0)) * torch.logspace(-3, 3, m, dtype=torch.float64)[:, None]
+    G = J @ J.mT
+    W = dual_cone(G, eye(m))
+    assert_optimal(G, eye(m), W)
+    assert (W > 0).all()
 
 
 def test_the_interior_point_method_takes_over_where_pivoting_gives_up(monkeypatch):

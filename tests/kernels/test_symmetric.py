@@ -36,3 +36,13 @@ def test_even_parts(n: int, most: int) -> None:
     count = -(-n // part)
     assert 1 <= part <= max(1, most)
     assert count == -(-n // max(1, min(n, most)))
+
+
+@pytest.mark.parametrize("sizes", [(3,), (20, 20), (32, 31), (32, 32, 6), (64, 100), (1, 1, 70)])
+def test_rows_in_parts_need_not_be_put_together(sizes: tuple[int, ...]) -> None:
+    parts = [torch.randn(n, 9, dtype=torch.float64) for n in sizes]
+    J = torch.cat(parts)
+    G = torch.zeros(len(J), len(J), dtype=torch.float64)
+    symmetric.add_gram_of_parts(G, parts)
+    symmetric.add_gram_of_parts(G, parts)
+    assert error(symmetric.mirrored(G), 2 * J @ J.T) < 1e-14
