@@ -43,10 +43,10 @@ def nearest_by_enumeration(J):
 @settings(derandomize=True, deadline=None, max_examples=250)
 @given(small_jacobians())
 def test_mgda_is_the_nearest_point_of_the_hull(J):
-    update, expected = MGDA().aggregate(J), nearest_by_enumeration(J)
-    shortest = J.norm(dim=1).min()
-    # A Gramian knows a length of a sum to the root of eps only, in units of its terms.
-    assert torch.linalg.vector_norm(update - expected) <= 1e-7 * torch.linalg.vector_norm(expected) + 1e-7 * shortest
+    w, expected = MGDA()(J @ J.mT), nearest_by_enumeration(J)
+    # A Gramian knows the length of a sum to the root of eps only, in units of its terms.
+    known = 2e-8 * (w @ J.norm(dim=1))
+    assert torch.linalg.vector_norm(w @ J - expected) <= 1e-7 * torch.linalg.vector_norm(expected) + known
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
@@ -59,7 +59,8 @@ def test_mgda_passes_its_optimality_test(J):
     assert w.sum().item() == pytest.approx(1, rel=1e-12)
     update = J.mT @ w
     lowest = (J @ update - update @ update) / norms.clamp_min(1e-280)
-    assert (lowest[norms > 0] >= -1e-9 * norms.min()).all()
+    # Gradients that cancel leave of the update what rounding leaves of its terms.
+    assert (lowest[norms > 0] >= -1e-9 * norms.min() - 1e-15 * (w @ norms)).all()
 
 
 @pytest.mark.parametrize("a", [0.0, 0.25, 0.5, 1.0, 1.5, 10.0])

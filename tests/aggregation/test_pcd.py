@@ -60,6 +60,14 @@ def test_is_the_quadratic_program_on_the_gradients(problem):
     agrees(*problem)
 
 
+def test_shares_that_opposed_gradients_cannot_all_have():
+    """All on one line, both ways: no step along it grants one of them more than nothing."""
+    sizes = torch.tensor([1.2914, -0.2459, -1.8259, 0.4764, -0.9089, -1.1721, 0.3380], dtype=torch.float64)
+    J = sizes[:, None] * torch.tensor([1.0, -0.8583, -0.4813, -0.7119, 0.2172], dtype=torch.float64)
+    for share in (1e-4, 0.001953125, 0.01, 1.0):
+        torch.testing.assert_close(PCD([0.0] * 5 + [share], beta=0.0).aggregate(J), J[0])
+
+
 @pytest.mark.slow
 def test_is_the_quadratic_program_on_thousands_of_gramians():
     g = np.random.default_rng(0)

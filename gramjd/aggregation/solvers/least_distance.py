@@ -41,9 +41,12 @@ def least_distance(C: Tensor, b: Tensor, eps: float) -> Tensor | None:
     first[0, 0] = 1
     v = dual_cone(H, first)[0]
     left = v[0] - h @ v[1:]
-    if not bool(left > max(4 * eps, 1e-9)):
+    least = max(4 * eps, 1e-9)
+    if not bool(left > least):
         return None
-    return _polished(C, b, v[1:] * (unit / left), eps)
+    mu = _polished(C, b, v[1:] * (unit / left), eps)
+    # What was left was rounding, if what was found does not satisfy the inequalities.
+    return mu if bool((b - C @ mu).amax() <= (1e-7 + 8 * eps / least**0.5) * unit) else None
 
 
 def _polished(C: Tensor, b: Tensor, mu: Tensor, eps: float) -> Tensor:
