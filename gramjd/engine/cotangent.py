@@ -204,7 +204,7 @@ def _stack(groups: list[Group], charge: Charge) -> Group:
     if len(kept) > 1:
         charge(len(kept) * math.prod(shape) * first.element_size())
     if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return Group(layout, torch.cat([g.values for g in groups]))
+        return Group(layout, torch.cat([g.values for g in groups]), owned=True)
     if len(kept) == 1 and (owner == 0).all():
         total = first.sum(0, keepdim=True) if len(first) > 1 else first
         return Group(layout, sum((g.values.sum(0, keepdim=True) for g in groups[1:]), start=total))

@@ -36,7 +36,7 @@ def written(monkeypatch) -> list[str]:
         return noted
 
     for name, formula in pointwise._OVERWRITING.items():
-        rule = pointwise._with(note(formula))
+        rule = pointwise.overwriting(note(formula), name == "Gelu")
         monkeypatch.setitem(rules.TABLE, f"{name}Backward0", rule)
     return seen
 
@@ -55,6 +55,15 @@ def test_what_a_residual_shares_is_left_alone(written, act):
     h = a(x)
     losses = c(h + act(h) + act(b(h + act(h)))).square().sum(1)
     assert_close_gramian(gramjd.gramian(losses), oracle_gramian(losses), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=lambda f: f.__name__)
+def test_stacked_rows_are_written_over_and_right(written, act):
+    a, b, c, x = chain(act)
+    losses = c(act(b(act(a(x))))).square().mean(0)
+    assert_close_gramian(gramjd.gramian(losses), oracle_gramian(losses), 1e-12)
+    assert len(written) == (0 if act is F.gelu else 1)
 
 
 @pytest.mark.parametrize("update", gramjd.backward.UPDATES)

@@ -33,34 +33,25 @@ _STRICT = """
 """
 
 Formula = Callable[[Visit, Tensor], Tensor]
-# What a node computes from a cotangent c [1, *shape], written over it.
+# What a node computes from a cotangent c, written over it.
 _OVERWRITING: dict[str, Formula] = {
-    "Relu": lambda v, c: _aten.threshold_backward.grad_input(c[0], v.saved("result"), 0, grad_input=c[0]),
-    "Tanh": lambda v, c: _aten.tanh_backward.grad_input(c[0], v.saved("result"), grad_input=c[0]),
-    "Sigmoid": lambda v, c: _aten.sigmoid_backward.grad_input(c[0], v.saved("result"), grad_input=c[0]),
-    "Silu": lambda v, c: _aten.silu_backward.grad_input(c[0], v.saved("self"), grad_input=c[0]),
+    "Relu": lambda v, c: _aten.threshold_backward.grad_input(c, v.saved("result"), 0, grad_input=c),
+    "Tanh": lambda v, c: _aten.tanh_backward.grad_input(c, v.saved("result"), grad_input=c),
+    "Sigmoid": lambda v, c: _aten.sigmoid_backward.grad_input(c, v.saved("result"), grad_input=c),
+    "Silu": lambda v, c: _aten.silu_backward.grad_input(c, v.saved("self"), grad_input=c),
     "Gelu": lambda v, c: _aten.gelu_backward.grad_input(
-        c[0], v.saved("self"), approximate=v.saved("approximate"), grad_input=c[0]
+        c, v.saved("self"), approximate=v.saved("approximate"), grad_input=c
     ),
     "Elu": lambda v, c: _aten.elu_backward.grad_input(
-        c[0], v.saved("alpha"), v.saved("scale"), v.saved("input_scale"), False, v.saved("self"), grad_input=c[0]
+        c, v.saved("alpha"), v.saved("scale"), v.saved("input_scale"), False, v.saved("self"), grad_input=c
     ),
     "LeakyRelu": lambda v, c: _aten.leaky_relu_backward.grad_input(
-        c[0], v.saved("self"), v.saved("negative_slope"), False, grad_input=c[0]
+        c, v.saved("self"), v.saved("negative_slope"), False, grad_input=c
     ),
 }
-
-
-def _with(formula: Formula) -> Rule:
-    def written(visit: Visit, c: Tensor) -> Tensor:
-        formula(visit, c)
-        return c
-
-    return overwriting(written)
-
 
 RULES: dict[str, Rule] = {
     **named(f"{_FUNCTIONS} {_DERIVATIVES}", pointwise),
     **named(_STRICT, all_but(lambda _: [])),
-    **{f"{name}Backward0": _with(formula) for name, formula in _OVERWRITING.items()},
+    **{f"{name}Backward0": overwriting(formula, name in _STRICT.split()) for name, formula in _OVERWRITING.items()},
 }

@@ -122,29 +122,34 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 
-def overwriting(formula: Callable[[Visit, Tensor], Tensor]) -> Rule:
+def overwriting(formula: Callable[[Visit, Tensor], Tensor], strict: bool = False) -> Rule:
     """A pointwise operation that writes its result over the cotangent, where nobody else has that.
 
     New memory for a large cotangent costs more time than the operation, and would be one more copy at the peak.
-    `formula(visit, values)` overwrites `values` [K, *shape].
+    `formula(visit, values)` overwrites `values`: [*shape] for one row, [K, *shape] for more unless it is `strict`.
     """
+
+    otherwise = all_but(lambda _: []) if strict else pointwise
 
     def rule(visit: Visit) -> None:
         groups = visit.groups()
         if visit.dry or len(groups) != 1 or not _may_overwrite(visit, groups[0]):
-            pointwise(visit)
+            otherwise(visit)
             return
-        visit.send(0, groups[0].layout, formula(visit, groups[0].values), owned=True)
+        values = groups[0].values
+        if len(values) > 1 and strict:
+            otherwise(visit)
+            return
+        formula(visit, values[0] if len(values) == 1 else values)
+        visit.send(0, groups[0].layout, values, owned=True)
 
     return rule
 
 
 def _may_overwrite(visit: Visit, group: Group) -> bool:
-    # Strict kernels take no stacked rows, and a saved tensor of another dtype would ask for a cast.
     values, meta = group.values, visit.input(0)
     return (
         group.owned
-        and len(values) == 1
         and values.is_contiguous()
         and meta == visit.output()
         and values.dtype == meta.dtype
