@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
 from gramjd.kernels.gathered import gathered_rows
 from gramjd.kernels.outer import SLAB, TILE_COST, Extent, extent, outer_rows
 
@@ -33,7 +34,10 @@ def cross_outer(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dty
             [8., 8.],
             [8., 8.]])
     """
-    return CROSS[route(extent(x1, c1), extent(x2, c2))](x1, c1, x2, c2, dtype)
+    name = route(extent(x1, c1), extent(x2, c2))
+    dtypes = (x1.dtype, c1.dtype, x2.dtype, c2.dtype, dtype)
+    kernel = dispatch.implementation("cross." + name, c1.device.type, *dtypes) or CROSS[name]
+    return kernel(x1, c1, x2, c2, dtype)
 
 
 def route(e: Extent, f: Extent) -> str:

@@ -32,8 +32,10 @@ TABLE: dict[tuple[str, str], str] = {
     ("outer.product", "cuda"): "gramjd.kernels.triton.symmetric:product",
     ("outer.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:pairwise",
     ("outer.rows", "cuda"): "gramjd.kernels.triton.slabs:rows",
+    ("cross.product", "cuda"): "gramjd.kernels.triton.cross:product",
     ("gathered.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:gathered",
     ("rows", "cuda"): "gramjd.kernels.triton.symmetric:gram_rows",
+    ("convolution.rows", "cuda"): "gramjd.kernels.triton.convolution:rows",
     ("weighted.outer", "cuda"): "gramjd.kernels.triton.weighted:weighted_outer",
 }
 # Operations whose kernel `bench_kernels` found faster than the torch form on a GPU. Until it has run: none.

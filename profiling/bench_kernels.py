@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gramjd.kernels import dispatch, gathered, outer, rows, weighted
+from gramjd.kernels import convolution, cross, dispatch, gathered, outer, rows, weighted
 from gramjd.profiling.environment import describe
 
 Form = Callable[..., Tensor]
@@ -51,6 +51,21 @@ class Case(NamedTuple):
 
 def _outer_operands(g: int, K: int, b: int, T: int, i: int, o: int) -> tuple[Tensor, ...]:
     return torch.randn(g, b, T, i), torch.randn(K, g, b, T, o)
+
+
+def _images(K: int, b: int, groups: int, i: int, o: int, k: int, stride: int, side: int) -> tuple[Tensor, ...]:
+    """x, c, and a weight of no outputs whose shape tells kernel and groups, of a convolution that keeps the borders."""
+    x, c = torch.randn(b, groups * i, stride * side, stride * side), torch.randn(K, b, groups * o, side, side)
+    return x, c, torch.empty(0, groups, k, k)
+
+
+def _windowed(form: Form) -> Form:
+    def on_images(x: Tensor, c: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        _, groups, k, _ = weight.shape
+        stride = x.shape[-1] // c.shape[-1]
+        return form(x, c, convolution.Window((k, k), (stride, stride), (k // 2, k // 2), (1, 1), groups), dtype)
+
+    return on_images
 
 
 def _pairs(n: int) -> int:
@@ -85,6 +100,12 @@ OPERATIONS: dict[str, Operation] = {
         lambda g, K, b, T, i, o: g * i * o * (K * b * T + _pairs(K * b)),
         ((1, 1, 16, 64, 768, 768), (1, 1, 32, 64, 768, 3072), (1, 1, 32, 128, 256, 256)),
     ),
+    "cross.product": Operation(
+        lambda g, i, o, K, b, L, n: (*_outer_operands(g, K, b, 1, i, o), *_outer_operands(g, L, n, 1, i, o)),
+        _gram(cross.CROSS["product"]),
+        lambda g, i, o, K, b, L, n: g * (b * n * i + K * b * L * n * o),
+        ((1, 784, 1024, 1, 32, 1, 32), (1, 1024, 1024, 1, 512, 1, 64), (1, 4096, 4096, 2, 64, 1, 64)),
+    ),
     "gathered.pairwise": Operation(
         lambda K, b, T, d: (torch.randint(VOCABULARY, (b, T)), torch.randn(K, b, T, d)),
         _gram(gathered._pairwise),
@@ -97,6 +118,17 @@ OPERATIONS: dict[str, Operation] = {
         _gram(rows.gram_rows),
         lambda R, d: _pairs(R) * d,
         ((16, 1 << 24), (64, 1 << 20), (256, 4096)),
+    ),
+    "convolution.rows": Operation(
+        _images,
+        _gram(_windowed(convolution.rows)),
+        lambda K, b, groups, i, o, k, stride, side: groups * i * o * k * k * (K * b * side * side + _pairs(K * b)),
+        (
+            (1, 32, 1, 64, 64, 3, 1, 32),
+            (1, 32, 1, 128, 256, 3, 2, 8),
+            (1, 64, 1, 3, 64, 7, 2, 112),
+            (1, 32, 256, 1, 1, 3, 1, 28),
+        ),
     ),
     "weighted.outer": Operation(
         lambda *shape: (*_outer_operands(*shape), torch.rand(shape[1] * shape[2])),
@@ -122,7 +154,9 @@ def operands(case: Case, device: str) -> tuple[Tensor, ...]:
 def kernel_of(operation: str) -> Form:
     """The kernel behind the dispatch table, with the signature of the torch form."""
     kernel = dispatch._function(dispatch.TABLE[operation, "cuda"])
-    return kernel if operation == "weighted.outer" else _gram(kernel)
+    if operation == "weighted.outer":
+        return kernel
+    return _gram(_windowed(kernel) if operation == "convolution.rows" else kernel)
 
 
 def tolerance(case: Case) -> float:

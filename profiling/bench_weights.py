@@ -32,7 +32,7 @@ from gramjd.profiling.timing import interleave, spread
 from gramjd.profiling.weightings import WEIGHTINGS, Weighting
 
 PACKAGES = ("torch", "gramjd", "torchjd", "quadprog", "cvxpy")
-SIZES = (8, 32, 64, 128, 256, 512)
+SIZES = (8, 16, 32, 64, 128, 256, 512)
 OTHERS_SIZES = (32, 128, 256)
 LARGE = ("MLP, trained", "random", "low rank")
 SLOW = 256  # the largest m of TorchJD's UPGrad without --with-slow

@@ -95,21 +95,31 @@ def exact_dot(a, b, acc, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def gram_tile(a, live_a, b, live_b, lo, hi, stride, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr):
-    """Sum over d in [lo, hi) of a_r[d] b_s[d], for pointers a, b [P] to rows; WHOLE: BLOCK_D divides hi - lo."""
+def inner_tile(
+    a, live_a, stride_a, b, live_b, stride_b, lo, hi,
+    BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Sum over d in [lo, hi) of a_r[d] b_s[d], for pointers a [P], b [Q] to rows; WHOLE: BLOCK_D divides hi - lo."""
     acc = tl.zeros([a.shape[0], b.shape[0]], tl.float32)
     for start in range(lo, hi, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        at = d.to(tl.int64) * stride
+        at_a = d.to(tl.int64) * stride_a
+        at_b = d.to(tl.int64) * stride_b
         mask_a = live_a[:, None]
         mask_b = live_b[None, :]
         if not WHOLE:
             mask_a = mask_a & (d < hi)[None, :]
             mask_b = mask_b & (d < hi)[:, None]
-        left = tl.load(a[:, None] + at[None, :], mask=mask_a, other=0.0)
-        right = tl.load(b[None, :] + at[:, None], mask=mask_b, other=0.0)
+        left = tl.load(a[:, None] + at_a[None, :], mask=mask_a, other=0.0)
+        right = tl.load(b[None, :] + at_b[:, None], mask=mask_b, other=0.0)
         acc = exact_dot(left, right, acc, UPCAST)
     return acc
+
+
+@triton.jit
+def gram_tile(a, live_a, b, live_b, lo, hi, stride, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr):
+    """`inner_tile` of rows of one tensor."""
+    return inner_tile(a, live_a, stride, b, live_b, stride, lo, hi, BLOCK_D, WHOLE, UPCAST)
 
 
 @triton.jit

@@ -86,8 +86,8 @@ def _gram(x: Tensor | None, c: Tensor, config: Config) -> Tensor:
     out = common.empty((R, R), c)
     if 0 in (R, g, o) or (x is not None and x.shape[-1] == 0):
         return out.zero_()
-    size_c, splits_c = _parts(o, config)
-    size_x, splits_x = (0, 0) if x is None else _parts(x.shape[-1], config)
+    size_c, splits_c = parts(o, config)
+    size_x, splits_x = (0, 0) if x is None else parts(x.shape[-1], config)
     sums_c = common.empty((splits_c, g, R, R), c)
     sums_x = sums_c if x is None else common.empty((splits_x, g, b, b), c)
     tiles = ceil_div(R, config.constants["BLOCK"])
@@ -102,7 +102,7 @@ def _gram(x: Tensor | None, c: Tensor, config: Config) -> Tensor:
     return out
 
 
-def _parts(length: int, config: Config) -> tuple[int, int]:
+def parts(length: int, config: Config) -> tuple[int, int]:
     """Length and number of the parts of a sum: whole blocks each, none empty."""
     block = config.constants["BLOCK_D"]
     size = ceil_div(ceil_div(length, block), config.splits) * block

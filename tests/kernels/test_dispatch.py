@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gramjd.engine.task import in_graph_task
 from gramjd.errors import BackendError, InputError
-from gramjd.kernels import dispatch, gathered, outer, rows, weighted
+from gramjd.kernels import convolution, cross, dispatch, gathered, outer, rows, weighted
+from gramjd.kernels.convolution import Window
 from gramjd.kernels.dispatch import current_backend, implementation, use_backend
 
 FLOATS = (torch.float32, torch.float32, torch.float32)
@@ -68,10 +69,14 @@ OPERATIONS = {
     "outer.product": lambda: outer.gram_outer(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3), torch.float32),
     "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
     "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512), torch.float32),
+    "cross.product": lambda: cross.cross_outer(*(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3)) * 2, torch.float32),
     "gathered.pairwise": lambda: gathered.gram_gathered(
         torch.arange(2)[:, None], torch.ones(1, 2, 1, 64), torch.float32
     ),
     "rows": lambda: rows.gram_rows(torch.ones(2, 3), torch.float32),
+    "convolution.rows": lambda: convolution.gram_convolution(
+        torch.ones(2, 1, 9, 9), torch.ones(1, 2, 1, 9, 9), Window((1, 1), (1, 1), (0, 0), (1, 1), 1), torch.float32
+    ),
     "weighted.outer": lambda: weighted.weighted_outer(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3), torch.ones(2)),
 }
 

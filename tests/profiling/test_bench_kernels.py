@@ -18,8 +18,10 @@ SMALL = {
     "outer.product": (2, 2, 5, 1, 3, 4),
     "outer.pairwise": (2, 1, 3, 5, 7, 2),
     "outer.rows": (1, 2, 3, 5, 7, 2),
+    "cross.product": (2, 3, 4, 2, 5, 1, 3),
     "gathered.pairwise": (2, 3, 4, 5),
     "rows": (6, 11),
+    "convolution.rows": (2, 3, 2, 3, 2, 3, 2, 4),
     "weighted.outer": (2, 3, 4, 2, 5, 3),
 }
 CASES = [Case(name, shape, dtype) for name, shape in SMALL.items() for dtype in (torch.float32, torch.bfloat16)]

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import convolution, pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton import convolution, cross, pairwise, slabs, sums, symmetric, weighted
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -23,8 +23,8 @@ SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LENGTHS = ("I", "O", "size_c", "size_x")
 # Strides of 1, by whether the operands are images.
-UNIT = {False: ("stride_xi", "stride_co"), True: ("stride_xw", "stride_cw")}
-OPERANDS = ("x", "c")
+UNIT = {False: ("stride_xi", "stride_co", "stride_yi", "stride_do"), True: ("stride_xw", "stride_cw")}
+OPERANDS = ("x", "c", "y", "d")
 RESULTS = ("w", "out", "sums_c", "sums_x")
 
 
@@ -124,11 +124,13 @@ def every_case(arch: int, dtype: torch.dtype) -> Iterator[Case]:
 def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
     for flag in (True, False):
         yield Case(sums.finish, sums.FINISH, dtype, (("TIMES_X", flag),), uses_dot=False)
+    yield Case(cross.finish_rectangle, sums.FINISH, dtype, uses_dot=False)
     for whole in (("WHOLE", True), ("WHOLE", False)):
         for R in SIZES:
             yield Case(symmetric.partial, symmetric.config_for(arch, dtype, R, 4096), dtype, (whole,))
             for T in SIZES:
                 config = pairwise.config_for(arch, dtype, R, T, 512)
+                yield Case(cross.rectangle, cross.config_for(arch, dtype, R, T, 4096), dtype, (whole,))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
                 tiled = slabs.config_for(arch, dtype, R, T, 512, 512)

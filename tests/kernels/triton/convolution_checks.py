@@ -155,6 +155,14 @@ def test_not_finite_shows_in_images() -> None:
     assert torch.equal(G.isnan(), bad[:, None] | bad[None, :])
 
 
+def test_what_no_kernel_position_covers_is_not_read() -> None:
+    """Strides leave the last two lines out; blocks of pixels that end beyond the last one must do so, too."""
+    conv = Conv((8, 3), (3, 3), (3, 1), (0, 0), (1, 1), 1, 2, 2)
+    x, c = operands(conv, 1, 3, torch.float32, ("contiguous", "contiguous"), 0)
+    x[..., 6:, :] = float("nan")
+    assert convolution.rows(x, c, window(conv), torch.float32).isfinite().all()
+
+
 @pytest.mark.parametrize("stacked", ["cotangent", "input"])
 def test_by_the_table(stacked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the walk asks for it; stacked inputs, of a transposed convolution, arrive as samples of one row each."""

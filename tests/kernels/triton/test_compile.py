@@ -23,12 +23,13 @@ def check(case: Case, arch: int) -> None:
     assert "tf32" not in use.ptx
 
 
-def test_one_of_each_kernel() -> None:
-    """On Hopper, in bfloat16: the first configuration of each kernel, and the largest tile of the pairwise one."""
-    seen = {case.kernel: case for case in reversed(list(every_case(90, torch.bfloat16)))}
-    assert len(seen) == 5
+@pytest.mark.parametrize("arch", [90, 100])
+def test_one_of_each_kernel(arch: int) -> None:
+    """In bfloat16, on the two latest generations: the first configuration of each kernel. The slow tests take all."""
+    seen = {case.kernel: case for case in reversed(list(every_case(arch, torch.bfloat16)))}
+    assert len(seen) == 8
     for case in seen.values():
-        check(case, 90)
+        check(case, arch)
 
 
 def test_float32_stays_off_the_tensor_cores() -> None:

@@ -13,7 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from gramjd.kernels.triton import common, pairwise, slabs, symmetric, weighted
+from gramjd.kernels.convolution import Window
+from gramjd.kernels.triton import common, convolution, cross, pairwise, slabs, symmetric, weighted
 
 SHAPES = {
     "ones": (1, 1, 1, 1, 1, 1),
@@ -68,6 +69,11 @@ def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list
     slabs.rows(x, c, torch.float32)
     weighted.weighted_outer(x, c, torch.ones(K * b))
     symmetric.product(x[:, :, :1], c[:, :, :, :1], torch.float32)
+    cross.product(x[:, :, :1], c[:, :, :, :1], x[:, :1, :1].float(), c[:, :, :1, :1], torch.float32)
     symmetric.gram_rows(x.reshape(-1, i), torch.float32)
-    expected = {"pairs", "weighted", "partial", "finish"} | ({"slabs"} if K * b <= slabs.FEW_ROWS else set())
+    images = torch.randn(b, g * i, 3, T).to(dtype), torch.randn(K, b, g * o, 3, T)
+    convolution.rows(*images, Window((3, 3), (1, 1), (1, 1), (1, 1), g), torch.float32)
+    expected = {"pairs", "weighted", "partial", "finish", "gradients", "rectangle", "finish_rectangle"} | (
+        {"slabs"} if K * b <= slabs.FEW_ROWS else set()
+    )
     assert set(launched) == expected
