@@ -109,7 +109,7 @@ def test_an_answer_that_misses_the_accuracy_is_never_returned(monkeypatch):
     import sys
 
     module = sys.modules["gramjd.aggregation.solvers.dual_cone"]
-    monkeypatch.setattr(module, "_all_others", lambda C, V: None)
+    monkeypatch.setattr(module, "_all_others", lambda L, V: None)
     monkeypatch.setattr(module, "pivot", lambda A, Q, *rest: torch.zeros_like(Q))
     monkeypatch.setattr(module, "interior", lambda A, Q: torch.zeros_like(Q))
     G = torch.tensor([[1.0, -0.5], [-0.5, 1.0]])

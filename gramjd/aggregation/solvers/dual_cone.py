@@ -22,7 +22,7 @@ from gramjd.errors import AggregatorError
 _ACCURACY = 1e-9
 _PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
-_FEW = 8  # up to here the signs of V C are as good a guess as it takes
+_FEW = 4  # up to here the signs of V C are as good a guess as it takes
 
 
 def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None) -> Tensor:
@@ -81,7 +81,7 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     if bool((Q >= 0).all()):
         return U.clone()
     accuracy = max(tol or 0.0, _ACCURACY)
-    if not cone.singular and (mu := _all_others(cone.C, V)) is not None:
+    if cone.factor is not None and (mu := _all_others(cone.factor, V)) is not None:
         return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
     S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
     if cone.singular:
@@ -91,15 +91,15 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
 
 
-def _all_others(C: Tensor, V: Tensor) -> Tensor | None:
+def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
     """The multipliers [r, m] where each row of `V` has one entry, and all other gradients bind each of them.
 
-    A projection then is orthogonal to all gradients but its own, so that it is the row of the inverse of C, scaled. In
-    strong conflict that is the answer; whether it may be is asked for one row first, which costs next to nothing.
+    A projection then is orthogonal to all gradients but its own, so that it is the row of the inverse of `C = L L^T`,
+    scaled. In strong conflict that is the answer; whether it may be is asked for one row first, which costs next to
+    nothing.
     """
-    if len(C) < 2 or bool(((V > 0).sum(1) != 1).any()):
+    if len(L) < 2 or bool(((V > 0).sum(1) != 1).any()):
         return None
-    L = torch.linalg.cholesky_ex(C)[0]
     if float(torch.cholesky_solve(V[0, :, None], L).amin()) < 0:
         return None
     W = V @ torch.cholesky_inverse(L)

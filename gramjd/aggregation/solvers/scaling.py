@@ -30,6 +30,7 @@ class Cosines:
     singular: bool
     penalty: float  # that suits splitting
     typical: float  # geometric mean of the eigenvalues, held away from zero; 1 for orthogonal gradients
+    factor: Tensor | None = None  # Cholesky's, where C is not singular
 
     @property
     def inverse_norms(self) -> Tensor:
@@ -61,7 +62,7 @@ def cosines(G: Tensor) -> Cosines:
     if not (asymmetry_ <= asymmetry_limit(G.dtype) and (shortest > 0 or float(_stray(H, norms, G.dtype)) <= STRAY)):
         raise explain_bad_values(G.detach(), norms)
     if not failed and pivot >= _SINGULAR:
-        return Cosines(C, norms, False, penalty, typical)
+        return Cosines(C, norms, False, penalty, typical, L)
     return _repaired(C, norms)
 
 
