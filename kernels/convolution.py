@@ -34,7 +34,7 @@ WIDE, CHANNELS = 12, 8
 # Channels that the library takes at a time; other numbers are padded to it.
 BLOCK = 16
 # Groups of one such call, and elements of its result: cutting it further costs up to three times as much.
-SAMPLES, WHOLE = 32, 1 << 22
+SAMPLES, WHOLE = 16, 1 << 22
 # A product with fewer columns than this runs well below the machine's peak.
 COLUMNS = 64
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("profiling/results")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 DIFFERENT = 1e-3  # relative distance of two Gramians; rounding of float32 stays far below
-WEIGHTS_SIZES = (32, 128, 256)
+WEIGHTS_SIZES = (16, 32, 128, 256, 512)
 
 
 def step_time(results: Mapping[str, Any]) -> str:
