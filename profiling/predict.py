@@ -22,6 +22,7 @@ from gramjd.engine.accumulate import settle
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor, Gathered
 from gramjd.engine.graph import Edge, Graph, Node
+from gramjd.engine.rules.pointwise import OVERWRITING
 from gramjd.engine.sums import Gramian
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Message
@@ -174,7 +175,9 @@ class _Counted(Walk):
         super()._send_on(node, inbox)
         together = [[m.values.nbytes for m in queue if isinstance(m, Group)] for queue in inbox.values()]
         united = sum(sum(sizes) for sizes in together if len(sizes) > 1)  # stacked anew, until the visit ends
-        self.tracker.look(united + (self._input_of(node) if "Convolution" in self.graph.name(node) else 0))
+        name = self.graph.name(node)
+        united = 0 if name in OVERWRITING else united  # or handed on
+        self.tracker.look(united + (self._input_of(node) if "Convolution" in name else 0))
 
     def _input_of(self, node: Node) -> int:
         """A convolution's backward makes a second result as large as the first."""

@@ -167,8 +167,10 @@ class Visit:
         shape = target.shape if shape is None else tuple(shape)
         if layout.stacked > 1:
             self.ledger.charge(layout.stacked * math.prod(shape) * target.dtype.itemsize)
-        if self.dry:
-            value: Tensor | None = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
+        if self.dry and owned and isinstance(values, Tensor):
+            value: Tensor | None = values  # written over: no memory is asked for
+        elif self.dry:
+            value = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
         else:
             value = values() if callable(values) else values
         if value is None:

@@ -35,7 +35,7 @@ def written(monkeypatch) -> list[str]:
 
         return noted
 
-    for name, formula in pointwise._OVERWRITING.items():
+    for name, formula in pointwise._FORMULAS.items():
         rule = pointwise.overwriting(note(formula), name == "Gelu")
         monkeypatch.setitem(rules.TABLE, f"{name}Backward0", rule)
     return seen

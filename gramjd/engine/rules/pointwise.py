@@ -34,7 +34,7 @@ _STRICT = """
 
 Formula = Callable[[Visit, Tensor], Tensor]
 # What a node computes from a cotangent c, written over it.
-_OVERWRITING: dict[str, Formula] = {
+_FORMULAS: dict[str, Formula] = {
     "Relu": lambda v, c: _aten.threshold_backward.grad_input(c, v.saved("result"), 0, grad_input=c),
     "Tanh": lambda v, c: _aten.tanh_backward.grad_input(c, v.saved("result"), grad_input=c),
     "Sigmoid": lambda v, c: _aten.sigmoid_backward.grad_input(c, v.saved("result"), grad_input=c),
@@ -49,9 +49,11 @@ _OVERWRITING: dict[str, Formula] = {
         c, v.saved("self"), v.saved("negative_slope"), False, grad_input=c
     ),
 }
+# Their nodes.
+OVERWRITING = {f"{name}Backward0" for name in _FORMULAS}
 
 RULES: dict[str, Rule] = {
     **named(f"{_FUNCTIONS} {_DERIVATIVES}", pointwise),
     **named(_STRICT, all_but(lambda _: [])),
-    **{f"{name}Backward0": overwriting(formula, name in _STRICT.split()) for name, formula in _OVERWRITING.items()},
+    **{f"{name}Backward0": overwriting(formula, name in _STRICT.split()) for name, formula in _FORMULAS.items()},
 }

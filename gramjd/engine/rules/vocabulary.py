@@ -133,23 +133,22 @@ def overwriting(formula: Callable[[Visit, Tensor], Tensor], strict: bool = False
 
     def rule(visit: Visit) -> None:
         groups = visit.groups()
-        if visit.dry or len(groups) != 1 or not _may_overwrite(visit, groups[0]):
+        if len(groups) != 1 or not _may_overwrite(visit, groups[0], strict):
             otherwise(visit)
             return
         values = groups[0].values
-        if len(values) > 1 and strict:
-            otherwise(visit)
-            return
-        formula(visit, values[0] if len(values) == 1 else values)
+        if not visit.dry:
+            formula(visit, values[0] if len(values) == 1 else values)
         visit.send(0, groups[0].layout, values, owned=True)
 
     return rule
 
 
-def _may_overwrite(visit: Visit, group: Group) -> bool:
+def _may_overwrite(visit: Visit, group: Group, strict: bool) -> bool:
     values, meta = group.values, visit.input(0)
     return (
         group.owned
+        and (len(values) == 1 or not strict)
         and values.is_contiguous()
         and meta == visit.output()
         and values.dtype == meta.dtype
