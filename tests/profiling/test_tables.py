@@ -94,7 +94,7 @@ WEIGHTS = {
         weights_row(
             "UPGrad", "CNN, init", 128, {"ms": 50.0, "error": 0.02}, **{"tol=1e-4": {"ms": 1.5, "error": 3e-5}}
         ),
-        weights_row("UPGrad", "random", 512, {"ms": 9.0, "error": 0.1}, **{"tol=1e-4": {"ms": 1.0, "error": None}}),
+        weights_row("UPGrad", "random", 64, {"ms": 9.0, "error": 0.1}, **{"tol=1e-4": {"ms": 1.0, "error": None}}),
         {
             "weighting": "UPGrad",
             "gradients": "random",
@@ -111,7 +111,7 @@ WEIGHTS = {
 def test_weights():
     text = tables.weights(WEIGHTS)
     assert "| CNN, init | 128 | 2.00 | 1.50 | 0.50 | 50 | 25 | 2e-02 |" in text
-    assert "| 512 |" not in text
+    assert "| 64 |" not in text
     assert "threads: 1; load of the machine: 0.2." in text
     assert "networks, m = 128 to 128: `tol=1e-4` takes 3.00 to 3.00 times one `eigh`" in text
     assert "largest error of an update with `tol=1e-4`: 3e-05." in text
