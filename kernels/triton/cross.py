@@ -2,9 +2,9 @@
 
     X[(k,n), (l,m)] = sum over g of (c_kn . c'_lm) (x_n . x'_m)
 
-As in `symmetric`, `partial` spreads the sums over o, and over i, over many programs, and `finish` adds the partial sums
-in a fixed order, multiplies and adds up the groups. 2 b b' i + 2 R R' o operations a group; a row of the one factor is
-read once for each BLOCK_S rows of the other.
+As in `symmetric`, `rectangle` spreads the sums over o, and over i, over many programs, and `finish_rectangle` adds the
+partial sums in a fixed order, multiplies and adds up the groups. 2 b b' i + 2 R R' o operations a group; a row of the
+one factor is read once for each BLOCK_S rows of the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gramjd.kernels.triton.sums import FINISH, added
 
 
 def config_for(arch: int, dtype: torch.dtype, R: int, S: int, D: int, groups: int = 1) -> Config:
-    """Constants of `partial` for R by S inner products of D numbers, split until they fill the device.
+    """Constants of `rectangle` for R by S inner products of D numbers, split until they fill the device.
 
     >>> config_for(90, torch.float32, 32, 16, 4096).constants
     {'BLOCK_R': 32, 'BLOCK_S': 16, 'BLOCK_D': 32}

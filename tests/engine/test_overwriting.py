@@ -92,11 +92,15 @@ def test_hooked_and_expanded_cotangents_are_left_alone(written):
 
 def test_sums_go_to_memory_that_is_owned():
     layout = dense(torch.arange(2).numpy(), 3)
-    shared, own = torch.ones(2, 3), torch.full((2, 3), 2.0)
-    for pair in ((Group(layout, shared), Group(layout, own.clone(), owned=True)), (Group(layout, own), shared)):
-        one, other = pair if isinstance(pair[1], Group) else (pair[0], Group(layout, shared))
-        total = added(one, other)
+
+    def group(number: float, owned: bool) -> Group:
+        return Group(layout, torch.full((2, 3), number), owned=owned)
+
+    for one, other in ((False, False), (False, True), (True, False), (True, True)):
+        a, b = group(1.0, one), group(2.0, other)
+        total = added(a, b)
         assert torch.equal(total.values, torch.full((2, 3), 3.0))
         assert total.owned
-    assert torch.equal(shared, torch.ones(2, 3))
-    assert torch.equal(own, torch.full((2, 3), 2.0))
+        assert one or torch.equal(a.values, torch.ones(2, 3))
+        assert other or torch.equal(b.values, torch.full((2, 3), 2.0))
+        assert (total is a, total is b) == (one, other and not one)

@@ -84,7 +84,7 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     if cone.factor is not None and (mu := _all_others(cone.factor, V)) is not None:
         return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
     S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
-    if cone.singular:
+    if cone.factor is None:
         mu = _proximal(cone.C, Q, S)
     else:
         mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)

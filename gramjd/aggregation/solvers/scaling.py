@@ -27,10 +27,9 @@ class Cosines:
 
     C: Tensor
     norms: Tensor
-    singular: bool
     penalty: float  # that suits splitting
     typical: float  # geometric mean of the eigenvalues, held away from zero; 1 for orthogonal gradients
-    factor: Tensor | None = None  # Cholesky's, where C is not singular
+    factor: Tensor | None  # Cholesky's, or None where C is singular, or close to it
 
     @property
     def inverse_norms(self) -> Tensor:
@@ -62,7 +61,7 @@ def cosines(G: Tensor) -> Cosines:
     if not (asymmetry_ <= asymmetry_limit(G.dtype) and (shortest > 0 or float(_stray(H, norms, G.dtype)) <= STRAY)):
         raise explain_bad_values(G.detach(), norms)
     if not failed and pivot >= _SINGULAR:
-        return Cosines(C, norms, False, penalty, typical, L)
+        return Cosines(C, norms, penalty, typical, L)
     return _repaired(C, norms)
 
 
@@ -111,7 +110,7 @@ def _repaired(C: Tensor, norms: Tensor) -> Cosines:
         )
     if low < 0:
         C.diagonal().sub_(1.01 * low)
-    return Cosines(C, norms, True, penalty, typical)
+    return Cosines(C, norms, penalty, typical, None)
 
 
 def _penalty(C: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
