@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -49,7 +50,8 @@ def all_finite(values: Tensor) -> bool:
     """Whether all are finite. Not asked while a CUDA graph is recorded, which can give no answers."""
     if values.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
-    return bool(torch.isfinite(values).all())
+    # A sum is finite only if all of them are; one that is not may have overflowed.
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:

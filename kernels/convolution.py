@@ -192,7 +192,7 @@ def operations(route: str, s: Sizes) -> int:
 
 
 def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b] of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the cheaper route.
+    """G [K b, K b], upper, of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the cheaper route.
 
     Instead of the cotangent the input may be stacked, [K, b, ..] beside c of K = 1: a transposed convolution.
     """
@@ -206,13 +206,13 @@ def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Ten
 
 
 def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b] from slabs of the rows, for arguments as above but stacked inputs."""
+    """G [K b, K b], upper, from slabs of the rows, for arguments as above but stacked inputs."""
     s = sizes(x, c, w)
     R = s.K * s.b
     G = torch.zeros(R, R, dtype=dtype, device=c.device)
     for parts in row_slabs(x, c, w, dtype):
         add_gram_of_parts(G, parts)
-    return mirrored(G).view(s.b, s.K, s.b, s.K).transpose(0, 1).transpose(2, 3).reshape(R, R)
+    return G if s.K == 1 else mirrored(G).view(s.b, s.K, s.b, s.K).permute(1, 0, 3, 2).reshape(R, R)
 
 
 def as_outer(x: Tensor, c: Tensor, w: Window) -> tuple[Tensor, Tensor]:

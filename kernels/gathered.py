@@ -15,10 +15,11 @@ from torch import Tensor
 
 from gramjd.kernels import dispatch
 from gramjd.kernels.outer import SLAB, TILE_COST
+from gramjd.kernels.symmetric import add_gram
 
 
 def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b] by the cheaper route."""
+    """G [K b, K b], upper, by the cheaper route."""
     K, b, T, d = c.shape
     used, place = torch.unique(ids, return_inverse=True)
     if route(K * b, T, len(used), d) == "pairwise":
@@ -69,7 +70,7 @@ def _unique(place: Tensor, used: int, c: Tensor, dtype: torch.dtype) -> Tensor:
     step = max(1, SLAB // max(1, K * b * d))
     for lo in range(0, used, step):
         J = gathered_rows(place, c, lo, min(used, lo + step), dtype).reshape(K * b, -1)
-        G.addmm_(J, J.T)
+        add_gram(G, J)
     return G
 
 

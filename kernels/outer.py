@@ -34,7 +34,7 @@ def gram_outer(
     known: tuple[Tensor, Tensor] | None = None,
     budget: float = math.inf,
 ) -> Tensor:
-    """G [K b, K b] by the quickest route whose temporaries take at most `budget` bytes, accumulated in `dtype`.
+    """G [K b, K b], upper, by the quickest route whose temporaries take at most `budget` bytes, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
@@ -45,7 +45,7 @@ def gram_outer(
 
 
 def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b] by a route of `ROUTES`, in the form that the backend in force has for the device."""
+    """G [K b, K b], upper, by a route of `ROUTES`, in the form that the backend in force has for the device."""
     kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
     return kernel(x, c, dtype)
 
@@ -67,7 +67,7 @@ def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor
     X = x[0, :, 0].to(dtype)
     b = len(X)
     inner = gram(X)
-    return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(inner[:, None, :]).view(K * b, K * b)
+    return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(mirrored(inner)[:, None, :]).view(K * b, K * b)
 
 
 def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
@@ -100,15 +100,14 @@ def _pairwise(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
             inner = (X[n * T : (n + s) * T] @ X[n * T :].T).view(s, 1, T, b - n, 1, T)
             # In two steps, the first along lines of memory: several times as fast as both sums at once.
             G[n : n + s, :, n:] += strip.mul_(inner).sum(2).sum(4)
-    return _mirrored(G.transpose(0, 1).transpose(2, 3).reshape(K * b, K, b), K, b, step)
+    return G.view(b, b) if K == 1 else _whole(G, step).permute(1, 0, 3, 2).reshape(K * b, K * b)
 
 
-def _mirrored(G: Tensor, K: int, b: int, step: int) -> Tensor:
-    """Fill the tiles below the block diagonal (n before m was computed only) from those above."""
-    G = G.view(K, b, K, b)
-    block = torch.arange(b, device=G.device) // step
-    upper = block[:, None] <= block[None, :]
-    return torch.where(upper[:, None, :], G, G.permute(2, 3, 0, 1)).reshape(K * b, K * b)
+def _whole(G: Tensor, step: int) -> Tensor:
+    """G [b, K, b, K] of which strips of `step` samples were computed from their diagonal on, with the rest from those."""
+    strip = torch.arange(len(G), device=G.device) // step
+    upper = strip[:, None, None, None] <= strip[:, None]
+    return torch.where(upper, G, G.permute(2, 3, 0, 1))
 
 
 def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
@@ -126,7 +125,7 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
                 for k in range(K):
                     torch.bmm(left[k], right, out=J[k])
                 add_gram(G, J.view(K * b, -1))
-    return mirrored(G)
+    return G
 
 
 def outer_rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from gramjd.kernels.symmetric import gram
 
 
 def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
-    """`J J^T` for J [R, d]: R^2 d to 2 R^2 d operations, one pass over J while R is small."""
+    """`J J^T` [R, R], upper, for J [R, d]: R^2 d to 2 R^2 d operations, one pass over J while R is small."""
     kernel = dispatch.implementation("rows", J.device.type, J.dtype, dtype)
     return gram(J.to(dtype)) if kernel is None else kernel(J, dtype)
 

@@ -1,4 +1,8 @@
-"""Symmetric rank-k updates: `G += J J^T` with little more than the upper half of the work."""
+"""Symmetric rank-k updates: `G += J J^T` with little more than the upper half of the work.
+
+Gram matrices are upper ones throughout: right on and above the diagonal, while below it there may stand any number.
+They can be added up and multiplied by one another as they are, and `mirrored` makes the result whole, once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ def block_size(R: int) -> int:
 
 
 def add_gram(G: Tensor, J: Tensor) -> None:
-    """Add `J J^T` to the blocks of G [R, R] on and above the diagonal, for J [R, d]; `mirrored` finishes."""
+    """Add `J J^T` to the blocks of G [R, R] on and above the diagonal, for J [R, d]."""
     step = block_size(len(J))
     for lo in range(0, len(J), step):
         G[lo : lo + step, lo:].addmm_(J[lo : lo + step], J[lo:].T)
@@ -33,17 +37,17 @@ def add_gram_of_parts(G: Tensor, parts: Sequence[Tensor]) -> None:
 
 
 def mirrored(G: Tensor) -> Tensor:
-    """G with its upper half on both sides."""
-    return G if len(G) <= block_size(len(G)) else torch.triu(G).add_(torch.triu(G, 1).T)
+    """G with its upper half on both sides, symmetric to the last bit."""
+    return torch.triu(G).add_(torch.triu(G, 1).T)
 
 
 def gram(J: Tensor) -> Tensor:
-    """`J J^T` [R, R] for J [R, d]."""
+    """`J J^T` [R, R], upper, for J [R, d]."""
     if len(J) <= block_size(len(J)):
         return J @ J.T
     G = torch.zeros(len(J), len(J), dtype=J.dtype, device=J.device)
     add_gram(G, J)
-    return mirrored(G)
+    return G
 
 
 def even(n: int, most: int) -> int:

@@ -1,6 +1,7 @@
 """The promise, over the zoo: a Gramian is exact, or it is an error that names the operation."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd.errors import GramjdError
+from gramjd.kernels import gathered, outer, symmetric
 from tests.oracle import (
     assert_close_gramian,
     assert_gramian,
@@ -84,6 +86,25 @@ def test_second_call_and_half_of_the_inputs(case: Case) -> None:
     first, second = gramjd.gramian(losses, inputs=half), gramjd.gramian(losses, inputs=half)
     assert_close_gramian(first, oracle_gramian(losses, half), tolerance(case, dtype), case.name)
     assert relative_error(second, first) <= 1e-15
+
+
+@pytest.mark.parametrize("case", [*some(every=3, slow=False), *some(every=4, layout="dense", slow=False)])
+def test_only_upper_halves_count(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with many losses: products in blocks, of which those below the diagonal are never computed."""
+    original = symmetric.add_gram
+
+    def spoilt(G: Tensor, J: Tensor) -> None:
+        original(G, J)
+        G.masked_fill_(torch.ones_like(G, dtype=torch.bool).tril(-1), torch.nan)
+
+    monkeypatch.setattr(symmetric, "block_size", lambda R: min(R, 2))
+    for module in (symmetric, outer, gathered):
+        monkeypatch.setattr(module, "add_gram", spoilt)
+    with suppress(GramjdError) if case.may_refuse else nullcontext():
+        losses, inputs = assert_gramian(case, case.dtypes[0])
+        lengths, expected = gramjd.gradient_norms(losses, inputs), oracle_gramian(losses, inputs)
+        squares = torch.diag(lengths.to(expected.dtype).square())
+        assert_close_gramian(squares, torch.diag(expected.diagonal()), tolerance(case, case.dtypes[0]), case.name)
 
 
 @pytest.mark.parametrize("case", some(every=7, slow=False))

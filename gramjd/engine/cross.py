@@ -56,7 +56,7 @@ def compute(
 
 def _check_reached(inputs: Sequence[Tensor] | None, sides: Sequence[Graph]) -> None:
     for place, tensor in enumerate(inputs or ()):
-        reached = [g for g in sides if any(t is tensor and edge[0] in g.children for edge, t in g.targets.items())]
+        reached = [g for g in sides if any(t is tensor and edge[0] in g.edges for edge, t in g.targets.items())]
         if not reached:
             raise InputError(
                 f"input {place} (shape {tuple(tensor.shape)}) is reached neither by `losses` nor by `other`: remove it "

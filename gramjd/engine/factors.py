@@ -65,7 +65,10 @@ class Factor:
         raise TypeError("an abstract factor")
 
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
-        """[R, R] inner products of the rows. `known`: some rows and their inner products, in case they are needed."""
+        """[R, R] inner products of the rows, upper (`kernels.symmetric`).
+
+        `known`: some rows and their inner products, in case they are needed.
+        """
         raise TypeError("an abstract factor")
 
     def norms(self, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -49,14 +51,36 @@ class Graph:
 
     roots: list[Edge]
     targets: dict[Edge, Tensor]
-    children: dict[Node, tuple[Edge, ...]] = field(default_factory=dict)
-    # With the places of arguments that need no gradient, (None, 0).
-    edges: dict[Node, tuple[Any, ...]] = field(default_factory=dict)
-    arrivals: dict[Node, int] = field(default_factory=dict)
-    wanted: set[Node] = field(default_factory=set)
+    # In the order in which they were found; with the places of arguments that need no gradient, (None, 0).
+    edges: dict[Node, tuple[Any, ...]]
+    names: dict[Node, str]
     hooks: Any = None
     _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
-    _names: dict[Node, str] = field(default_factory=dict)
+
+    @cached_property
+    def children(self) -> dict[Node, tuple[Edge, ...]]:
+        """The edges of each node that lead somewhere."""
+        return {node: tuple([e for e in edges if e[0] is not None]) for node, edges in self.edges.items()}
+
+    @cached_property
+    def arrivals(self) -> dict[Node, int]:
+        """How many messages each node waits for."""
+        return Counter(child for edges in self.children.values() for child, _ in edges)
+
+    @cached_property
+    def wanted(self) -> set[Node]:
+        """Nodes from which an input can be reached."""
+        parents: dict[Node, list[Node]] = {}
+        for node, edges in self.children.items():
+            for child, _ in edges:
+                parents.setdefault(child, []).append(node)
+        stack = [node for node, _ in self.targets if node in self.edges]
+        found = set(stack)
+        while stack:
+            above = [node for node in parents.get(stack.pop(), ()) if node not in found]
+            found.update(above)
+            stack += above
+        return found
 
     def metadata(self, node: Node) -> list[Metadata]:
         """One entry an output of the node."""
@@ -67,10 +91,7 @@ class Graph:
 
     def name(self, node: Node) -> str:
         """The node's name, asked for once."""
-        found = self._names.get(node)
-        if found is None:
-            found = self._names[node] = node.name()
-        return found
+        return self.names[node]
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -80,53 +101,31 @@ def edge_of(tensor: Tensor) -> Edge:
 
 
 def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
-    """Walk the graph from the losses, find the inputs, count how many messages each node waits for."""
+    """Walk the graph from the losses, and find the inputs."""
     roots = [edge_of(loss) for loss in losses]
-    order, edges, children = topological([node for node, _ in roots])
-    for node in order:
-        if node.name() in REFUSED:
-            raise GraphError(f"{node.name()}: {REFUSED[node.name()]}")
+    edges: dict[Node, tuple[Any, ...]] = {}
+    names: dict[Node, str] = {}
+    stack = [node for node, _ in reversed(roots)]
+    while stack:
+        node = stack.pop()
+        if node in edges:
+            continue
+        name = names[node] = node.name()
+        if name in REFUSED:
+            raise GraphError(f"{name}: {REFUSED[name]}")
+        edges[node] = node.next_functions
+        stack.extend([child for child, _ in edges[node] if child is not None and child not in edges])
     if inputs is None:
-        targets: dict[Edge, Tensor] = {(node, 0): node.variable for node in order if node.name() == LEAF}
+        targets: dict[Edge, Tensor] = {(node, 0): node.variable for node, name in names.items() if name == LEAF}
     else:
         targets = {edge_of(tensor): tensor for tensor in inputs}
         for place, (edge, tensor) in enumerate(targets.items()):
-            if edge[0] not in children and not missing_ok:
+            if edge[0] not in edges and not missing_ok:
                 raise InputError(
                     f"input {place} (shape {tuple(tensor.shape)}) is not reached by any loss: remove it from `inputs`, "
                     "or compute the losses from it"
                 )
-    graph = Graph(roots, targets, children, edges)
-    holders = {node for node, _ in targets}
-    for node in order:
-        if node in holders or any(child in graph.wanted for child, _ in children[node]):
-            graph.wanted.add(node)
-    for node in order:
-        for child, _ in children[node]:
-            graph.arrivals[child] = graph.arrivals.get(child, 0) + 1
-    return graph
-
-
-def topological(
-    roots: list[Node],
-) -> tuple[list[Node], dict[Node, tuple[Any, ...]], dict[Node, tuple[Edge, ...]]]:
-    """Nodes with every node after its children (so leaves come first), and their edges with and without dead ends."""
-    all_edges: dict[Node, tuple[Any, ...]] = {}
-    children: dict[Node, tuple[Edge, ...]] = {}
-    order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(roots)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-            continue
-        if node in children:
-            continue
-        edges = all_edges[node] = node.next_functions
-        mine = children[node] = tuple([edge for edge in edges if edge[0] is not None])
-        stack.append((node, True))
-        stack.extend([(child, False) for child, _ in mine if child not in children])
-    return order, all_edges, children
+    return Graph(roots, targets, edges, names)
 
 
 def is_python(node: Node) -> bool:

@@ -58,7 +58,7 @@ class Kept:
     def missing(self, targets: Sequence[Tensor] | None) -> list[Tensor]:
         """Those of `targets` (None: all leaves) whose gradient cannot be formed from what was kept."""
         if targets is None:
-            targets = [node.variable for node in self.graph.children if self.graph.name(node) == LEAF]
+            targets = [node.variable for node, name in self.graph.names.items() if name == LEAF]
         held = {id(self.graph.targets[edge]) for edge in self.edges}
         return [t for t in targets if id(t) not in held]
 
@@ -78,7 +78,7 @@ class Kept:
 
 
 def _sparse(graph: Graph) -> bool:
-    return any(getattr(node, "_saved_sparse", False) for node in graph.wanted if "Embedding" in graph.name(node))
+    return any("Embedding" in name and getattr(node, "_saved_sparse", False) for node, name in graph.names.items())
 
 
 def weighted_factor(factor: Factor, w: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def add_shares_again(
         while len(_known) > _MOST:
             _known.popitem(last=False)
         return add_shares(graph, losses, totals, budget, also=also)
-    recorder = Recorder(graph.children)
+    recorder = Recorder(graph.edges)
     recorder.give(*[total.value for total in _distinct(totals)])
     noticed = add_shares(graph, losses, totals, budget, also=also, within=recorder)
     if noticed or budget.peak:
@@ -110,7 +110,7 @@ def _distinct(totals: Mapping[Edge, Sum]) -> list[Sum]:
 
 def _steady(graph: Graph, losses: Sequence[Tensor]) -> bool:
     """Whether what the walk does depends on nothing but the structure, as far as can be told beforehand."""
-    if graph.hooks.edges or graph.hooks.nodes or rules.CUSTOM & {graph.name(node) for node in graph.wanted}:
+    if graph.hooks.edges or graph.hooks.nodes or not rules.CUSTOM.isdisjoint(graph.names.values()):
         return False
     return all(t.device.type == "cpu" for t in (*losses, *graph.targets.values()))
 
@@ -118,7 +118,7 @@ def _steady(graph: Graph, losses: Sequence[Tensor]) -> bool:
 def _replayed(entry: Recorded, graph: Graph, totals: Mapping[Edge, Sum], kept: Kept | None) -> bool:
     """Whether the tape ran to its end; if not, the sums are zero again, and a walk will say what is wrong."""
     sums = _distinct(totals)
-    replay = Replay(entry.tape, list(graph.children))
+    replay = Replay(entry.tape, list(graph.edges))
     try:
         in_graph_task(lambda: replay.run(*[total.value for total in sums]))
     except Exception:
@@ -143,24 +143,24 @@ def _replayed_update(replay: Replay, kept: Kept, w: Tensor) -> list[Tensor]:
 
 def _structure(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum], kept: Kept | None) -> Hashable:
     """Everything that decides what a walk does, except the numbers that nodes saved."""
-    place: dict[Any, int] = {None: -1}
-    for number, node in enumerate(graph.children):
-        place[node] = number
-    nodes = tuple(
-        (
-            graph.name(node),
-            tuple([(place[child], nr) for child, nr in edges]),
-            tuple(graph.metadata(node)) if node in graph.wanted else (),
-        )
-        for node, edges in graph.edges.items()
-    )
+    place: dict[Any, int] = {node: number for number, node in enumerate(graph.edges)}
+    place[None] = -1
+    # One flat tuple: names tell where a node begins. A large graph is read in no time only if little is made of it.
+    nodes: list[Hashable] = []
+    for node, edges in graph.edges.items():
+        nodes.append(graph.names[node])
+        for child, nr in edges:
+            nodes += place[child], nr
+        for output in node._input_metadata:
+            nested = output.is_nested_tensor
+            nodes += nested or tuple(output.shape), output.dtype, output.device
     sums = {total: number for number, total in enumerate(_distinct(totals))}
     return (
-        nodes,
-        tuple((place[node], nr) for node, nr in graph.roots),
-        tuple((place[node], nr, sums[total]) for (node, nr), total in totals.items()),
-        tuple((type(total), total.m, total.dtype) for total in sums),
-        tuple((loss.shape, loss.dtype) for loss in losses),
+        tuple(nodes),
+        tuple([(place[node], nr) for node, nr in graph.roots]),
+        tuple([(place[node], nr, sums[total]) for (node, nr), total in totals.items()]),
+        tuple([(type(total), total.m, total.dtype) for total in sums]),
+        tuple([(loss.shape, loss.dtype) for loss in losses]),
         None if kept is None else (kept.limit > 0, tuple([kept.wants(edge) for edge in graph.targets])),
         (current_backend(), torch.get_default_dtype()),
     )

@@ -18,6 +18,7 @@ from gramjd.engine.factors import Factor
 from gramjd.engine.rows import Mask, Rows, placed
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_own_slices, gram_rows
+from gramjd.kernels.symmetric import mirrored
 
 
 @dataclass(eq=False)
@@ -45,7 +46,7 @@ class Sum(ABC):
 
     @abstractmethod
     def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:
-        """`G[rows, columns] += block`, and its transpose where columns are given; -1 is nobody."""
+        """`G[rows, columns] += block`, and its transpose where columns are given; else it is upper. -1 is nobody."""
 
     @abstractmethod
     def add_rows(self, rows: Rows, J: Tensor, whole: bool = False) -> None:
@@ -85,7 +86,7 @@ class Sum(ABC):
 
 @dataclass(eq=False)
 class Gramian(Sum):
-    """`G = J J^T` [m, m]."""
+    """`G = J J^T` [m, m], of which `value` holds the upper half."""
 
     # The rows added last and their Gram matrix: a linear layer's bias comes right before its weight, with those rows.
     latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
@@ -104,6 +105,7 @@ class Gramian(Sum):
             self.value += block
             return
         other = rows if columns is None else columns
+        block = mirrored(block) if columns is None else block
         block = self._live(self._live(block, rows).T, other).T
         a, b = self._on_device(rows[rows >= 0]), self._on_device(other[other >= 0])
         self.value.index_put_((a[:, None], b[None, :]), block, accumulate=True)
@@ -142,7 +144,7 @@ class Gramian(Sum):
 
     def finished(self) -> Tensor:
         """G, symmetric to the last bit."""
-        return (self.value + self.value.T).mul_(0.5)
+        return mirrored(self.value)
 
 
 @dataclass(eq=False)
@@ -163,6 +165,7 @@ class Diagonal(Sum):
 
     def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:  # noqa: D102
         other = rows if columns is None else columns
+        block = mirrored(block) if columns is None else block
         same = self._on_device((rows[:, None] == other[None, :]) & (rows[:, None] >= 0))
         mine = block.to(device=self.device).masked_fill(~same, 0).sum(1)
         self._add_norms(rows, mine if columns is None else 2 * mine)

@@ -39,7 +39,7 @@ class Register:
 
 
 class Replay:
-    """A tape that runs on the nodes of another graph, given in the order of `Graph.children`."""
+    """A tape that runs on the nodes of another graph, given in the order of `Graph.edges`."""
 
     def __init__(self, tape: Tape, nodes: Sequence[Node]) -> None:  # noqa: D107
         self._tape, self._nodes = tape, nodes

@@ -95,16 +95,8 @@ def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
                 hook(leaf)
 
 
-class _Nothing(torch.autograd.Function):
-    """Sends no gradient at all to its arguments."""
-
-    @staticmethod
-    def forward(ctx: Any, *losses: Tensor) -> Tensor:
-        return torch.zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        return (None,) * len(ctx.needs_input_grad)
+# The identity, whose node hands on undefined gradients.
+_nothing = torch._C._functions.UndefinedGrad()
 
 
 def release(graph: Graph, losses: Sequence[Tensor]) -> None:
@@ -114,14 +106,14 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
     functions would be given zeros instead, hooks None, and what was checkpointed or moved elsewhere would be brought
     back: a graph with one of them is freed with the losses.
     """
-    if graph.hooks.edges or graph.hooks.nodes or any(is_python(n) or _unpacks(n) for n in graph.wanted):
+    if graph.hooks.edges or graph.hooks.nodes or any(is_python(n) or _unpacks(n) for n in graph.edges):
         return
     with torch.enable_grad():
-        out = _Nothing.apply(*losses)
+        ends = [edge_of(_nothing(loss)) for loss in losses]
     leaves = [(node, 0) for node, _ in graph.targets if graph.name(node) == LEAF]
     # Nodes look at what they saved even then: one that was changed in place by now would raise.
     with contextlib.suppress(RuntimeError):
-        by_engine([edge_of(out)], [torch.ones_like(out)], leaves, keep_graph=False)
+        by_engine(ends, [loss.detach() for loss in losses], leaves, keep_graph=False)
 
 
 def _unpacks(node: Node) -> bool:

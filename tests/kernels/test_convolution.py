@@ -11,6 +11,7 @@ from torch import Tensor
 from gramjd.kernels import convolution, outer
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.patches import convolution_rows_reference
+from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import error, memory, seeds, tensor
 from tests.kernels.test_patches import CASES, Conv, convolutions, reference
 
@@ -40,7 +41,7 @@ def check(
         patch.setattr(convolution, "SLAB", slab)
         patch.setattr(convolution, "COLUMNS", min(slab, convolution.COLUMNS))
         patch.setattr(convolution, "route", lambda s, known: route)
-        got = convolution.gram_convolution(x, c, window(conv), into)
+        got = mirrored(convolution.gram_convolution(x, c, window(conv), into))
     assert got.dtype == into
     sizes = definition(conv, x.abs(), c.abs())
     assert error(got, definition(conv, x, c), sizes) < (1e-13 if dtype == torch.float64 else 1e-6)
@@ -71,7 +72,7 @@ def test_transposed_roles(conv: Conv, K: int, b: int, seed: int, slab: int) -> N
     c = tensor((1, b, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "SLAB", slab)
-        got = convolution.gram_convolution(x, c, window(conv), torch.float64)
+        got = mirrored(convolution.gram_convolution(x, c, window(conv), torch.float64))
     J = torch.stack([reference(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1)
     H = torch.stack([reference(conv, row.abs(), c.abs())[0] for row in x]).flatten(0, 1).flatten(1)
     assert error(got, J @ J.T, H @ H.T) < 1e-13
@@ -113,7 +114,7 @@ def test_wide_images_take_the_samples_as_groups(padding: int, slab: int, monkeyp
     w = Window((3, 3), (1, 1), (padding, padding), (1, 1), 1)
     x = torch.randn(35, 20, 15, 14)
     c = torch.randn(1, 35, 18, 13 + 2 * padding, 12 + 2 * padding)
-    got = convolution.gram_convolution(x, c, w, torch.float32)
+    got = mirrored(convolution.gram_convolution(x, c, w, torch.float32))
     assert len(taken) == 3 * (1 if slab == 1 << 20 else 4)
     options = {"stride": [1, 1], "padding": [padding] * 2, "dilation": [1, 1], "transposed": False}
     J = convolution_rows_reference(x, c, (18, 20, 3, 3), **options, output_padding=[0, 0], groups=1).flatten(0, 1)

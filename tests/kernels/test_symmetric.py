@@ -14,7 +14,14 @@ from tests.kernels.strategies import error, memory, seeds, tensor
 @pytest.mark.parametrize("R", [1, 31, 63, 64, 65, 127, 130, 256, 300])
 def test_gram_at_the_edges_of_blocks(R: int) -> None:
     J = torch.randn(R, 7)
-    assert error(symmetric.gram(J), J.double() @ J.double().T) < 1e-6
+    got = symmetric.mirrored(symmetric.gram(J))
+    assert torch.equal(got, got.T)
+    assert error(got, J.double() @ J.double().T) < 1e-6
+
+
+def test_nothing_below_the_diagonal_counts() -> None:
+    G = torch.tensor([[1.0, 2.0], [torch.nan, 3.0]])
+    assert torch.equal(symmetric.mirrored(G), torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 20), memory, seeds)
