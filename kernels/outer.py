@@ -40,7 +40,7 @@ def gram_outer(
     """
     name = route(extent(x, c), constants_of(c.device.type, dtype), budget, dtype.itemsize)
     if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
-        return _times_inner(known[1].clone(), x, c.shape[0], dtype)
+        return _times_inner(known[1], x, c.shape[0], dtype)
     return run(name, x, c, dtype)
 
 
@@ -63,11 +63,11 @@ def _is_same(known: tuple[Tensor, Tensor], c: Tensor, dtype: torch.dtype) -> boo
 
 
 def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor:
-    """`(C C^T) * (X X^T)` for each pair of the K stacked rows, in place of the first."""
+    """`(C C^T) * (X X^T)` for each pair of the K stacked rows."""
     X = x[0, :, 0].to(dtype)
     b = len(X)
     inner = gram(X)
-    return grams.mul_(inner) if K == 1 else grams.view(K, b, K, b).mul_(mirrored(inner)[:, None, :]).view(K * b, K * b)
+    return inner.mul_(grams) if K == 1 else (grams.view(K, b, K, b) * mirrored(inner)[:, None, :]).view(K * b, K * b)
 
 
 def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:

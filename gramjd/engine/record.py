@@ -119,7 +119,8 @@ class Recorder(TorchFunctionMode):
         if self.refused is not None:
             return result
         if name in VIEWS and _registers((filled[1:], named)) == 0 and _is_plain_view(result, args[0]):
-            self._script.view(filled[0].number, args[0], self._register(result), result)
+            number = self._script.view(filled[0].number, args[0], result)
+            self._known[id(result)] = (weakref.ref(result), number)
         else:
             self._script.apply(function, filled, named, self._results(result), isinstance(result, Tensor))
         return result

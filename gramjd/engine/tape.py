@@ -78,6 +78,8 @@ class Script:
     _names: dict[int, str] = field(default_factory=dict)
     # Views: the register that holds their memory, and how far they lie from its beginning.
     _roots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    # The register of each: of which memory, in which sizes and strides, how far from its beginning.
+    _views: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Operations so far."""
@@ -135,13 +137,19 @@ class Script:
         target = f"r{outs[0]} = " if single else _targets(outs)
         self._line(f"{target}{self._name(function)}({', '.join(texts)})", used, outs)
 
-    def view(self, source: int, tensor: Tensor, out: int, result: Tensor) -> None:
-        """The memory of `tensor`, read as `result`; views of views are taken at once."""
+    def view(self, source: int, tensor: Tensor, result: Tensor) -> int:
+        """The memory of `tensor`, read as `result`: its register. Views of views are taken at once, equal ones once."""
         root, offset = self._roots.get(source, (source, 0))
+        if root == source:
+            self._views.setdefault((root, tuple(tensor.shape), tensor.stride(), 0), root)
         offset += int(result.storage_offset()) - int(tensor.storage_offset())
-        self._roots[out] = (root, offset)
-        where = f"{tuple(result.shape)}, {result.stride()}, r{root}.storage_offset() + {offset}"
-        self._line(f"r{out} = {self._name(torch.as_strided)}(r{root}, {where})", {root}, [out], view=True)
+        form = (root, tuple(result.shape), result.stride(), offset)
+        if form not in self._views:
+            out = self._views[form] = self.new_register()
+            self._roots[out] = (root, offset)
+            where = f"{form[1]}, {form[2]}" + (f", r{root}.storage_offset() + {offset}" if offset else "")
+            self._line(f"r{out} = {self._name(torch.as_strided)}(r{root}, {where})", {root}, [out], view=True)
+        return self._views[form]
 
     def put(self, out: int, constant: Tensor) -> None:
         """A tensor that is always the same."""

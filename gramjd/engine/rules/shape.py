@@ -282,17 +282,18 @@ def _same(visit: Visit, nr: int) -> Step:
     return Step(lambda t: t, lambda values: values.to(dtype))
 
 
-def _read_view(visit: Visit, nr: int) -> Push:
-    shape = visit.output(nr).shape
-    return lambda t: t.view(shape)
+def _view(visit: Visit, nr: int) -> Step:
+    shape, target = visit.output(nr).shape, visit.input(0).shape
+    return Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
 
 
-def _read_permutation(order: Callable[[Visit], Sequence[int]]) -> MakeStep:
-    def read(visit: Visit, nr: int) -> Push:
+def _permutation_by(order: Callable[[Visit], Sequence[int]]) -> MakeStep:
+    def make(visit: Visit, nr: int) -> Step:
         dims = list(order(visit))
-        return lambda t: t.permute(dims)
+        back = [0, *(1 + dims.index(d) for d in range(len(dims)))]
+        return Step(lambda t: t.permute(dims), lambda values: values.permute(back))
 
-    return _step(read)
+    return make
 
 
 def _read_taken(visit: Visit, nr: int) -> Push:
@@ -319,10 +320,10 @@ _PARTS = "Split SplitWithSizes Unbind UnsafeSplit UnsafeSplitWithSizes"
 
 ISOMETRIES: dict[str, MakeStep] = {
     **named(_COPIES, _same),
-    **named(f"{_VIEWS} {_UNIT_DIMS}", _step(_read_view)),
-    **named("Transpose", _read_permutation(_transposed)),
-    **named("T", _read_permutation(_reversed)),
-    **named("Permute", _read_permutation(_permutation)),
+    **named(f"{_VIEWS} {_UNIT_DIMS}", _view),
+    **named("Transpose", _permutation_by(_transposed)),
+    **named("T", _permutation_by(_reversed)),
+    **named("Permute", _permutation_by(_permutation)),
     **named("Select Slice", _step(_read_taken)),
     **named(_PARTS, _step(_read_part)),
 }
