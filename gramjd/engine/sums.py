@@ -33,7 +33,6 @@ class Sum(ABC):
     def __post_init__(self) -> None:
         """Start from zero."""
         self.value = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        self._everyone = np.arange(self.m)
 
     @property
     @abstractmethod
@@ -78,7 +77,7 @@ class Sum(ABC):
         return torch.promote_types(factor.dtype, torch.float32) if self.dtype == torch.float32 else self.dtype
 
     def _is_everyone(self, rows: Rows) -> bool:
-        return len(rows) == self.m and bool((rows == self._everyone).all())
+        return len(rows) == self.m and bool((rows == np.arange(self.m)).all())
 
     def _on_device(self, index: Rows | Mask) -> Tensor:
         return placed(index, self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 
-from gramjd.engine.graph import LEAF, Edge, Graph, Node, edge_of, is_python
+from gramjd.engine.graph import LEAF, Edge, Graph, edge_of
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 # The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
@@ -48,12 +48,13 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.functions: list[Callable[[], object]] = []
+        self.cotangent = torch.ones((), dtype=torch.float32, device="cpu")
 
     @cached_property
     def end(self) -> Tensor:
         """The output of the node."""
         with torch.enable_grad():
-            out: Tensor = _InGraphTask.apply(torch.zeros((), device="cpu", requires_grad=True))
+            out: Tensor = _InGraphTask.apply(torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
         return out
 
 
@@ -62,7 +63,7 @@ def in_graph_task(function: Callable[[], object]) -> None:
     _here.functions.append(function)
     # Without inputs: with some the engine would tell the nodes that nobody needs their results.
     # Keeping the graph: compiled modules ask the running pass whether they may free what they saved.
-    run_backward((_here.end,), (torch.ones_like(_here.end),), True, False, (), True, True)
+    run_backward((_here.end,), (_here.cotangent,), True, False, (), True, True)
 
 
 _here = _Here()
@@ -106,7 +107,7 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
     functions would be given zeros instead, hooks None, and what was checkpointed or moved elsewhere would be brought
     back: a graph with one of them is freed with the losses.
     """
-    if graph.hooks.edges or graph.hooks.nodes or any(is_python(n) or _unpacks(n) for n in graph.edges):
+    if graph.hooks.edges or graph.hooks.nodes or _runs_code(graph):
         return
     with torch.enable_grad():
         ends = [edge_of(_nothing(loss)) for loss in losses]
@@ -116,18 +117,24 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
         by_engine(ends, [loss.detach() for loss in losses], leaves, keep_graph=False)
 
 
-def _unpacks(node: Node) -> bool:
-    """Whether a hook brings back what the node saved."""
-    kind: Any = type(node)
-    return any(
-        getattr(saved, "unpack_hook", None) is not None
-        for name in _raw_saved(kind)
-        for saved in _each(getattr(node, name))
-    )
+def _runs_code(graph: Graph) -> bool:
+    """Whether a node is a custom function, or a hook brings back what it saved."""
+    for node in graph.edges:
+        names = _raw_saved(type(node))
+        if names is None:
+            return True
+        for name in names:
+            for saved in _each(getattr(node, name)):
+                if getattr(saved, "unpack_hook", None) is not None:
+                    return True
+    return False
 
 
 @cache
-def _raw_saved(kind: type) -> tuple[str, ...]:
+def _raw_saved(kind: type) -> tuple[str, ...] | None:
+    """Attributes through which a kind of node shows how it saved its tensors; None for custom functions."""
+    if issubclass(kind, torch.autograd.function.BackwardCFunction):
+        return None
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
