@@ -18,6 +18,7 @@ from torch import Tensor
 from gramjd.kernels import dispatch
 from gramjd.kernels.gathered import gathered_rows
 from gramjd.kernels.outer import SLAB, TILE_COST, Extent, extent, outer_rows
+from gramjd.kernels.products import add_product, product
 
 
 def cross_outer(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,8 +76,8 @@ def _product(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype)
     K, L, b, n = c1.shape[0], c2.shape[0], x1.shape[1], x2.shape[1]
     out = torch.zeros(K * b, L * n, dtype=dtype, device=c1.device)
     for x, c, y, d in zip(x1, c1.unbind(1), x2, c2.unbind(1), strict=True):
-        inner = x[:, 0].to(dtype) @ y[:, 0].to(dtype).T
-        pairs = c.reshape(K * b, -1).to(dtype) @ d.reshape(L * n, -1).to(dtype).T
+        inner = product(x[:, 0].to(dtype), y[:, 0].to(dtype).T)
+        pairs = product(c.reshape(K * b, -1).to(dtype), d.reshape(L * n, -1).to(dtype).T)
         out += pairs.view(K, b, L, n).mul_(inner[:, None, :]).view(K * b, L * n)
     return out
 
@@ -91,8 +92,8 @@ def _pairwise(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype
         for lo in range(0, b, step):
             X = x1[group, lo : lo + step].to(dtype).reshape(-1, i)
             C = c1[:, group, lo : lo + step].to(dtype).transpose(0, 1).reshape(-1, o)
-            tile = (C @ D.T).view(-1, K, T, L, n, S)
-            tile.mul_((X @ Y.T).view(-1, 1, T, 1, n, S))
+            tile = product(C, D.T).view(-1, K, T, L, n, S)
+            tile.mul_(product(X, Y.T).view(-1, 1, T, 1, n, S))
             out[lo : lo + step] += tile.sum((2, 5))
     return out.transpose(0, 1).reshape(K * b, L * n)
 
@@ -105,7 +106,7 @@ def _rows(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) ->
         for lo in range(0, o, step):
             J = outer_rows(x1[group], c1[:, group, :, :, lo : lo + step], dtype).reshape(K * b, -1)
             H = outer_rows(x2[group], c2[:, group, :, :, lo : lo + step], dtype).reshape(L * n, -1)
-            out.addmm_(J, H.T)
+            add_product(out, J, H.T)
     return out
 
 
@@ -114,11 +115,11 @@ def _shared(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) 
     out = torch.zeros(K, L, dtype=dtype, device=c1.device)
     step = max(1, SLAB // max(1, T * o))
     for group in range(g):
-        inner = x1[group, 0].to(dtype) @ x2[group, 0].to(dtype).T
+        inner = product(x1[group, 0].to(dtype), x2[group, 0].to(dtype).T)
         C = c1[:, group, 0].to(dtype).reshape(K, T * o)
         for lo in range(0, L, step):
             moved = torch.matmul(inner, c2[lo : lo + step, group, 0].to(dtype))
-            out[:, lo : lo + step] += C @ moved.reshape(-1, T * o).T
+            add_product(out[:, lo : lo + step], C, moved.reshape(-1, T * o).T)
     return out
 
 
@@ -144,7 +145,7 @@ def cross_gathered(ids1: Tensor, c1: Tensor, ids2: Tensor, c2: Tensor, dtype: to
     for lo in range(0, len(used), step):
         hi = min(len(used), lo + step)
         J, H = (gathered_rows(p, c, lo, hi, dtype).flatten(1) for p, c in zip(places, (c1, c2), strict=True))
-        out.addmm_(J, H.T)
+        add_product(out, J, H.T)
     return out
 
 

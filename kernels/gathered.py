@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gramjd.kernels import dispatch
 from gramjd.kernels.outer import SLAB, TILE_COST
+from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import add_gram
 
 
@@ -59,7 +60,7 @@ def _pairwise(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     step = max(1, SLAB // max(1, T * T * R))
     for n in range(0, R, step):
         part = slice(n * T, (n + step) * T)
-        tile = (C[part] @ C.T).masked_fill_(owner[part, None] != owner[None, :], 0)
+        tile = product(C[part], C.T).masked_fill_(owner[part, None] != owner[None, :], 0)
         G[n : n + step] = tile.view(-1, T, R, T).sum((1, 3))
     return G
 
@@ -86,7 +87,7 @@ def cross_outer_gathered(x: Tensor, c: Tensor, ids: Tensor, e: Tensor, dtype: to
     out = torch.zeros(K, b, L * n, dtype=dtype, device=c.device)
     step = max(1, SLAB // max(1, T * L * n * S * K))
     for lo in range(0, b, step):
-        inner = (x[lo : lo + step].to(dtype).flatten(0, 1) @ E.T).view(-1, T, L, n * S)
+        inner = product(x[lo : lo + step].to(dtype).flatten(0, 1), E.T).view(-1, T, L, n * S)
         picked = c[:, lo : lo + step].to(dtype).flatten(0, 2).index_select(1, ids.flatten())
         tile = picked.view(K, -1, T, 1, n * S) * inner
         out[:, lo : lo + step] = tile.view(K, -1, T, L * n, S).sum((2, 4))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gramjd.kernels import dispatch
 from gramjd.kernels.cost import SLAB, Extent, constants_of, extent, operations, pairs, route, tile
+from gramjd.kernels.products import add_product, product
 from gramjd.kernels.symmetric import add_gram, gram, mirrored
 
 __all__ = ["ROUTES", "SLAB", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
@@ -96,15 +97,15 @@ def _pairwise(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         C = c[:, group].to(dtype).transpose(0, 1).reshape(b * K * T, o)
         for n in range(0, b, step):
             s = min(step, b - n)
-            strip = (C[n * K * T : (n + s) * K * T] @ C[n * K * T :].T).view(s, K, T, b - n, K, T)
-            inner = (X[n * T : (n + s) * T] @ X[n * T :].T).view(s, 1, T, b - n, 1, T)
+            strip = product(C[n * K * T : (n + s) * K * T], C[n * K * T :].T).view(s, K, T, b - n, K, T)
+            inner = product(X[n * T : (n + s) * T], X[n * T :].T).view(s, 1, T, b - n, 1, T)
             # In two steps, the first along lines of memory: several times as fast as both sums at once.
             G[n : n + s, :, n:] += strip.mul_(inner).sum(2).sum(4)
     return G.view(b, b) if K == 1 else _whole(G, step).permute(1, 0, 3, 2).reshape(K * b, K * b)
 
 
 def _whole(G: Tensor, step: int) -> Tensor:
-    """G [b, K, b, K] of which strips of `step` samples were computed from their diagonal on, with the rest from those."""
+    """G [b, K, b, K], computed in strips of `step` samples from the diagonal on, with the rest filled in."""
     strip = torch.arange(len(G), device=G.device) // step
     upper = strip[:, None, None, None] <= strip[:, None]
     return torch.where(upper, G, G.permute(2, 3, 0, 1))
@@ -141,10 +142,11 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     for group in range(g):
         X = x[group, 0].to(dtype)
         C = c[:, group, 0].to(dtype)
-        S = X @ X.T
+        S = product(X, X.T)
         step = max(1, SLAB // max(1, T * o))
         for lo in range(0, K, step):
-            G[lo : lo + step] += torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o) @ C.reshape(K, T * o).T
+            moved = torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o)
+            add_product(G[lo : lo + step], moved, C.reshape(K, T * o).T)
     return G
 
 

@@ -12,17 +12,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gramjd.kernels.products import add_product, library, product
 
-def block_size(R: int) -> int:
+
+def block_size(rows: int) -> int:
     """Rows of a block: the fewer, the more is saved, down to where products become slow."""
-    return R if R < 64 else 32 if R < 256 else 64
+    unit = 64 if library() == "onednn" else 32
+    return rows if rows < 2 * unit else unit if rows < 8 * unit else 2 * unit
 
 
 def add_gram(G: Tensor, J: Tensor) -> None:
     """Add `J J^T` to the blocks of G [R, R] on and above the diagonal, for J [R, d]."""
     step = block_size(len(J))
     for lo in range(0, len(J), step):
-        G[lo : lo + step, lo:].addmm_(J[lo : lo + step], J[lo:].T)
+        add_product(G[lo : lo + step, lo:], J[lo : lo + step], J[lo:].T)
 
 
 def add_gram_of_parts(G: Tensor, parts: Sequence[Tensor]) -> None:
@@ -33,7 +36,7 @@ def add_gram_of_parts(G: Tensor, parts: Sequence[Tensor]) -> None:
     places = list(itertools.pairwise(itertools.accumulate(map(len, parts), initial=0)))
     for n, (lo, hi) in enumerate(places):
         for (left, right), part in zip(places[n:], parts[n:], strict=True):
-            G[lo:hi, left:right].addmm_(parts[n], part.T)
+            add_product(G[lo:hi, left:right], parts[n], part.T)
 
 
 def mirrored(G: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def mirrored(G: Tensor) -> Tensor:
 def gram(J: Tensor) -> Tensor:
     """`J J^T` [R, R], upper, for J [R, d]."""
     if len(J) <= block_size(len(J)):
-        return J @ J.T
+        return product(J, J.T)
     G = torch.zeros(len(J), len(J), dtype=J.dtype, device=J.device)
     add_gram(G, J)
     return G

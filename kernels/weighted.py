@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gramjd.kernels import dispatch
+from gramjd.kernels.products import product
 
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
@@ -35,7 +36,7 @@ def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     C = weighted_cotangents(c, w, 2).flatten(1, 2)
     X = x.to(C.dtype).flatten(1, 2)
     # One product is faster than a batch of one.
-    return (C[0].T @ X[0]).unsqueeze(0) if len(C) == 1 else C.mT @ X
+    return product(C[0].T, X[0]).unsqueeze(0) if len(C) == 1 else C.mT @ X
 
 
 def weighted_outer_reference(x: Tensor, c: Tensor, w: Tensor) -> Tensor:

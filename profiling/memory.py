@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile
 
 from gramjd.profiling.marks import PREFIX
@@ -72,17 +72,31 @@ def timeline(work: Callable[[], object], device: torch.device | str = "cpu") -> 
         work()
     results = recording.kineto_results
     assert results is not None
-    events = sorted(results.events(), key=lambda event: event.start_ns())
-    changes = [e for e in events if e.name() == "[memory]" and _is_on(e, kind)]
-    marks = [e for e in events if e.name().startswith(PREFIX)]
-    start = min((e.start_ns() for e in [*changes[:1], *marks[:1]]), default=0)
-    sums = accumulate(e.nbytes() for e in changes)
-    levels = [((e.start_ns() - start) / 1e9, level) for e, level in zip(changes, sums, strict=True)]
-    return Timeline(levels, [((e.start_ns() - start) / 1e9, e.name().removeprefix(PREFIX)) for e in marks])
+    changes = sorted(_changes(results.experimental_event_tree(), kind), key=lambda change: change[0])
+    tags = [e for e in results.events() if e.name().startswith(PREFIX)]
+    marks = sorted((e.start_ns(), e.name().removeprefix(PREFIX)) for e in tags)
+    start = min((at for at, *_ in [*changes[:1], *marks[:1]]), default=0)
+    levels, alive = [], set()
+    level = 0
+    for at, address, nbytes in changes:
+        if nbytes > 0:
+            alive.add(address)
+        elif address not in alive:
+            continue  # from before: seen only if an earlier recording saw it come
+        else:
+            alive.remove(address)
+        level += nbytes
+        levels.append(((at - start) / 1e9, level))
+    return Timeline(levels, [((at - start) / 1e9, phase) for at, phase in marks])
 
 
-def _is_on(event: Any, kind: str) -> bool:
-    return str(event.device_type()).rsplit(".", 1)[-1].lower() == kind
+def _changes(events: Sequence[Any], kind: str) -> Iterator[tuple[int, int, int]]:
+    """Time, address and bytes of each allocation (negative: release) on a kind of device."""
+    for event in events:
+        tag, fields = event.typed
+        if tag == _EventType.Allocation and fields.device.type == kind:
+            yield event.start_time_ns, fields.ptr, fields.alloc_size
+        yield from _changes(event.children, kind)
 
 
 def _peak_bytes_cuda(work: Callable[[], object], device: torch.device) -> int:

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import gramjd
+from gramjd.engine import remember
 from gramjd.errors import GramjdError
 from gramjd.kernels import gathered, outer, symmetric
+from tests.kernels.onednn import needs_onednn, onednn_for_everything
 from tests.oracle import (
     assert_close_gramian,
     assert_gramian,
@@ -105,6 +107,17 @@ def test_only_upper_halves_count(case: Case, monkeypatch: pytest.MonkeyPatch) ->
         lengths, expected = gramjd.gradient_norms(losses, inputs), oracle_gramian(losses, inputs)
         squares = torch.diag(lengths.to(expected.dtype).square())
         assert_close_gramian(squares, torch.diag(expected.diagonal()), tolerance(case, case.dtypes[0]), case.name)
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", [p for p in some(every=3, slow=False) if F32 in p.values[0].dtypes])
+def test_products_by_onednn(case: Case) -> None:
+    """Walked, recorded and replayed, with every product of float32 matrices made by oneDNN."""
+    remember.forget()
+    with onednn_for_everything(), suppress(GramjdError) if case.may_refuse else nullcontext():
+        for _ in range(3):
+            assert_gramian(case, F32)
+    remember.forget()
 
 
 @pytest.mark.parametrize("case", some(every=7, slow=False))

@@ -21,6 +21,7 @@ from gramjd.engine.walk import Budget, OverBudgetError, Walk, seeds_for
 from gramjd.errors import BudgetError, InputError
 from gramjd.kernels.cross import cross_gathered, cross_outer
 from gramjd.kernels.gathered import cross_outer_gathered
+from gramjd.kernels.products import add_product, product
 
 Arrived = tuple[list[Group], list[Factor]]
 
@@ -84,7 +85,7 @@ def _add(total: Tensor, shape: Sequence[int], mine: Arrived, theirs: Arrived) ->
     if mine[0] or theirs[0]:
         pairs = itertools.product(_rows(mine, total.dtype), _rows(theirs, total.dtype))
         for (rows, J), (columns, H) in pairs:
-            _place(total, rows, columns, J @ H.T)
+            _place(total, rows, columns, product(J, H.T))
         return
     for f, h in itertools.product(mine[1], theirs[1]):
         block = _inner(upright(f, shape), upright(h, shape), shape, total.dtype)
@@ -109,7 +110,7 @@ def _inner(f: Factor, h: Factor, shape: Sequence[int], dtype: torch.dtype) -> Te
     if regions[0] is None or regions[0] != regions[1] or f.shape != h.shape:
         if separate(regions) and regions[0] != regions[1]:
             return None
-        return _flat(f.materialise(dtype)) @ _flat(h.materialise(dtype)).T
+        return product(_flat(f.materialise(dtype)), _flat(h.materialise(dtype)).T)
     if isinstance(f, Outer) and isinstance(h, Outer):
         turned = h if h.flipped == f.flipped else h.turned()
         if turned is not None:
@@ -122,7 +123,7 @@ def _inner(f: Factor, h: Factor, shape: Sequence[int], dtype: torch.dtype) -> Te
         return cross_outer_gathered(h.x[0], h.c[:, 0], f.ids, f.c, dtype).T
     block = torch.zeros(len(f.rows), len(h.rows), dtype=dtype, device=f.device)
     for lo, hi in slabs(f.shape, len(f.rows) + len(h.rows)):
-        block.addmm_(_flat(f.slab(lo, hi, dtype)), _flat(h.slab(lo, hi, dtype)).T)
+        add_product(block, _flat(f.slab(lo, hi, dtype)), _flat(h.slab(lo, hi, dtype)).T)
     return block
 
 

@@ -25,16 +25,16 @@ from gramjd.engine.tape import Register, Script, Tape, signature
 
 # Functions of tensors whose result depends on their arguments alone, and whose shape on the arguments' shapes.
 _PURE = """
-    __add__ __floordiv__ __getitem__ __iadd__ __imul__ __matmul__ __mul__ __neg__ __radd__ __rmul__ __rsub__ __setitem__
-    __sub__ __truediv__ abs add add_ addmm addmm_ arange as_strided baddbmm bmm cat clamp clamp_min clone contiguous
-    convolution_backward copy_ cos cumsum detach div einsum elu_backward empty empty_like expand expand_as eye fill_
-    flatten flip gather ge gelu_backward gt imag index_add_ index_fill index_put_ index_select int le
-    leaky_relu_backward linalg_vector_norm lt masked_fill masked_fill_ matmul mean mH mm movedim mT mul mul_ narrow
-    native_group_norm_backward native_layer_norm_backward ne new_empty new_full new_ones new_zeros ones ones_like pad
-    permute pow real reciprocal repeat reshape resolve_conj roll rsqrt scatter scatter_add_ select sigmoid_backward
-    silu_backward sin slice softmax split square square_ squeeze stack sub sum swapaxes t T tanh tanh_backward tensordot
-    threshold_backward tile to transpose tril tril_ triu triu_ unbind unflatten unfold unsqueeze vector_norm view
-    view_as view_as_complex view_as_real where zero_ zeros zeros_like
+    _linear_pointwise __add__ __floordiv__ __getitem__ __iadd__ __imul__ __matmul__ __mul__ __neg__ __radd__
+    __rmul__ __rsub__ __setitem__ __sub__ __truediv__ abs add add_ addmm addmm_ arange as_strided baddbmm bmm cat
+    clamp clamp_min clone contiguous convolution_backward copy_ cos cumsum detach div einsum elu_backward empty
+    empty_like expand expand_as eye fill_ flatten flip gather ge gelu_backward gt imag index_add_ index_fill
+    index_put_ index_select int le leaky_relu_backward linalg_vector_norm lt masked_fill masked_fill_ matmul mean mH
+    mm movedim mT mul mul_ narrow native_group_norm_backward native_layer_norm_backward ne new_empty new_full
+    new_ones new_zeros ones ones_like pad permute pow real reciprocal repeat reshape resolve_conj roll rsqrt scatter
+    scatter_add_ select sigmoid_backward silu_backward sin slice softmax split square square_ squeeze stack sub sum
+    swapaxes t T tanh tanh_backward tensordot threshold_backward tile to transpose tril tril_ triu triu_ unbind
+    unflatten unfold unsqueeze vector_norm view view_as view_as_complex view_as_real where zero_ zeros zeros_like
 """
 # Questions about a tensor whose answers the guards of a replay cover.
 _ASKS = """

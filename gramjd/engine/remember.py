@@ -21,6 +21,7 @@ from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, add_shares
 from gramjd.kernels.dispatch import current_backend
+from gramjd.kernels.products import library
 
 
 class Recorded(NamedTuple):
@@ -162,5 +163,5 @@ def _structure(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum
         tuple([(type(total), total.m, total.dtype) for total in sums]),
         tuple([(loss.shape, loss.dtype) for loss in losses]),
         None if kept is None else (kept.limit > 0, tuple([kept.wants(edge) for edge in graph.targets])),
-        (current_backend(), torch.get_default_dtype()),
+        (current_backend(), library(), torch.get_default_dtype()),
     )

@@ -97,7 +97,7 @@ def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 # The identity, whose node hands on undefined gradients.
-_nothing = torch._C._functions.UndefinedGrad()
+_nothing: Any = torch._C._functions.UndefinedGrad()
 
 
 def release(graph: Graph, losses: Sequence[Tensor]) -> None:
@@ -120,7 +120,8 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
 def _runs_code(graph: Graph) -> bool:
     """Whether a node is a custom function, or a hook brings back what it saved."""
     for node in graph.edges:
-        names = _raw_saved(type(node))
+        kind: Any = type(node)
+        names = _raw_saved(kind)
         if names is None:
             return True
         for name in names:

@@ -49,6 +49,10 @@ def test_memory_from_before_is_not_counted():
         return holding(2 * KB)
 
     assert peak_bytes(work) == 2 * KB
+    # What an earlier count saw come is seen to go.
+    held = []
+    peak_bytes(lambda: held.append(holding(7 * KB)))
+    assert peak_bytes(work) == 2 * KB
 
 
 def test_errors_pass_through():

@@ -19,6 +19,7 @@ from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
 from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque
 from gramjd.engine.visit import Visit
+from gramjd.kernels.products import product as product_of
 
 Load = Callable[[], Tensor]
 
@@ -63,12 +64,12 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
 
     def compute() -> Tensor:
         other, C = operand.other(), group.values
-        if not operand.left:
-            out = other.mT @ C
-        elif g == 1:
-            out = C.reshape(-1, q) @ other[0].T
+        if g == 1 and operand.left:
+            out = product_of(C.reshape(-1, q), other[0].T)
+        elif g == 1 and len(C) == 1:
+            out = product_of(other[0].T, C[0, 0])
         else:
-            out = C @ other.mT
+            out = C @ other.mT if operand.left else other.mT @ C
         return _scaled(out.reshape(-1, *target), operand.scale)
 
     r = math.prod(target) // (g * (p if operand.left else q))

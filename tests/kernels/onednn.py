@@ -1,0 +1,28 @@
+"""Having all products made by oneDNN, whatever this machine does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gramjd.kernels import products
+
+needs_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of PyTorch has no oneDNN"
+)
+
+
+@contextmanager
+def onednn_for_everything() -> Iterator[list[tuple[int, ...]]]:
+    """Whatever is faster here, and however small the product. Gives the shapes [M, K, N] it was asked for."""
+    asked: list[tuple[int, ...]] = []
+    linear = products._linear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_onednn_is_faster", lambda: True)
+        for name in ("LEAST", "THIN", "WIDE"):
+            patch.setattr(products, name, 0)
+        patch.setattr(products, "_linear", lambda x, w: asked.append((*x.shape, len(w))) or linear(x, w))
+        yield asked
