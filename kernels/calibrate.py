@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gramjd.kernels import cost
+from gramjd.kernels import cost, products
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # A large product, and Gram matrices of few long rows: how fast products are, and how much slower narrow ones.
@@ -44,13 +44,14 @@ def run(args: argparse.Namespace) -> int:
     for device, of in found.items():
         for name, c in of.items():
             rates = f"{c.flops / 1e9:.0f} Gflop/s, half of it at size {c.half:.1f}, {c.elements / 1e9:.2f} G elements/s"
-            print(f"{device} {name}: {rates}, {c.call * 1e6:.1f} us a call")
+            other = f"; by oneDNN {c.onednn_flops / 1e9:.0f} Gflop/s, {c.onednn_call * 1e6:.1f} us a call"
+            print(f"{device} {name}: {rates}, {c.call * 1e6:.1f} us a call{other if c.onednn_flops else ''}")
     print(f"wrote {path}")
     return 0
 
 
 def measure(device: str, dtype: torch.dtype, seconds: float = 0.2) -> cost.Constants:
-    """The four constants; each measurement takes about `seconds`."""
+    """The constants; each measurement takes about `seconds`."""
 
     def clock(step: Callable[[], object]) -> float:
         """The least time of a call: whatever else the machine does only adds to it."""
@@ -79,12 +80,18 @@ def measure(device: str, dtype: torch.dtype, seconds: float = 0.2) -> cost.Const
     half = statistics.median(n * max(0.0, (flops / rate(n, n, 16 * size)) ** 0.5 - 1) for n in SMALL)
     strip = torch.ones(cost.SLAB // 2 if device == "cpu" else 64 * cost.SLAB, dtype=dtype, device=device)
     dot = torch.ones(4, 4, dtype=dtype, device=device)
-    return cost.Constants(
+    constants = cost.Constants(
         flops=flops * (1 + half / size) ** 3,
         half=half,
         elements=strip.numel() / clock(lambda: strip.mul_(strip)),
         call=clock(lambda: torch.mm(dot, dot)),
     )
+    if device != "cpu" or dtype != torch.float32 or products.library() != "onednn":
+        return constants
+    square = torch.ones(size, size)
+    call = clock(lambda: products.by_onednn(dot, dot))
+    taken = clock(lambda: products.by_onednn(square, square))
+    return constants._replace(onednn_flops=2 * size**3 / (taken - call), onednn_call=call)
 
 
 def _wait(device: str) -> None:

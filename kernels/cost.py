@@ -1,7 +1,8 @@
 """What a route costs: seconds from a few measured constants of a device, and the choice between routes.
 
 A product of [M, K] by [K, N] takes 2 M N K / flops (1 + half/M) (1 + half/N) (1 + half/K) seconds, moving an element
-through memory 1 / elements, and every call `call`. The constants are data: `devices.json` holds measured ones, `gramjd
+through memory 1 / elements, and every call `call`; products that oneDNN makes (`products`) have a rate and a call of
+their own. The constants are data: `devices.json` holds measured ones, `gramjd
 calibrate` measures those of another machine, `load` puts them to use.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gramjd.errors import GramjdError
+from gramjd.kernels.products import library, pays
 from gramjd.kernels.symmetric import block_size, even
 
 # Elements of the largest temporary. On CPUs 4 MiB of floats stay in cache and were fastest or near it for all shapes.
@@ -25,12 +27,17 @@ SLAB = 1 << 20
 
 
 class Constants(NamedTuple):
-    """One device and dtype: operations a second at best, the size that halves it, elements moved a second, a call."""
+    """One device and dtype: operations a second at best, the size that halves it, elements moved a second, a call.
+
+    And oneDNN's operations a second and its call, where it was found to be faster (else 0).
+    """
 
     flops: float
     half: float
     elements: float
     call: float
+    onednn_flops: float = 0.0
+    onednn_call: float = 0.0
 
 
 class Extent(NamedTuple):
@@ -115,10 +122,16 @@ def elements(route: str, e: Extent) -> int:
 def seconds(route: str, e: Extent, known: Constants) -> float:
     """Estimated time of a route."""
     R = e.K * e.b
+    onednn = known.onednn_flops > 0 and library() == "onednn"
 
-    def product(M: float, N: float, K: float, times: float = 1) -> float:
+    def batch(times: float, M: float, N: float, K: float) -> float:
         slow = math.prod(1 + known.half / max(1, size) for size in (M, N, K))
         return 2 * M * N * K * times * slow / known.flops
+
+    def product(M: float, N: float, K: float, times: float = 1) -> float:
+        if onednn and pays(M, K, N):
+            return times * (2 * M * N * K / known.onednn_flops + known.onednn_call)
+        return batch(times, M, N, K)
 
     def gram(d: float) -> float:
         step = min(block_size(R), R)
@@ -137,10 +150,10 @@ def seconds(route: str, e: Extent, known: Constants) -> float:
     elif route == "rows":
         o, i = tile(e)
         slabs = -(-e.o // o) * -(-e.i // i)
-        work = slabs * (product(o, i, e.T, R) + gram(o * i))
+        work = slabs * (batch(R, o, i, e.T) + gram(o * i))
         moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R))
     else:
-        work = product(e.T, e.T, e.i) + product(e.T, e.o, e.T, R) + product(R, R, e.T * e.o)
+        work = product(e.T, e.T, e.i) + batch(R, e.T, e.o, e.T) + product(R, R, e.T * e.o)
         moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / SLAB
     return e.g * (work + moved / known.elements + calls * known.call)
 

@@ -30,25 +30,28 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     >>> product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
     tensor([[11.]])
     """
-    return _onednn(a, b) if _by_onednn(a, b) else a @ b
+    return by_onednn(a, b) if _suits_onednn(a, b) else a @ b
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """`out += a @ b`, for out [M, N]."""
-    if _by_onednn(a, b):
-        out.add_(_onednn(a, b))
+    if _suits_onednn(a, b):
+        out.add_(by_onednn(a, b))
     else:
         out.addmm_(a, b)
 
 
-def _by_onednn(a: Tensor, b: Tensor) -> bool:
-    (M, K), N = a.shape, b.shape[1]
-    if M * K * N < LEAST or min(M, K, N) < THIN or K > LONG:
-        return False
-    if not (a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
+def _suits_onednn(a: Tensor, b: Tensor) -> bool:
+    N = b.shape[1]
+    if not (pays(*a.shape, N) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
         return False
     dense = b.is_contiguous() or b.mT.is_contiguous()
     return dense and (N >= WIDE or a.is_contiguous()) and library() == "onednn"
+
+
+def pays(M: float, K: float, N: float) -> bool:
+    """Whether oneDNN makes up for what its call costs more, for [M, K] by [K, N]."""
+    return M * K * N >= LEAST and min(M, K, N) >= THIN and K <= LONG
 
 
 def library() -> str:
@@ -67,7 +70,8 @@ def _full_precision() -> bool:
     return settings.fp32_precision in ("none", "ieee")
 
 
-def _onednn(a: Tensor, b: Tensor) -> Tensor:
+def by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` by oneDNN."""
     if not a.is_contiguous() and a.mT.is_contiguous() and a.numel() > b.numel():
         return _linear(b.mT, a).mT  # so that the smaller operand is copied
     return _linear(a, b.mT)
@@ -85,12 +89,12 @@ def _onednn_is_faster() -> bool:
     M, K, N = TRIAL
     with torch.inference_mode(False), torch.no_grad():
         a, b = (torch.ones(*shape, dtype=torch.float32, device="cpu") for shape in ((M, K), (K, N)))
-        if not torch.equal(_onednn(a, b), a @ b):
+        if not torch.equal(by_onednn(a, b), a @ b):
             return False
         times: dict[bool, float] = {True: float("inf"), False: float("inf")}
         for _ in range(TIMES):
             for which in times:
                 start = time.perf_counter()
-                _ = _onednn(a, b) if which else a @ b
+                _ = by_onednn(a, b) if which else a @ b
                 times[which] = min(times[which], time.perf_counter() - start)
     return times[False] > MARGIN * times[True]
