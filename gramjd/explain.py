@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from gramjd.engine import driver
 from gramjd.engine.cotangent import Group
@@ -106,31 +104,32 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     ()
     """
     names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
-    arrived: list[tuple[Edge, Group | Factor]] = []
+    uses: dict[Edge, list[Use]] = {}
 
     def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         messages: list[Group | Factor] = [*groups, *factors]
-        arrived.extend((edge, message) for message in messages)
+        uses[edge] = [_use(message) for message in messages]
 
     found = as_losses(losses)
     graph, dense, peak = driver.plan(found, as_inputs(inputs), note)
-    order = {edge: n for n, edge in enumerate(graph.targets)}
-    arrived.sort(key=lambda pair: order[pair[0]])
-    uses = tuple(_use(message, graph.targets[edge], names, order[edge]) for edge, message in arrived)
-    return Explanation(sum(loss.numel() for loss in found), uses, tuple(dict.fromkeys(dense)), peak)
+    named = tuple(
+        replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
+        for place, (edge, target) in enumerate(graph.targets.items())
+        for use in uses.get(edge, ())
+    )
+    return Explanation(sum(loss.numel() for loss in found), named, tuple(dict.fromkeys(dense)), peak)
 
 
-def _use(message: Group | Factor, target: Tensor, names: Mapping[int, str], place: int) -> Use:
-    name = names.get(id(target), f"input {place}")
-    shape = tuple(target.shape)
+def _use(message: Group | Factor) -> Use:
+    """All but which parameter it is of."""
     if isinstance(message, Factor):
         route, operations = message.plan()
-        return Use(name, shape, message.operation, message.describe(), route, operations, message.nbytes)
+        return Use("", (), message.operation, message.describe(), route, operations, message.nbytes)
     layout = message.layout
     route = "own slices" if layout.diagonal else "rows"
     span = message.values.nbytes
     operations = 2 * layout.stacked * message.values.numel()
-    return Use(name, shape, message.operation, layout.describe(), route, operations, span)
+    return Use("", (), message.operation, layout.describe(), route, operations, span)
 
 
 __all__: Sequence[str] = ["Explanation", "Use", "explain"]

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch, outer
-from gramjd.kernels.cost import Constants, constants_of
+from gramjd.kernels.cost import Constants, constants_of, slab
 from gramjd.kernels.patches import padded, patches
 from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
 
-# Elements of a slab of J, and of an unfolded chunk.
-SLAB = 1 << 20
 # On CPUs the library's weight gradient with samples as groups was 1.2 to 2.8 times faster than products of patches for
 # images at least this wide with at least so many channels, and up to three times slower for narrow ones.
 WIDE, CHANNELS = 12, 8
@@ -78,16 +76,16 @@ def sizes(x: Tensor, c: Tensor, w: Window) -> Sizes:
 
 
 def chunks(s: Sizes) -> Chunk:
-    """Slabs of at most `SLAB` elements, unless that would leave products of less than `COLUMNS` columns."""
+    """Slabs of at most `cost.slab()` elements, unless that would leave products of less than `COLUMNS` columns."""
     R = s.K * s.b
     group = max(1, R * s.i * s.o * s.q)
-    if s.K == 1 and s.groups > 1 and group <= SLAB:
-        g, i, o = even(s.groups, SLAB // group), s.i, s.o
+    if s.K == 1 and s.groups > 1 and group <= slab():
+        g, i, o = even(s.groups, slab() // group), s.i, s.o
     else:
         g = 1
-        i = even(s.i, max(-(-COLUMNS // s.q), SLAB // max(1, R * s.o * s.q)))
-        o = even(s.o, max(COLUMNS, SLAB // max(1, R * i * s.q)))
-    return Chunk(g, i, o, even(s.b, SLAB // max(1, g * i * s.q * s.P)))
+        i = even(s.i, max(-(-COLUMNS // s.q), slab() // max(1, R * s.o * s.q)))
+        o = even(s.o, max(COLUMNS, slab() // max(1, R * i * s.q)))
+    return Chunk(g, i, o, even(s.b, slab() // max(1, g * i * s.q * s.P)))
 
 
 def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

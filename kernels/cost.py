@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +24,39 @@ from gramjd.errors import GramjdError
 from gramjd.kernels.products import library, pays
 from gramjd.kernels.symmetric import block_size, even
 
-# Elements of the largest temporary. On CPUs 4 MiB of floats stay in cache and were fastest or near it for all shapes.
-SLAB = 1 << 20
+# Elements of the largest temporary: at most, as on CPUs 4 MiB of floats stay in cache and were fastest or near it for
+# all shapes, and at least, as products become slow below.
+SLAB, LEAST_SLAB = 1 << 20, 1 << 16
+_slab: ContextVar[int] = ContextVar("gramjd_slab", default=SLAB)
+
+
+def slab() -> int:
+    """Elements that a temporary of an operation may have: `SLAB`, or what `slabs_of` says."""
+    return _slab.get()
+
+
+@contextmanager
+def slabs_of(elements: int) -> Iterator[None]:
+    """Let temporaries have so many elements within a `with` block.
+
+    >>> with slabs_of(1000):
+    ...     slab()
+    1000
+    """
+    token = _slab.set(elements)
+    try:
+        yield
+    finally:
+        _slab.reset(token)
+
+
+def slabs_within(nbytes: float, itemsize: int = 4) -> AbstractContextManager[None]:
+    """The same for the largest temporaries of which one takes at most `nbytes`, as far as that is sensible."""
+    return slabs_of(int(min(SLAB, max(LEAST_SLAB, nbytes / itemsize))))
+
+
+# Slabs that the temporaries of a route may take together.
+TEMPORARIES = 2
 
 
 class Constants(NamedTuple):
@@ -76,8 +109,8 @@ def options(e: Extent) -> tuple[str, ...]:
     return ("product",) if e.T == 1 else ("rows", "shared") if e.b == 1 else ("rows", "pairwise")
 
 
-def route(e: Extent, constants: Constants | None = None, budget: float = math.inf, itemsize: int = 4) -> str:
-    """The route that takes the least time of those that need at most `budget` bytes, or the leanest if none does.
+def route(e: Extent, constants: Constants | None = None) -> str:
+    """The route that takes the least time of those whose temporaries are no slab too large, or the leanest.
 
     >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
     'pairwise'
@@ -86,24 +119,24 @@ def route(e: Extent, constants: Constants | None = None, budget: float = math.in
     if len(found) == 1:
         return found[0]
     known = constants or constants_of("cpu", torch.float32)
-    lean = [name for name in found if elements(name, e) * itemsize <= budget]
+    lean = [name for name in found if elements(name, e) <= TEMPORARIES * slab()]
     if not lean:
         return min(found, key=lambda name: elements(name, e))
     return min(lean, key=lambda name: seconds(name, e, known))
 
 
-def tile(e: Extent, most: int | None = None) -> tuple[int, int]:
+def tile(e: Extent) -> tuple[int, int]:
     """Outputs and inputs of a slab of rows: near a square, as narrow products are slow."""
-    room = max(1, (most or SLAB) // max(1, e.K * e.b))
+    room = max(1, slab() // max(1, e.K * e.b))
     side = max(1, math.isqrt(room))
     o = even(e.o, max(side, room // max(1, e.i)))
     i = even(e.i, max(1, room // o))
     return o, i
 
 
-def pairs(e: Extent, most: int | None = None) -> int:
+def pairs(e: Extent) -> int:
     """Samples of a strip of pairs: enough for a fast product, few enough that half of the pairs are left out."""
-    room = (most or SLAB) // max(1, e.K * e.K * e.T * e.T * e.b)
+    room = slab() // max(1, e.K * e.K * e.T * e.T * e.b)
     return even(e.b, max(1, min(room, -(-64 // (e.K * e.T)), e.b)))
 
 
@@ -115,7 +148,7 @@ def elements(route: str, e: Extent) -> int:
         "product": R * R + e.b * e.b,
         "pairwise": pairs(e) * e.T * e.b * e.T * (e.K * e.K + 1),
         "rows": R * o * i,
-        "shared": e.T * e.T + max(e.T * e.o, SLAB),
+        "shared": e.T * e.T + max(e.T * e.o, slab()),
     }[route]
 
 
@@ -154,7 +187,7 @@ def seconds(route: str, e: Extent, known: Constants) -> float:
         moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R))
     else:
         work = product(e.T, e.T, e.i) + batch(R, e.T, e.o, e.T) + product(R, R, e.T * e.o)
-        moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / SLAB
+        moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / slab()
     return e.g * (work + moved / known.elements + calls * known.call)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels.convolution import Window, row_slabs, unstacked
-from gramjd.kernels.outer import SLAB, TILE_COST, Extent, extent, outer_rows
+from gramjd.kernels.cost import slab
+from gramjd.kernels.outer import TILE_COST, Extent, extent, outer_rows
 
 
 def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,7 +69,7 @@ def _single(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _pair(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, T, _ = c.shape
     total = torch.empty(K, b, dtype=dtype, device=c.device)
-    step = max(1, SLAB // max(1, (K + 1) * T * T))
+    step = max(1, slab() // max(1, (K + 1) * T * T))
     for lo in range(0, b, step):
         X, C = x[lo : lo + step].to(dtype), c[:, lo : lo + step].to(dtype)
         total[:, lo : lo + step] = (C @ C.mT).mul_(X @ X.mT).sum((2, 3))
@@ -79,8 +80,8 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, _, o = c.shape
     i = x.shape[-1]
     total = torch.zeros(K, b, dtype=dtype, device=c.device)
-    samples = max(1, min(b, SLAB // max(1, K * i * o)))
-    outputs = max(1, SLAB // max(1, K * samples * i))
+    samples = max(1, min(b, slab() // max(1, K * i * o)))
+    outputs = max(1, slab() // max(1, K * samples * i))
     for n in range(0, b, samples):
         for lo in range(0, o, outputs):
             J = outer_rows(x[n : n + samples], c[:, n : n + samples, :, lo : lo + outputs], dtype)
@@ -100,7 +101,7 @@ def norms_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """`|J_(k,n)|^2` [K b] where row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
     K, b, T, d = c.shape
     total = torch.zeros(K, b, dtype=dtype, device=c.device)
-    step = max(1, SLAB // max(1, K * T * d))
+    step = max(1, slab() // max(1, K * T * d))
     span = int(ids.max()) + 1 if ids.numel() else 1
     for lo in range(0, b, step):
         part = c[:, lo : lo + step].to(dtype).flatten(1, 2)

@@ -12,17 +12,15 @@ with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one r
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import SLAB, Extent, constants_of, extent, operations, pairs, route, tile
+from gramjd.kernels.cost import Extent, constants_of, extent, operations, pairs, route, slab, tile
 from gramjd.kernels.products import add_product, product
 from gramjd.kernels.symmetric import add_gram, gram, mirrored
 
-__all__ = ["ROUTES", "SLAB", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
+__all__ = ["ROUTES", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
 
 # Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
 TILE_COST = 24
@@ -33,13 +31,12 @@ def gram_outer(
     c: Tensor,
     dtype: torch.dtype,
     known: tuple[Tensor, Tensor] | None = None,
-    budget: float = math.inf,
 ) -> Tensor:
-    """G [K b, K b], upper, by the quickest route whose temporaries take at most `budget` bytes, accumulated in `dtype`.
+    """G [K b, K b], upper, by the quickest route whose temporaries keep to `cost.slab()`, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
-    name = route(extent(x, c), constants_of(c.device.type, dtype), budget, dtype.itemsize)
+    name = route(extent(x, c), constants_of(c.device.type, dtype))
     if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
         return _times_inner(known[1], x, c.shape[0], dtype)
     return run(name, x, c, dtype)
@@ -91,7 +88,7 @@ def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _pairwise(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, T, i, o = extent(x, c)
     G = torch.zeros(b, K, b, K, dtype=dtype, device=c.device)
-    step = pairs(extent(x, c), SLAB)
+    step = pairs(extent(x, c))
     for group in range(g):
         X = x[group].to(dtype).reshape(b * T, i)
         C = c[:, group].to(dtype).transpose(0, 1).reshape(b * K * T, o)
@@ -115,7 +112,7 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     x, c = x.detach(), c.detach()  # results are written in place
     g, K, b, _, i, o = extent(x, c)
     G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
-    outputs, inputs = tile(extent(x, c), SLAB)
+    outputs, inputs = tile(extent(x, c))
     slab = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
     for group in range(g):
         for lo in range(0, o, outputs):
@@ -143,7 +140,7 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         X = x[group, 0].to(dtype)
         C = c[:, group, 0].to(dtype)
         S = product(X, X.T)
-        step = max(1, SLAB // max(1, T * o))
+        step = max(1, slab() // max(1, T * o))
         for lo in range(0, K, step):
             moved = torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o)
             add_product(G[lo : lo + step], moved, C.reshape(K, T * o).T)

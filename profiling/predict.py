@@ -28,7 +28,7 @@ from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Message
 from gramjd.engine.walk import Budget, Walk, seeds_for
 from gramjd.errors import BudgetError
-from gramjd.kernels.outer import SLAB
+from gramjd.kernels import cost
 from gramjd.losses import as_losses
 from gramjd.profiling.activations import all_nodes, constants, saved_by, storage_of
 from gramjd.profiling.backward_peak import ALIASES, backward_peak, node_bytes
@@ -125,7 +125,7 @@ def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
 def _settle_one_by_one(tracker: _Tracker, total: Gramian, factors: Sequence[Factor]) -> None:
     for factor in factors:
         if isinstance(factor, Gathered):
-            tracker.look(2 * SLAB * total.dtype.itemsize + len(factor.rows) ** 2 * total.dtype.itemsize)
+            tracker.look(2 * cost.slab() * total.dtype.itemsize + len(factor.rows) ** 2 * total.dtype.itemsize)
         else:
             total.add_factor(factor)
 

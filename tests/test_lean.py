@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gramjd import Mean, explain, gram_backward, gramian
-from gramjd.kernels import gathered, outer
+from gramjd.kernels import cost
 from gramjd.profiling.memory import peak_bytes
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F32, F64, clear, cnn, encoder, gpt, mlp, squares
@@ -118,8 +118,7 @@ def test_peak_memory_of_an_mlp() -> None:
 
 def test_peak_memory_of_a_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model this small would hide behind the fixed size of a tile, so tiles shrink with it."""
-    monkeypatch.setattr(outer, "SLAB", 1 << 17)
-    monkeypatch.setattr(gathered, "SLAB", 1 << 17)
+    monkeypatch.setattr(cost, "SLAB", 1 << 17)
     model, make = gpt(800, 32, 4, 64)
     assert ratio(list(model.parameters()), lambda: make(32)) <= ALLOWED
 
@@ -192,7 +191,7 @@ def test_a_checkpointed_segment_is_recomputed_once(segments: int) -> None:
 
 def test_tiles_do_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of positions [m T, m T] are formed in tiles."""
-    monkeypatch.setattr(outer, "SLAB", 1 << 10)
+    monkeypatch.setattr(cost, "SLAB", 1 << 12)
     layer = nn.Linear(128, 128, dtype=F64)
     m, T = 32, 8
     losses = layer(torch.randn(m, T, 128, dtype=F64)).square().sum((1, 2))

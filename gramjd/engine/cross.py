@@ -50,7 +50,10 @@ def compute(
             _add(total, target.shape, held.pop(id(target)), (groups, factors))
 
     limit = driver.budget_for(losses, memory_budget)
-    noticed = _walk(sides[0], losses, keep, limit) + _walk(sides[1], others, meet, limit)
+    noticed = [
+        *_walk(sides[0], losses, keep, Budget(limit, temporaries=memory_budget)),
+        *_walk(sides[1], others, meet, Budget(limit, temporaries=memory_budget)),
+    ]
     driver.notify(noticed)
     return total
 
@@ -66,16 +69,16 @@ def _check_reached(inputs: Sequence[Tensor] | None, sides: Sequence[Graph]) -> N
 
 
 def _walk(
-    graph: Graph, losses: Sequence[Tensor], note: Callable[[Edge, list[Group], list[Factor]], None], limit: int
+    graph: Graph, losses: Sequence[Tensor], note: Callable[[Edge, list[Group], list[Factor]], None], budget: Budget
 ) -> list[Loss]:
-    walk = Walk(graph, note, Budget(limit))
+    walk = Walk(graph, note, budget)
     try:
         in_graph_task(lambda: walk.run(seeds_for(losses)))
     except OverBudgetError:
         needed = driver.dense_peak(graph, losses)
         raise BudgetError(
             f"the rows of all losses of one side need {needed / 2**20:.1f} MiB, but memory_budget is "
-            f"{limit / 2**20:.1f} MiB: raise it to at least {needed} bytes, or ask for fewer losses at a time"
+            f"{budget.limit / 2**20:.1f} MiB: raise it to at least {needed} bytes, or ask for fewer losses at a time"
         ) from None
     return walk.dense
 

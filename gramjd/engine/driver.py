@@ -6,6 +6,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -75,7 +76,7 @@ def combine_columns(
     graph = read(losses, inputs)
     columns = Columns(graph, sum(loss.numel() for loss in losses), combine)
     limit = budget_for(losses, memory_budget)
-    walk = Walk(graph, columns.note, Budget(limit))
+    walk = Walk(graph, columns.note, Budget(limit, temporaries=memory_budget))
     try:
         in_graph_task(lambda: walk.run(seeds_for(losses)))
     except OverBudgetError:
@@ -103,12 +104,12 @@ def _add_all(
     """One walk if its stacked rows fit the budget, else several; returns where batch axes were lost."""
     limit = budget_for(losses, memory_budget)
     try:
-        budget = Budget(limit, lambda: dense_peak(graph, losses))
+        budget = Budget(limit, lambda: dense_peak(graph, losses), memory_budget)
         return add_shares_again(graph, losses, totals, budget, kept)
     except OverBudgetError:
         if kept is not None:
             kept.clear()
-        return _in_blocks(graph, losses, totals, limit)
+        return _in_blocks(graph, losses, totals, limit, memory_budget)
 
 
 def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
@@ -141,7 +142,9 @@ def _main_memory() -> int:
     return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
 
 
-def _in_blocks(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum], limit: float) -> list[Loss]:
+def _in_blocks(
+    graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum], limit: float, memory_budget: int | None
+) -> list[Loss]:
     """The sums block by block, with the fewest blocks of losses of which those walked for together fit."""
     total = next(iter(totals.values()))
     blocks, needed = 2, 0
@@ -151,7 +154,7 @@ def _in_blocks(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum
         needed = dense_peak(graph, losses, _mask(total.m, *visits[0]))
         if needed <= limit:
             try:
-                return _blockwise(graph, losses, totals, limit, visits)
+                return _blockwise(graph, losses, totals, Budget(limit, temporaries=memory_budget), visits)
             except OverBudgetError:
                 continue
     needed = max(needed, dense_peak(graph, losses, _mask(total.m, np.arange(min(2, total.m)))))
@@ -171,7 +174,7 @@ def _blockwise(
     graph: Graph,
     losses: Sequence[Tensor],
     totals: Mapping[Edge, Sum],
-    limit: float,
+    budget: Budget,
     visits: Sequence[tuple[Rows, ...]],
 ) -> list[Loss]:
     """A walk for each union of blocks, of which each sum takes over the part that it gave."""
@@ -180,7 +183,7 @@ def _blockwise(
         fresh = {total: total.fresh() for total in totals.values()}
         partial = {edge: fresh[total] for edge, total in totals.items()}
         m = next(iter(fresh)).m
-        noticed = add_shares(graph, losses, partial, Budget(limit), _mask(m, *blocks))
+        noticed = add_shares(graph, losses, partial, replace(budget), _mask(m, *blocks))
         for total, part in fresh.items():
             for rows, columns in itertools.product(blocks, repeat=2):
                 total.paste(part, rows, columns)

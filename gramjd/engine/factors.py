@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.rows import Rows
-from gramjd.kernels import convolution, gathered, norms, outer, patches
+from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
 from gramjd.kernels import weighted as weighting
 
 Known = tuple[Tensor, Tensor] | None
@@ -24,7 +24,7 @@ Known = tuple[Tensor, Tensor] | None
 
 def slabs(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of the first dimension of an operand, such that its rows' part of each stays in cache."""
-    step = max(1, outer.SLAB // max(1, rows * math.prod(shape[1:])))
+    step = max(1, cost.slab() // max(1, rows * math.prod(shape[1:])))
     return ((lo, min(shape[0], lo + step)) for lo in range(0, shape[0], step))
 
 

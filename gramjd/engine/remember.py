@@ -51,7 +51,7 @@ def add_shares_again(
     recording would miss kernels that are no torch functions. Those are walked every time.
     """
     also = None if kept is None else kept.note
-    key = _structure(graph, losses, totals, kept) if _steady(graph, losses) else None
+    key = (_structure(graph, losses, totals, kept), budget.temporaries) if _steady(graph, losses) else None
     entry = _known.get(key, None) if key is not None else False
     if isinstance(entry, Recorded) and (kept is None or entry.nbytes <= kept.limit):
         # Another thread may have dropped it by now.

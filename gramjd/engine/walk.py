@@ -25,6 +25,7 @@ from gramjd.engine.rows import Mask, Piece, Rows, canonical, placed
 from gramjd.engine.sums import Sum
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Ledger, Loss, Message, Visit
+from gramjd.kernels.cost import slabs_within
 
 OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
 
@@ -39,10 +40,12 @@ class Budget:
 
     `foresee` tells the peak of the whole walk. It is asked once a part of the limit is reached, so that a walk that
     cannot end is given up before much is allocated, and one with few stacked rows is not planned at all.
+    `temporaries` are bytes that the largest one of a product may take; None for a tenth of what a plain step needs.
     """
 
     limit: float
     foresee: Callable[[], int] | None = None
+    temporaries: float | None = None
     alive: int = 0
     peak: int = 0
 
@@ -69,6 +72,13 @@ class Walk:
 
     def run(self, seeds: Sequence[Group | None]) -> None:
         """Start from one cotangent a loss tensor (None: not asked for)."""
+        if self.budget.temporaries is None:
+            self.budget.temporaries = plain_bytes(self.graph) / 10
+        itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
+        with slabs_within(self.budget.temporaries, itemsize):
+            self._run(seeds)
+
+    def _run(self, seeds: Sequence[Group | None]) -> None:
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
         self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
@@ -194,6 +204,17 @@ def _nested(
 
     Walk(graph, note, budget, dry, dense).run([group for _, group in starts])
     return found
+
+
+def plain_bytes(graph: Graph) -> int:
+    """About what plain training holds at once: what the operations computed, and the gradients of the inputs."""
+    computed = [
+        math.prod(output.shape) * output.dtype.itemsize
+        for node in graph.wanted
+        if graph.name(node) != LEAF and graph.name(node) not in rules.ISOMETRIES
+        for output in graph.metadata(node)
+    ]
+    return sum(computed) + sum(t.nbytes for t in graph.targets.values())
 
 
 def _stacked_bytes(group: Group) -> int:

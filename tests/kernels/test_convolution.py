@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gramjd.kernels import convolution, outer
+from gramjd.kernels import convolution, cost, outer
 from gramjd.kernels.convolution import Window
+from gramjd.kernels.cost import slabs_of
 from gramjd.kernels.patches import convolution_rows_reference
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import error, memory, seeds, tensor
@@ -37,8 +38,7 @@ def check(
 ) -> None:
     x, c = operands(conv, K, b, how, seed, dtype)
     into = torch.promote_types(dtype, torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "SLAB", slab)
+    with pytest.MonkeyPatch.context() as patch, slabs_of(slab):
         patch.setattr(convolution, "COLUMNS", min(slab, convolution.COLUMNS))
         patch.setattr(convolution, "route", lambda s, known: route)
         got = mirrored(convolution.gram_convolution(x, c, window(conv), into))
@@ -70,8 +70,7 @@ def test_transposed_roles(conv: Conv, K: int, b: int, seed: int, slab: int) -> N
     """Stacked rows in the place of the input, a plain tensor in the place of the cotangent."""
     x = tensor((K, b, conv.groups * conv.i, *conv.spatial), torch.float64, "contiguous", seed)
     c = tensor((1, b, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", seed + 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "SLAB", slab)
+    with slabs_of(slab):
         got = mirrored(convolution.gram_convolution(x, c, window(conv), torch.float64))
     J = torch.stack([reference(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1)
     H = torch.stack([reference(conv, row.abs(), c.abs())[0] for row in x]).flatten(0, 1).flatten(1)
@@ -86,8 +85,8 @@ def test_chunks_keep_to_the_slab(numbers: tuple[int, ...], q: int, P: int) -> No
     R, least = s.K * s.b, -(-convolution.COLUMNS // q)
     assert all(1 <= part <= whole for part, whole in zip(n, (s.groups, s.i, s.o, s.b), strict=True))
     slab = R * n.groups * n.i * n.o * q
-    assert slab <= convolution.SLAB or (n.groups == 1 and n.i <= least and n.o <= convolution.COLUMNS)
-    assert n.samples == 1 or n.samples * n.groups * n.i * q * P <= convolution.SLAB
+    assert slab <= cost.SLAB or (n.groups == 1 and n.i <= least and n.o <= convolution.COLUMNS)
+    assert n.samples == 1 or n.samples * n.groups * n.i * q * P <= cost.SLAB
 
 
 def test_few_pixels_are_paired() -> None:

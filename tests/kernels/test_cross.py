@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gramjd.kernels import cross, outer
+from gramjd.kernels.cost import slabs_of
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
 slabs = st.sampled_from((1, 7, 40, 1 << 20))
@@ -34,8 +35,7 @@ def test_outer(
     kinds = ((g, b, T, i), (K, g, b, T, o), (g, n, S, i), (L, g, n, S, o))
     given_ = [tensor(kind, dtype, how[k], seed + k) for k, kind in enumerate(kinds)]
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross, "SLAB", slab)
+    with slabs_of(slab):
         got = cross.CROSS[name](*given_, into) if name else cross.cross_outer(*given_, into)
     assert got.dtype == into
     expected = cross.cross_outer_reference(*given_)
@@ -88,8 +88,7 @@ def test_gathered(
     ids = torch.randint(V, (b, T), generator=generator), apart + torch.randint(V, (n, S), generator=generator)
     c = tensor((K, b, T, d), dtype, how[0], seed), tensor((L, n, S, d), dtype, how[1], seed + 1)
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross, "SLAB", slab)
+    with slabs_of(slab):
         got = cross.cross_gathered(ids[0], c[0], ids[1], c[1], into)
     assert got.dtype == into
     J, H = (table_rows(*pair, V + apart) for pair in zip(ids, c, strict=True))

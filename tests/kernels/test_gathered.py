@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import product
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gramjd.kernels import gathered
+from gramjd.kernels import cost, gathered
+from gramjd.kernels.cost import slabs_of
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
@@ -47,8 +49,7 @@ def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how
     K, b, T, d = shape
     ids, c = ids_of(b, T, V, seed), tensor((K, b, T, d), dtype, how, seed)
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathered, "SLAB", slab)
+    with slabs_of(slab):
         got = mirrored(ROUTES[name](ids, c, into))
     assert got.dtype == into
     expected, without_signs = (gathered.gram_gathered_reference(ids, values, V) for values in (c, c.abs()))
@@ -59,7 +60,7 @@ def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how
 @pytest.mark.parametrize("name", ROUTES)
 def test_one_id_everywhere(name: str, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All positions fall into one row: G is the Gram matrix of the sums."""
-    monkeypatch.setattr(gathered, "SLAB", slab)
+    monkeypatch.setattr(cost, "_slab", ContextVar("slab", default=slab))
     c = torch.randn(2, 3, 7, 4, dtype=torch.float64)
     sums = c.sum(2).reshape(6, 4)
     assert error(mirrored(ROUTES[name](torch.full((3, 7), 11), c, torch.float64)), sums @ sums.T) < 1e-13
@@ -104,8 +105,7 @@ def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: s
         for x, c, e in ((x.double(), c.double(), e.double()), (x.double().abs(), c.double().abs(), e.double().abs()))
     )
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathered, "SLAB", slab)
+    with slabs_of(slab):
         got = gathered.cross_outer_gathered(x, c, ids, e, into)
     assert got.shape == (K * b, L * n)
     assert error(got, expected, without_signs) < limit

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.kernels import convolution, gathered, norms, outer
+from gramjd.kernels import cost, gathered, norms, outer
 from gramjd.kernels.convolution import Window
+from gramjd.kernels.cost import slabs_of
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 from tests.kernels.test_patches import CASES, Conv, convolutions, reference
 
@@ -26,8 +29,7 @@ def test_outer(
     T = 1 if name == "single" else T
     x, c = tensor((g, b, T, i), dtype, how[0], seed), tensor((K, g, b, T, o), dtype, how[1], seed + 1)
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "SLAB", slab)
+    with pytest.MonkeyPatch.context() as patch, slabs_of(slab):
         if name:
             patch.setattr(norms, "outer_route", lambda e: name)
         got = norms.norms_outer(x, c, into)
@@ -61,8 +63,7 @@ def test_gathered(shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, 
     ids = torch.randint(V, (b, T), generator=torch.Generator().manual_seed(seed))
     c = tensor((K, b, T, d), dtype, how, seed)
     into, limit = DTYPES[dtype]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(norms, "SLAB", slab)
+    with slabs_of(slab):
         got = norms.norms_gathered(ids, c, into)
     assert got.dtype == into
     expected, without_signs = (gathered.gram_gathered_reference(ids, v, V).diagonal() for v in (c, c.abs()))
@@ -82,8 +83,7 @@ def test_rows(R: int, d: int, dtype: torch.dtype, how: str, seed: int) -> None:
 def test_convolution(conv: Conv, K: int, b: int, how: str, seed: int, slab: int) -> None:
     x = tensor((b, conv.groups * conv.i, *conv.spatial), torch.float64, how, seed)
     c = tensor((K, b, conv.groups * conv.o, *conv.out), torch.float64, how, seed + 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "SLAB", slab)
+    with slabs_of(slab):
         got = norms.norms_convolution(x, c, Window(conv.kernel, **conv.options), torch.float64)
     expected, without_signs = (
         reference(conv, *pair).flatten(0, 1).flatten(1).square().sum(1) for pair in ((x, c), (x.abs(), c.abs()))
@@ -94,7 +94,7 @@ def test_convolution(conv: Conv, K: int, b: int, how: str, seed: int, slab: int)
 @pytest.mark.parametrize("slab", [1, 1 << 20])
 def test_transposed_convolution(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stacked rows in the place of the input."""
-    monkeypatch.setattr(convolution, "SLAB", slab)
+    monkeypatch.setattr(cost, "_slab", ContextVar("slab", default=slab))
     conv = CASES["grouped"]
     x = tensor((3, 2, conv.groups * conv.i, *conv.spatial), torch.float64, "contiguous", 0)
     c = tensor((1, 2, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", 1)

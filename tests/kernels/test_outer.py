@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gramjd.kernels import outer
+from gramjd.kernels.cost import slabs_of
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import DTYPES, MEMORY, dtypes, error, memory, seeds, sizes, tensor
 
@@ -24,8 +25,7 @@ def check(name: str, shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str,
     c = tensor((K, g, b, T, o), dtype, how[1], seed + 1)
     into, limit = DTYPES[dtype]
     before = [t.clone() for t in (x, c)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outer, "SLAB", slab)
+    with slabs_of(slab):
         got = mirrored(outer.ROUTES[name](x, c, into))
     assert got.shape == (K * b, K * b)
     assert got.dtype == into
