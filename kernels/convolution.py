@@ -31,8 +31,8 @@ from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
 WIDE, CHANNELS = 12, 8
 # Channels that the library takes at a time; other numbers are padded to it.
 BLOCK = 16
-# Groups of one such call, and elements of its result: cutting it further costs up to three times as much.
-SAMPLES, WHOLE = 16, 1 << 22
+# How often a call's result is in memory: ours, the shape to fill, the library's own before and after it is reordered.
+COPIES = 4
 # A product with fewer columns than this runs well below the machine's peak.
 COLUMNS = 64
 
@@ -123,11 +123,14 @@ def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, devic
 
 def _grouped_slabs(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[Tensor]]:
     """Parts J [b, columns] of the rows from x [b, i, h, w] and c [b, o, h', w']."""
-    step_o = in_blocks(s.o, WHOLE // max(1, s.b * min(s.i, BLOCK) * s.q))
-    step_i = in_blocks(s.i, WHOLE // max(1, s.b * step_o * s.q))
+    most = slab() // 2  # for the rows of all samples, beside a call's operands and copies
+    step_o = in_blocks(s.o, most // max(1, s.b * min(s.i, BLOCK) * s.q))
+    step_i = in_blocks(s.i, most // max(1, s.b * step_o * s.q))
+    sample = step_i * math.prod(x.shape[2:]) + step_o * s.P + COPIES * step_i * step_o * s.q
+    samples = even(s.b, slab() // max(1, sample))
     for i in range(0, s.i, step_i):
         for o in range(0, s.o, step_o):
-            inputs, outputs = x[:, i : i + step_i].split(SAMPLES), c[:, o : o + step_o].split(SAMPLES)
+            inputs, outputs = x[:, i : i + step_i].split(samples), c[:, o : o + step_o].split(samples)
             yield [_weight_gradients(*pair, w) for pair in zip(inputs, outputs, strict=True)]
 
 

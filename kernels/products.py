@@ -42,8 +42,8 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _suits_onednn(a: Tensor, b: Tensor) -> bool:
-    N = b.shape[1]
-    if not (pays(*a.shape, N) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
+    (M, K), N = a.shape, b.shape[1]
+    if not (pays(M, K, N) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
         return False
     dense = b.is_contiguous() or b.mT.is_contiguous()
     return dense and (N >= WIDE or a.is_contiguous()) and library() == "onednn"

@@ -88,6 +88,7 @@ class Gramian(Sum):
     """`G = J J^T` [m, m], of which `value` holds the upper half."""
 
     # The rows added last and their Gram matrix: a linear layer's bias comes right before its weight, with those rows.
+    # Forgotten with the next addition, after which their memory may be written over.
     latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     @property
@@ -96,9 +97,9 @@ class Gramian(Sum):
 
     def add_factor(self, factor: Factor) -> None:  # noqa: D102
         self.add(factor.rows, factor.gram(self.dtype_of(factor), self.latest))
-        self.latest = None
 
     def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:  # noqa: D102
+        self.latest = None
         block = block.to(device=self.device, dtype=self.dtype)
         if columns is None and self._is_everyone(rows):
             self.value += block
@@ -123,6 +124,7 @@ class Gramian(Sum):
             self.latest = (J, block)
 
     def add_blocks(self, rows: Rows, J: Tensor) -> None:  # noqa: D102
+        self.latest = None
         K, b = rows.shape
         blocks = gram_own_slices(J, torch.promote_types(J.dtype, self.dtype))
         left = np.broadcast_to(rows.T[:, :, None], (b, K, K)).reshape(-1)

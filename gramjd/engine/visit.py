@@ -41,6 +41,7 @@ class Ledger:
     dry: bool
     charge: Callable[[int], None]
     walk: Callable[[Sequence[Tensor], Sequence[Tensor | None], Mapping[int, list[Group]]], list[tuple[int, Message]]]
+    settle: Callable[[Visit, int], bool]
     dense: list[Loss] = field(default_factory=list)
 
 
@@ -188,6 +189,20 @@ class Visit:
             self.note_sum(edge, group.layout)
         group.operation, group.owned = self.name, owned
         self.sent.append((edge, group))
+
+    def settle(self, edge: int) -> bool:
+        """Have a parameter take what was sent to it now, before the rule goes on; nothing more may be sent to it.
+
+        Whether it did, and nobody will look at what was sent again: its memory may be written over. Also true of an
+        edge that leads nowhere; false of one that leads to no parameter, or to one that waits for more.
+        """
+        return self.ledger.settle(self, edge)
+
+    def taken(self, edge: int) -> list[Message]:
+        """Withdraw what was sent to an edge."""
+        mine = [message for place, message in self.sent if place == edge]
+        self.sent = [pair for pair in self.sent if pair[0] != edge]
+        return mine
 
     def note_sum(self, edge: int, layout: Layout) -> None:
         """Note that the batch axis was summed over on the way to something computed from data."""

@@ -62,29 +62,36 @@ class Budget:
 
 @dataclass
 class Walk:
-    """One pass over a graph. `on_target` receives what arrives at each input, once it is complete."""
+    """One pass over a graph. `on_target` receives what arrives at each input, once it is complete.
+
+    `keeps`: it may refer to that later, so that nothing it received is written over.
+    """
 
     graph: Graph
     on_target: OnTarget
     budget: Budget
     dry: bool = False
     dense: list[Loss] = field(default_factory=list)
+    keeps: bool = True
 
     def run(self, seeds: Sequence[Group | None]) -> None:
         """Start from one cotangent a loss tensor (None: not asked for)."""
         if self.budget.temporaries is None:
             self.budget.temporaries = plain_bytes(self.graph) / 10
         itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
-        with slabs_within(self.budget.temporaries, itemsize):
-            self._run(seeds)
+        nested = partial(_nested, self.budget, self.dense, self.dry)
+        self._ledger = Ledger(self.dry, self.budget.charge, nested, self._settle, self.dense)
+        try:
+            with slabs_within(self.budget.temporaries, itemsize):
+                self._run(seeds)
+        finally:
+            del self._ledger  # which refers to this walk
 
     def _run(self, seeds: Sequence[Group | None]) -> None:
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
         self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
-        self._ledger = Ledger(
-            self.dry, self.budget.charge, partial(_nested, self.budget, self.dense, self.dry), self.dense
-        )
+        self._settled: set[tuple[Node, int]] = set()
         ready: list[tuple[int, int, Node]] = []
         ticket = itertools.count()
 
@@ -101,10 +108,34 @@ class Walk:
         while ready:
             _, _, node = heapq.heappop(ready)
             self._visit(node)
-            for child, _ in self.graph.children[node]:
-                self._waiting[child] -= 1
-                if not self._waiting[child]:
+            for place, (child, _) in enumerate(self.graph.edges[node]):
+                if child is not None and (node, place) not in self._settled and self._is_complete(child):
                     push(child)
+
+    def _is_complete(self, node: Node) -> bool:
+        """Count an edge to a node as done: whether it was the last one."""
+        self._waiting[node] -= 1
+        return not self._waiting[node]
+
+    def _settle(self, visit: Visit, place: int) -> bool:
+        """Let a parameter behind an edge take what was sent there: whether that was all, and nobody keeps it."""
+        if not visit.wants(place):
+            return True
+        if not visit.parametric(place):
+            return False
+        target = visit.edges[place]
+        assert target is not None, "wanted above"
+        for message in visit.taken(place):
+            self._deliver(*target, message)
+        self._settled.add((visit.node, place))
+        ready, complete = [target[0]], True
+        while ready:
+            node = ready.pop()
+            complete = self._is_complete(node)
+            if complete:
+                self._visit(node)
+                ready += [child for child, _ in self.graph.children[node]]
+        return complete and not self.keeps
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -265,7 +296,7 @@ def add_shares(
         if also is not None:
             also(edge, groups, factors)
 
-    walk = Walk(graph, add, budget)
+    walk = Walk(graph, add, budget, keeps=also is not None)
 
     def run() -> None:
         with within or nullcontext():

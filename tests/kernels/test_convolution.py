@@ -104,17 +104,18 @@ def test_as_an_outer_product(conv: Conv, K: int, b: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("slab", [1 << 9, 1 << 20])
+@pytest.mark.parametrize("slab", [1 << 9, 1 << 17, 1 << 20])
 def test_wide_images_take_the_samples_as_groups(padding: int, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "WHOLE", slab)
+    """All at once, some samples at a time, or each by itself for blocks of channels."""
     taken: list[int] = []
     original = convolution._weight_gradients
     monkeypatch.setattr(convolution, "_weight_gradients", lambda *a: taken.append(1) or original(*a))
     w = Window((3, 3), (1, 1), (padding, padding), (1, 1), 1)
     x = torch.randn(35, 20, 15, 14)
     c = torch.randn(1, 35, 18, 13 + 2 * padding, 12 + 2 * padding)
-    got = mirrored(convolution.gram_convolution(x, c, w, torch.float32))
-    assert len(taken) == 3 * (1 if slab == 1 << 20 else 4)
+    with slabs_of(slab):
+        got = mirrored(convolution.gram_convolution(x, c, w, torch.float32))
+    assert len(taken) == {1 << 20: 1, 1 << 17: 4 * 5, 1 << 9: 4 * 35}[slab]
     options = {"stride": [1, 1], "padding": [padding] * 2, "dilation": [1, 1], "transposed": False}
     J = convolution_rows_reference(x, c, (18, 20, 3, 3), **options, output_padding=[0, 0], groups=1).flatten(0, 1)
     J = J.flatten(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Convolution
-from gramjd.engine.rules.vocabulary import MIXES, Rule, named, of_real
+from gramjd.engine.rules.vocabulary import MIXES, Rule, named, of_real, written_over
 from gramjd.engine.visit import Visit
 
 
@@ -45,25 +45,32 @@ def convolution(visit: Visit) -> None:
 
 
 def _operands(visit: Visit, group: Group) -> None:
-    if visit.wants(0):
-        layout = layouts.carry(group.layout, group.shape, visit.input(0).shape, {0: 0})
-        visit.send(0, layout, lambda: _input_gradient(visit, group.values), owned=True)
     per_channel(visit, 2, group, lambda: group.values)
     if visit.wants(1):
         _weight(visit, group)
+    if visit.wants(0):
+        target = visit.input(0).shape
+        layout = layouts.carry(group.layout, group.shape, target, {0: 0})
+        K = group.layout.stacked
+
+        def compute(rows: Tensor, which: slice) -> Tensor:
+            return _input_gradient(visit, rows, which if K == 1 else None)
+
+        found = written_over(visit, group, 0, (2, 1), compute)
+        if found is None:
+            visit.send(0, layout, lambda: compute(group.values.flatten(0, 1), slice(None)).view(K, *target), owned=True)
+        else:
+            visit.send(0, layout, found.view(K, *target), owned=True)
 
 
-def _input_gradient(visit: Visit, values: Tensor) -> Tensor:
-    K, n = values.shape[:2]
-    flat = values.flatten(0, 1)
-    shape = visit.input(0).shape
+def _input_gradient(visit: Visit, rows: Tensor, which: slice | None) -> Tensor:
+    """What rows [R, o, *] of cotangents become, [R, i, *]; `which` samples they are of, if not stacked."""
     # Only its shape matters, but an expanded one would be copied.
     found = visit.saved("input")
-    same = K == 1 and found is not None and found.dtype == flat.dtype
-    like = found if same else flat.new_empty(K * n, *shape[1:])
+    same = which is not None and found is not None and found.dtype == rows.dtype
     out: Tensor = torch.ops.aten.convolution_backward(
-        flat,
-        like,
+        rows,
+        found[which] if same else rows.new_empty(len(rows), *visit.input(0).shape[1:]),
         visit.saved("weight"),
         None,
         visit.integers("stride"),
@@ -74,7 +81,7 @@ def _input_gradient(visit: Visit, values: Tensor) -> Tensor:
         visit.integer("groups"),
         [True, False, False],
     )[0]
-    return out.view(K, n, *shape[1:])
+    return out
 
 
 def _weight(visit: Visit, group: Group) -> None:

@@ -17,7 +17,7 @@ from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Outer
 from gramjd.engine.rows import Layout, Piece, canonical
-from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque
+from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque, written_over
 from gramjd.engine.visit import Visit
 from gramjd.kernels.products import product as product_of
 
@@ -34,9 +34,10 @@ class Operand(NamedTuple):
 
 
 def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands: list[Operand]) -> None:
-    """Send the cotangents of both operands of `out [g, p, q]`."""
+    """Send the cotangents of both operands of `out [g, p, q]`, a parameter's first."""
+    operands = sorted(operands, key=lambda operand: not (visit.wants(operand.edge) and visit.parametric(operand.edge)))
     for group in groups:
-        whole = Group(group.layout, group.values.reshape(-1, *shape))
+        whole = Group(group.layout, group.values.reshape(-1, *shape), owned=group.owned)
         if layouts.split(whole.layout, shape) is None:
             whole = visit.densified(whole, None, CUTS)
         for operand in operands:
@@ -62,11 +63,14 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     target = visit.input(operand.edge).shape
     g, p, q = group.shape
 
+    def of_rows(rows: Tensor) -> Tensor:
+        return _scaled(product_of(rows, operand.other()[0].T), operand.scale)
+
     def compute() -> Tensor:
-        other, C = operand.other(), group.values
         if g == 1 and operand.left:
-            out = product_of(C.reshape(-1, q), other[0].T)
-        elif g == 1 and len(C) == 1:
+            return of_rows(group.values.reshape(-1, q)).view(-1, *target)
+        other, C = operand.other(), group.values
+        if g == 1 and len(C) == 1:
             out = product_of(other[0].T, C[0, 0])
         else:
             out = C @ other.mT if operand.left else other.mT @ C
@@ -75,6 +79,13 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     r = math.prod(target) // (g * (p if operand.left else q))
     inner = (g, p, r) if operand.left else (g, r, q)
     layout = layouts.carry(group.layout, group.shape, inner, {0: 0, kept: kept})
+    if g == 1 and operand.left and len(target) == 2:
+        rows = Group(group.layout, group.values.view(-1, p, q), owned=group.owned)
+        parameters = [edge for edge in range(len(visit.edges)) if edge != operand.edge]
+        found = written_over(visit, rows, operand.edge, parameters, lambda rows, which: of_rows(rows))
+        if found is not None:
+            visit.send(operand.edge, layout, found.view(-1, *target), owned=True)
+            return
     visit.send(operand.edge, layout, compute, owned=True)
 
 

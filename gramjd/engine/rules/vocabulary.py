@@ -19,10 +19,14 @@ from gramjd.engine.cotangent import Group
 from gramjd.engine.graph import is_python
 from gramjd.engine.pull import direct
 from gramjd.engine.visit import Visit
+from gramjd.kernels.cost import slab
+from gramjd.kernels.symmetric import even
 
 Rule = Callable[[Visit], None]
 Entry = TypeVar("Entry")
 DimMap = dict[int, int]
+# Elements that are written over at a time: where they stay in cache, it is quicker than writing to new memory.
+IN_CACHE = 1 << 18
 MIXES = "mixes the slices of the batch axis"
 CUTS = "cuts across a batch axis that a reshape has merged"
 
@@ -155,6 +159,44 @@ def _may_overwrite(visit: Visit, group: Group, strict: bool) -> bool:
         and not values.dtype.is_complex
         and visit.node not in visit.graph.hooks.nodes
     )
+
+
+def written_over(
+    visit: Visit,
+    group: Group,
+    edge: int,
+    parameters: Sequence[int],
+    compute: Callable[[Tensor, slice], Tensor],
+) -> Tensor | None:
+    """What `compute(rows, which)` makes of the rows of a group, some at a time, in the memory of the group.
+
+    Args:
+        visit: of a node that is asked for the cotangent of its input at `edge`.
+        group: values [K, n, *]; as rows they are [K n, *].
+        edge: of an input [n, *].
+        parameters: edges to which was sent what refers to this memory, a weight's last. They are settled.
+        compute: from some of the rows, and which they are.
+
+    Returns:
+        [K n, *], or None, and nothing was done: where it would not fit, somebody refers to the memory, or the result
+        is so small that it may have memory of its own.
+    """
+    values, target = group.values, visit.input(edge)
+    count, shape = values.shape[0] * values.shape[1], target.shape[1:]
+    size = math.prod(shape)
+    fits = slab() < count * size <= values.numel() and target.shape[0] == values.shape[1]
+    alone = group.owned and values.is_contiguous() and target.dtype == values.dtype and len(visit.groups()) == 1
+    if not (fits and alone and visit.wants(parameters[-1])):
+        return None
+    settled = [visit.settle(parameter) for parameter in parameters]
+    if not all(settled):
+        return None
+    rows, out = values.flatten(0, 1), values.view(-1)[: count * size].view(count, *shape)
+    step = even(count, min(slab(), IN_CACHE) // size)
+    for lo in range(0, 0 if visit.dry else count, step):
+        which = slice(lo, min(lo + step, count))
+        out[which].copy_(compute(rows[which], which))
+    return out
 
 
 def each(one: Callable[[Visit, Group], None]) -> Rule:
