@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd.engine import remember
+from gramjd.engine.rules import vocabulary
 from gramjd.errors import GramjdError
-from gramjd.kernels import gathered, outer, symmetric
+from gramjd.kernels import cost, gathered, outer, symmetric
 from tests.kernels.onednn import needs_onednn, onednn_for_everything
 from tests.oracle import (
     assert_close_gramian,
@@ -107,6 +108,23 @@ def test_only_upper_halves_count(case: Case, monkeypatch: pytest.MonkeyPatch) ->
         lengths, expected = gramjd.gradient_norms(losses, inputs), oracle_gramian(losses, inputs)
         squares = torch.diag(lengths.to(expected.dtype).square())
         assert_close_gramian(squares, torch.diag(expected.diagonal()), tolerance(case, case.dtypes[0]), case.name)
+
+
+@pytest.mark.parametrize("case", [*some(every=3, slow=False), *some(every=4, layout="dense", slow=False)])
+def test_next_to_no_room_for_temporaries(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with large layers: slabs of parts of a row, and cotangents written over where they may be."""
+    for name in ("SLAB", "LEAST_SLAB"):
+        monkeypatch.setattr(cost, name, 8)
+    monkeypatch.setattr(vocabulary, "IN_CACHE", 30)
+    remember.forget()
+    with suppress(GramjdError) if case.may_refuse else nullcontext():
+        for _ in range(3):
+            losses, inputs = assert_gramian(case, case.dtypes[0])
+        if not case.may_refuse:
+            parts = gramjd.gramian(losses, inputs, per_parameter=True)
+            whole = oracle_gramian(losses, inputs)
+            assert_close_gramian(sum(parts.values()), whole, tolerance(case, case.dtypes[0]), case.name)
+    remember.forget()
 
 
 @needs_onednn

@@ -180,7 +180,7 @@ def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> Non
         J = torch.matmul(c.mT, x) if operand.left else torch.matmul(x.mT, c)  # [K, g, b, o, i] or [K, g, b, i, o]
         return _scaled(J.transpose(1, 2).reshape(len(moved), *target), operand.scale)
 
-    visit.send(operand.edge, layout, compute)
+    visit.send(operand.edge, layout, compute, owned=True)
 
 
 def _rest_layout(
