@@ -12,8 +12,9 @@ from torch import Tensor
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Convolution
-from gramjd.engine.rules.vocabulary import MIXES, Rule, named, of_real, written_over
+from gramjd.engine.rules.vocabulary import MIXES, Rule, in_parts, named, of_real, written_over
 from gramjd.engine.visit import Visit
+from gramjd.kernels.cost import slab
 
 
 def per_channel(visit: Visit, edge: int, group: Group, values: Callable[[], Tensor]) -> None:
@@ -56,11 +57,16 @@ def _operands(visit: Visit, group: Group) -> None:
         def compute(rows: Tensor, which: slice) -> Tensor:
             return _input_gradient(visit, rows, which if K == 1 else None)
 
+        def anew() -> Tensor:
+            rows = group.values.flatten(0, 1)
+            shape = (len(rows), *target[1:])
+            # The library makes a copy of the result in its own order: no larger than a slab.
+            large = math.prod(shape) > slab()
+            found = in_parts(rows, rows.new_empty(shape), compute) if large else compute(rows, slice(None))
+            return found.view(K, *target)
+
         found = written_over(visit, group, 0, (2, 1), compute)
-        if found is None:
-            visit.send(0, layout, lambda: compute(group.values.flatten(0, 1), slice(None)).view(K, *target), owned=True)
-        else:
-            visit.send(0, layout, found.view(K, *target), owned=True)
+        visit.send(0, layout, anew if found is None else found.view(K, *target), owned=True)
 
 
 def _input_gradient(visit: Visit, rows: Tensor, which: slice | None) -> Tensor:

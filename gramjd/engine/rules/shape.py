@@ -60,7 +60,7 @@ def taken(visit: Visit, group: Group) -> None:
     shape = (*target[:dim], len(index), *target[dim + 1 :])
     layout = _scattered(group, shape, dim, index, target)
     if layout is not None:
-        visit.send(0, layout, lambda: _placed(group.values.reshape(-1, *shape), dim, index, target))
+        visit.send(0, layout, lambda: _placed(group.values.reshape(-1, *shape), dim, index, target), owned=True)
 
 
 def _scattered(
@@ -119,7 +119,7 @@ def parts(visit: Visit) -> None:
                 pieces[nr] = values
     joined = [(layout, pieces) for layout, pieces in found.values()] + [(lay, {nr: v}) for lay, nr, v in apart]
     for layout, pieces in _merged(joined):
-        visit.send(0, layout, None if visit.dry else _joined(pieces, sizes, dim, target))
+        visit.send(0, layout, None if visit.dry else _joined(pieces, sizes, dim, target), owned=True)
 
 
 def _merged(joined: list[tuple[layouts.Layout, dict[int, Tensor]]]) -> list[tuple[layouts.Layout, dict[int, Tensor]]]:

@@ -191,10 +191,15 @@ def written_over(
     settled = [visit.settle(parameter) for parameter in parameters]
     if not all(settled):
         return None
-    rows, out = values.flatten(0, 1), values.view(-1)[: count * size].view(count, *shape)
-    step = even(count, min(slab(), IN_CACHE) // size)
-    for lo in range(0, 0 if visit.dry else count, step):
-        which = slice(lo, min(lo + step, count))
+    out = values.view(-1)[: count * size].view(count, *shape)
+    return out if visit.dry else in_parts(values.flatten(0, 1), out, compute)
+
+
+def in_parts(rows: Tensor, out: Tensor, compute: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """`out[which] = compute(rows[which], which)` for some rows at a time, which stay in cache."""
+    step = even(len(rows), min(slab(), IN_CACHE) // max(1, out[:1].numel()))
+    for lo in range(0, len(rows), step):
+        which = slice(lo, min(lo + step, len(rows)))
         out[which].copy_(compute(rows[which], which))
     return out
 
