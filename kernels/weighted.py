@@ -8,6 +8,7 @@ size of a plain weight gradient: 2 b T i o operations a group, after one pass ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from torch.nn.functional import pad
 
 from gramjd.kernels import dispatch
 from gramjd.kernels.products import product
+from gramjd.kernels.symmetric import even
+
+# Elements of the operands of a convolution's weight gradient that are copied at a time.
+PART = 1 << 18
 
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
@@ -24,7 +29,7 @@ def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
     K, b = c.shape[0], c.shape[batch]
     shape = [K] + [1] * (c.ndim - 1)
     shape[batch] = b
-    scaled = c * w.to(c.dtype).view(shape)
+    scaled = c * w.to(c.dtype).reshape(shape)
     return scaled[0] if K == 1 else scaled.sum(0)
 
 
@@ -56,9 +61,25 @@ def weighted_convolution(
 ) -> Tensor:
     """The weight gradient of a convolution with input x [b, i, *] for the cotangents c [K, b, o, *] weighted by w.
 
-    A transposed convolution is the plain one from its output to its input, so the two change places.
+    Some samples at a time: the library makes a copy of both in its own order. A transposed convolution is the plain one
+    from its output to its input, so the two change places.
     """
-    C = weighted_cotangents(c, w, 1)
+    w = w.view(c.shape[:2])
+    samples = even(len(x), PART // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
+    parts = [slice(lo, lo + samples) for lo in range(0, len(x), samples)]
+    gradients = (
+        _weight_gradient(x[part], weighted_cotangents(c[:, part], w[:, part], 1), weight_shape, transposed, options)
+        for part in parts
+    )
+    total = next(gradients)
+    for gradient in gradients:
+        total += gradient
+    return total
+
+
+def _weight_gradient(
+    x: Tensor, C: Tensor, weight_shape: Sequence[int], transposed: bool, options: dict[str, Any]
+) -> Tensor:
     x = x.to(C.dtype)
     above, below = (_lengthened(x, C, weight_shape[2:], options), C) if transposed else (C, x)
     extra = _apart(weight_shape[2:], options)

@@ -1,0 +1,50 @@
+"""Weighted sums of rows: what a backward pass computes, however many samples are taken at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gramjd.kernels import weighted
+from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
+from tests.kernels.test_patches import CASES, Conv, convolutions, reference
+
+
+@given(st.tuples(*[sizes] * 6), dtypes, memory, memory, seeds)
+def test_outer(shape: tuple[int, ...], dtype: torch.dtype, how: str, other: str, seed: int) -> None:
+    g, K, b, T, i, o = shape
+    x, c = tensor((g, b, T, i), dtype, how, seed), tensor((K, g, b, T, o), dtype, other, seed + 1)
+    w = tensor((K * b,), torch.float64, "contiguous", seed + 2)
+    got = weighted.weighted_outer(x, c, w.to(dtype))
+    expected, without_signs = (
+        weighted.weighted_outer_reference(*values)
+        for values in ((x, c, w.to(dtype)), (x.abs(), c.abs(), w.to(dtype).abs()))
+    )
+    # Sums are made in the dtype of the gradient, as a backward pass makes them.
+    assert error(got, expected, without_signs) < max(DTYPES[dtype][1], 4 * torch.finfo(dtype).eps)
+
+
+def check(conv: Conv, K: int, b: int, how: str, seed: int, part: int) -> None:
+    x = tensor((b, conv.groups * conv.i, *conv.spatial), torch.float64, how, seed)
+    c = tensor((K, b, conv.groups * conv.o, *conv.out), torch.float64, how, seed + 1)
+    w = tensor((K * b,), torch.float64, "contiguous", seed + 2)
+    shape = (conv.groups * conv.o, conv.i, *conv.kernel)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weighted, "PART", part)
+        got = weighted.weighted_convolution(x, c, w, shape, False, conv.options)
+    rows = reference(conv, x, c).reshape(K * b, -1)
+    assert got.shape == shape
+    assert error(got.flatten(), w @ rows, w.abs() @ rows.abs()) < 1e-13
+
+
+@given(convolutions(), sizes, sizes, memory, seeds, st.sampled_from([1, 60, 1 << 18]))
+def test_any_convolution(conv: Conv, K: int, b: int, how: str, seed: int, part: int) -> None:
+    check(conv, K, b, how, seed, part)
+
+
+@pytest.mark.parametrize("part", [1, 100, 1 << 18])
+@pytest.mark.parametrize("conv", CASES.values(), ids=CASES)
+def test_convolutions(conv: Conv, part: int) -> None:
+    check(conv, 2, 3, "contiguous", 0, part)
