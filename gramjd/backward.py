@@ -87,8 +87,9 @@ def gram_backward(
             (`explain(losses).bytes`). The gradients are the same up to rounding. Where "reuse" cannot serve (hooks,
             sparse embeddings, inputs that are no leaves, rows beyond the budget) the second pass is made after all.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
-        memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep;
-            default a quarter of the memory.
+        memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep,
+            default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
+            plain training step needs.
         backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
 
     Returns:

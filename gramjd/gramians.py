@@ -59,7 +59,8 @@ def gramian(
             between a training and a test batch. An input that only one side reaches counts as zero.
         per_parameter: each input's share of G by itself.
         dtype: what G is accumulated in; default float32, or float64 where a loss or an input is.
-        memory_budget: bytes that stacked rows may take where no batch axis is found; default a quarter of the memory.
+        memory_budget: bytes that stacked rows may take where no batch axis is found, default a quarter of the memory;
+            and the largest temporary of a layer's products, default a tenth of what a plain training step needs.
         backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
 
     Returns:

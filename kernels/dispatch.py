@@ -9,6 +9,8 @@
 | `"triton"` | the kernel of every operation that has one; `BackendError` where it cannot run |
 | `"auto"` | the kernel where it can run and was measured to beat the torch form on a GPU, the torch form elsewhere |
 
+Outside of `"torch"`, large products on a CPU are made by oneDNN where it is faster (`products`).
+
 Modules that need Triton are imported when one of their kernels is first used, and never for tensors on a CPU.
 """
 

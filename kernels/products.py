@@ -72,8 +72,9 @@ def _full_precision() -> bool:
 
 def by_onednn(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` by oneDNN."""
-    if not a.is_contiguous() and a.mT.is_contiguous() and a.numel() > b.numel():
-        return _linear(b.mT, a).mT  # so that the smaller operand is copied
+    saved = a.numel() - b.numel() - a.shape[0] * b.shape[1]
+    if saved > 0 and not a.is_contiguous() and a.mT.is_contiguous():
+        return _linear(b.mT, a).mT  # so that the smaller operand is copied; the result lies transposed
     return _linear(a, b.mT)
 
 

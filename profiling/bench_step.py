@@ -2,6 +2,7 @@
 
     python -m gramjd.profiling.bench_step --cases all --json profiling/results/step_cpu.json
     python -m gramjd.profiling.bench_step --cases all --keep-freed --json profiling/results/step_cpu_kept.json
+    python -m gramjd.profiling.bench_step --backend torch --contenders "plain,gramjd Mean,gramjd Mean reuse"
 
 A step is: forward, `.grad`, SGD. Contenders take turns in one process; each has its own copy of the model.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from gramjd.kernels.dispatch import BACKENDS, use_backend
 from gramjd.profiling.cases import CASES, Case, select
 from gramjd.profiling.contenders import CONTENDERS, Backward, RefusalError, gramian_difference
 from gramjd.profiling.environment import describe, restart_keeping_freed
@@ -54,7 +56,9 @@ def make_step(case: Case, contender: Callable[..., Backward], device: str) -> St
     return Step(optimizer.zero_grad, take)
 
 
-def measure(case: Case, *, device: str, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    case: Case, *, device: str, rounds: int, seconds: float, contenders: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Times, ratios to the plain step and peak memory of every contender, as plain data.
 
     Args:
@@ -62,8 +66,9 @@ def measure(case: Case, *, device: str, rounds: int, seconds: float) -> dict[str
         device: where.
         rounds: timed rounds at most.
         seconds: no further round is begun after this long.
+        contenders: keys of `CONTENDERS`, the plain step among them; default: all.
     """
-    steps, results = _try_all(case, device)
+    steps, results = _try_all(case, device, contenders or tuple(CONTENDERS))
     times = interleave(
         {name: step.take for name, step in steps.items()}, rounds=rounds, seconds=seconds, at_least=0.05, device=device
     )
@@ -78,13 +83,13 @@ def measure(case: Case, *, device: str, rounds: int, seconds: float) -> dict[str
     return results
 
 
-def _try_all(case: Case, device: str) -> tuple[dict[str, Step], dict[str, Any]]:
+def _try_all(case: Case, device: str, contenders: Sequence[str]) -> tuple[dict[str, Step], dict[str, Any]]:
     """A first step of each contender; those that refuse the model are reported instead of run."""
     steps: dict[str, Step] = {}
     results: dict[str, Any] = {}
-    for name, contender in CONTENDERS.items():
+    for name in contenders:
         try:
-            step = make_step(case, contender, device)
+            step = make_step(case, CONTENDERS[name], device)
             step.take()
         except RefusalError as error:
             results[name] = {"refused": str(error)}
@@ -98,23 +103,30 @@ def _rounded(value: Any) -> dict[str, float]:
 
 
 def run(
-    names: Sequence[str], *, device: str, rounds: int, seconds: float, path: Path | None, tests: str = "not run"
+    names: Sequence[str],
+    *,
+    device: str,
+    rounds: int,
+    seconds: float,
+    path: Path | None,
+    tests: str = "not run",
+    contenders: Sequence[str] = tuple(CONTENDERS),
+    backend: str = "auto",
 ) -> dict[str, Any]:
     """Measure the named cases; print a line each and write `path` after each, so that a stop loses one case."""
     report: dict[str, Any] = {
         "environment": describe(device=device),
-        "settings": {"rounds": rounds, "seconds_per_case": seconds, "warmup": 3, "device": device},
+        "settings": {"rounds": rounds, "seconds_per_case": seconds, "warmup": 3, "device": device, "backend": backend},
         "tests": tests,
         "cases": {},
     }
     for name in names:
         case = CASES[name]
-        report["cases"][name] = {
-            "title": case.title,
-            "m": case.m,
-            "contenders": measure(case, device=device, rounds=rounds, seconds=seconds),
-            "torchjd_gramian_difference": gramian_difference(case.build(device)),
-        }
+        with use_backend(backend):
+            found = measure(case, device=device, rounds=rounds, seconds=seconds, contenders=contenders)
+        report["cases"][name] = {"title": case.title, "m": case.m, "contenders": found}
+        if any(contender.startswith("torchjd") for contender in contenders):
+            report["cases"][name]["torchjd_gramian_difference"] = gramian_difference(case.build(device))
         print(_line(name, report["cases"][name]["contenders"]), flush=True)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=25, help="timed rounds per case (default: 25)")
     parser.add_argument("--seconds", type=float, default=40.0, help="time per case, at least 5 rounds (default: 40)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of (default: all): %(default)s")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what gramjd's kernels run on (%(default)s)")
     parser.add_argument("--keep-freed", action="store_true", help="restart with glibc told to keep freed blocks")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
     args = parser.parse_args(argv)
@@ -153,9 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = select(args.cases)
     except ValueError as error:
         parser.error(str(error))
+    contenders = args.contenders.split(",")
+    unknown = [name for name in contenders if name not in CONTENDERS]
+    if unknown or BASE not in contenders:
+        parser.error(f"got contenders {args.contenders!r}: {BASE!r} must be among them, and all of {', '.join(CONTENDERS)}")
     if args.keep_freed:
         restart_keeping_freed("gramjd.profiling.bench_step", argv)
-    run(names, device=args.device, rounds=args.rounds, seconds=args.seconds, path=args.json)
+    options = {"device": args.device, "rounds": args.rounds, "seconds": args.seconds, "path": args.json}
+    run(names, **options, contenders=contenders, backend=args.backend)
     return 0
 
 

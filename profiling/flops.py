@@ -28,12 +28,19 @@ def _attention_backward(cotangent: Any, q: Any, k: Any, v: Any, *rest: Any, **na
     return int(sdpa_backward_flop_count(cotangent.shape, q.shape, k.shape, v.shape))
 
 
+def _linear(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
+    return 2 * int(x.numel()) * int(weight.shape[0])
+
+
 aten = torch.ops.aten
+# oneDNN's product, where this build of PyTorch has it.
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    **({_onednn: _linear} if _onednn is not None else {}),
 }
 
 

@@ -81,6 +81,7 @@ def weights_others(results: Mapping[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time": ("step_cpu.json", step_time),
     "step-time-kept": ("step_cpu_kept.json", step_time),
+    "step-time-torch": ("step_cpu_torch.json", step_time),
     "step-memory": ("step_cpu.json", step_memory),
     "weights": ("weights.json", weights),
     "weights-others": ("weights.json", weights_others),

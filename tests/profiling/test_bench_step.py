@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gramjd.kernels.dispatch import current_backend
 from gramjd.profiling import bench_step, contenders
 from gramjd.profiling.cases import CASES
 from gramjd.profiling.environment import KEEP_FREED, describe, keeps_freed
@@ -59,6 +60,29 @@ def test_environment_names_neither_host_nor_folder():
     assert {"date", "cpu", "cores", "threads", "allocator", "versions"} <= set(describe())
     assert os.uname().nodename not in text.split('"')
     assert os.getcwd() not in text
+
+
+def test_some_contenders_on_another_backend(tmp_path, monkeypatch):
+    seen = set()
+    gram_backward = contenders.gramjd.gram_backward
+    monkeypatch.setattr(
+        contenders.gramjd, "gram_backward", lambda *a, **k: seen.add(current_backend()) or gram_backward(*a, **k)
+    )
+    path = tmp_path / "step.json"
+    options = ["--backend", "torch", "--contenders", "plain,gramjd Mean", "--json", str(path)]
+    assert bench_step.main([*TINY, *options]) == 0
+    report = json.loads(path.read_text())
+    assert list(report["cases"]["tiny-4"]["contenders"]) == ["plain", "gramjd Mean"]
+    assert report["settings"]["backend"] == "torch"
+    assert seen == {"torch"}
+
+
+@pytest.mark.parametrize("names", ["gramjd Mean", "plain,nobody"])
+def test_unknown_contenders(names, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench_step.main([*TINY, "--contenders", names])
+    assert stop.value.code == 2
+    assert "'plain' must be among them" in capsys.readouterr().err
 
 
 def test_unknown_case(capsys):
