@@ -35,6 +35,7 @@ TABLE: dict[tuple[str, str], str] = {
     ("outer.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:pairwise",
     ("outer.rows", "cuda"): "gramjd.kernels.triton.slabs:rows",
     ("cross.product", "cuda"): "gramjd.kernels.triton.cross:product",
+    ("norms.pair", "cuda"): "gramjd.kernels.triton.norms:pair",
     ("gathered.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:gathered",
     ("rows", "cuda"): "gramjd.kernels.triton.symmetric:gram_rows",
     ("convolution.rows", "cuda"): "gramjd.kernels.triton.convolution:rows",

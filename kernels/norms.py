@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.kernels import dispatch
 from gramjd.kernels.convolution import Window, row_slabs, unstacked
 from gramjd.kernels.cost import slab
 from gramjd.kernels.outer import TILE_COST, Extent, extent, outer_rows
@@ -37,9 +38,11 @@ def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result and of all products.
     """
     e = extent(x, c)
+    name = outer_route(e)
+    run = dispatch.implementation(f"norms.{name}", c.device.type, x.dtype, c.dtype, dtype) or OUTER[name]
     total = torch.zeros(e.K, e.b, dtype=dtype, device=c.device)
     for group in range(e.g):
-        total += OUTER[outer_route(e)](x[group], c[:, group], dtype)
+        total += run(x[group], c[:, group], dtype)
     return total.view(e.K * e.b)
 
 

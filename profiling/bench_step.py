@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=40.0, help="time per case, at least 5 rounds (default: 40)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of (default: all): %(default)s")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what gramjd's kernels run on (%(default)s)")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of gramjd's kernels (%(default)s)")
     parser.add_argument("--keep-freed", action="store_true", help="restart with glibc told to keep freed blocks")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
     args = parser.parse_args(argv)
@@ -170,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     contenders = args.contenders.split(",")
     unknown = [name for name in contenders if name not in CONTENDERS]
     if unknown or BASE not in contenders:
-        parser.error(f"got contenders {args.contenders!r}: {BASE!r} must be among them, and all of {', '.join(CONTENDERS)}")
+        parser.error(
+            f"got contenders {args.contenders!r}: {BASE!r} must be among them, and all of {', '.join(CONTENDERS)}"
+        )
     if args.keep_freed:
         restart_keeping_freed("gramjd.profiling.bench_step", argv)
     options = {"device": args.device, "rounds": args.rounds, "seconds": args.seconds, "path": args.json}

@@ -116,7 +116,7 @@ def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
                 settle(total, graph.targets[edge].shape, groups, factors)
             tracker.watching = False
 
-        walk = _Counted(graph, add, Budget(float("inf")), dry=True)
+        walk = _Counted(graph, add, Budget(float("inf")), dry=True, keeps=False)
         walk.tracker = tracker
         in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
     return tracker.peak
@@ -180,9 +180,11 @@ class _Counted(Walk):
         self.tracker.look(united + (self._input_of(node) if "Convolution" in name else 0))
 
     def _input_of(self, node: Node) -> int:
-        """A convolution's backward makes a second result as large as the first."""
+        """A convolution's backward makes a second result: as large as the first, or as the parts it is made in."""
         child, nr = node.next_functions[0]
-        return node_bytes(self.graph, child, nr) if child in self.graph.wanted else 0
+        if child not in self.graph.wanted:
+            return 0
+        return min(node_bytes(self.graph, child, nr), cost.slab() * self.graph.metadata(child)[nr].dtype.itemsize)
 
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         if isinstance(message, Factor):

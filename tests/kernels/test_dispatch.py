@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramjd.engine.task import in_graph_task
 from gramjd.errors import BackendError, InputError
-from gramjd.kernels import convolution, cross, dispatch, gathered, outer, rows, weighted
+from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.dispatch import current_backend, implementation, use_backend
 
@@ -70,6 +70,9 @@ OPERATIONS = {
     "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
     "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512), torch.float32),
     "cross.product": lambda: cross.cross_outer(*(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3)) * 2, torch.float32),
+    "norms.pair": lambda: norms.norms_outer(torch.ones(1, 2, 2, 512), torch.ones(2, 1, 2, 2, 512), torch.float32).view(
+        2, 2
+    ),
     "gathered.pairwise": lambda: gathered.gram_gathered(
         torch.arange(2)[:, None], torch.ones(1, 2, 1, 64), torch.float32
     ),

@@ -19,6 +19,7 @@ SMALL = {
     "outer.pairwise": (2, 1, 3, 5, 7, 2),
     "outer.rows": (1, 2, 3, 5, 7, 2),
     "cross.product": (2, 3, 4, 2, 5, 1, 3),
+    "norms.pair": (2, 3, 4, 5, 6),
     "gathered.pairwise": (2, 3, 4, 5),
     "rows": (6, 11),
     "convolution.rows": (2, 3, 2, 3, 2, 3, 2, 4),
@@ -62,6 +63,12 @@ def test_wrong_results_are_not(case: Case, wrong: Callable[[Tensor], Tensor], mo
     with pytest.raises(SystemExit, match=case.operation):
         run([case], "cpu", lambda function: float(timed.append(function) or 1))
     assert not timed
+
+
+def test_only_the_upper_half_of_a_gramian_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The torch form of 70 rows leaves out what lies below the diagonal; a kernel need not."""
+    monkeypatch.setattr(bench_kernels, "kernel_of", lambda _: lambda J, dtype=None: J.double() @ J.double().T)
+    assert bench_kernels.error(Case("rows", (70, 5), torch.float32), "cpu") < 1e-6
 
 
 def test_ceilings() -> None:

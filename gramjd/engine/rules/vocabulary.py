@@ -178,8 +178,8 @@ def written_over(
         compute: from some of the rows, and which they are.
 
     Returns:
-        [K n, *], or None, and nothing was done: where it would not fit, somebody refers to the memory, or the result
-        is so small that it may have memory of its own.
+        [K n, *]; or None, and nothing was written: where it would not fit, somebody else refers to the memory, or the
+        result is so small that it may have memory of its own.
     """
     values, target = group.values, visit.input(edge)
     count, shape = values.shape[0] * values.shape[1], target.shape[1:]

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import convolution, cross, pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton import convolution, cross, norms, pairwise, slabs, sums, symmetric, weighted
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -131,6 +131,7 @@ def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
             for T in SIZES:
                 config = pairwise.config_for(arch, dtype, R, T, 512)
                 yield Case(cross.rectangle, cross.config_for(arch, dtype, R, T, 4096), dtype, (whole,))
+                yield Case(norms.lengths, norms.config_for(arch, dtype, R, T), dtype, (whole,))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
                 tiled = slabs.config_for(arch, dtype, R, T, 512, 512)

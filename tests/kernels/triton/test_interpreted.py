@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("checks", ["checks.py", "convolution_checks.py", "cross_checks.py"])
+@pytest.mark.parametrize("checks", ["checks.py", "convolution_checks.py", "cross_checks.py", "norms_checks.py"])
 def test_by_the_interpreter(checks: str) -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(here / checks)]
