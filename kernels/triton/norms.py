@@ -25,7 +25,7 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int) -> Config:
     """
     positions = 16 if T <= 16 else 32 if T <= 32 else 64
     blocks = ceil_div(T, positions)
-    block_d = 64 if dtype != torch.float32 else 16 if positions == 64 else 32
+    block_d = 64 if dtype != torch.float32 else 32 if positions == 16 else 16
     splits = common.splits_for(arch, R, blocks * (blocks + 1))
     constants = {"POSITIONS": positions, "BLOCK_D": block_d}
     return Config(constants, num_warps=8 if positions == 64 else 4, num_stages=3, splits=splits)
