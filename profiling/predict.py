@@ -170,6 +170,7 @@ class _Counted(Walk):
     arrived: Sequence[Tensor] = ()
 
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
+        around = self.node, self.arrived  # of a node that has its parameter take its rows at once
         self.node = node
         self.arrived = [m.values for queue in inbox.values() for m in queue if isinstance(m, Group)]
         super()._send_on(node, inbox)
@@ -178,6 +179,7 @@ class _Counted(Walk):
         name = self.graph.name(node)
         united = 0 if name in OVERWRITING else united  # or handed on
         self.tracker.look(united + (self._input_of(node) if "Convolution" in name else 0))
+        self.node, self.arrived = around
 
     def _input_of(self, node: Node) -> int:
         """A convolution's backward makes a second result: as large as the first, or as the parts it is made in."""
@@ -195,7 +197,7 @@ class _Counted(Walk):
             if c is not None:
                 message = replace(message, c=self._shared(c))  # type: ignore[call-arg]
         elif self.node is not None and self.graph.name(self.node) in ALIASES:
-            message = Group(message.layout, self._shared(message.values), message.operation)
+            message = Group(message.layout, self._shared(message.values), message.operation, message.owned)
         super()._deliver(node, nr, message)
 
     def _shared(self, values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.rows import Layout, Piece, Rows, Shape, canonical, dense, overlay, placed, remembered, split
+from gramjd.kernels.cost import slab
 
 Charge = Callable[[int], None]
 
@@ -22,13 +23,14 @@ class Group:
     """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk.
 
     `operation` names the node that sent it. `owned` says that nobody else refers to the memory of `values`, so that
-    whoever receives the group may write over it.
+    whoever receives the group may write over it. `reserved` is memory for further rows, which `values` is the start of.
     """
 
     layout: Layout
     values: Tensor
     operation: str = ""
     owned: bool = False
+    reserved: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -43,6 +45,31 @@ def added(one: Group, other: Group) -> Group:
             into.values.add_(more.values)
             return into
     return Group(one.layout, one.values + other.values, one.operation, owned=True)
+
+
+def appended(one: Group, other: Group, more: int, charge: Charge) -> Group | None:
+    """`one` with the rows of `other` after its own, in memory that is reserved for `more` rows the first time.
+
+    Joined when all have arrived, rows would be there twice for a moment. None where that is no loss, as they are small,
+    and where they cannot simply stand one after the other.
+    """
+    held, count = one.layout.stacked, other.layout.stacked
+    if one.layout.diagonal or one.layout.structure != other.layout.structure or not (one.owned and other.owned):
+        return None
+    rows = np.concatenate([one.layout.rows, other.layout.rows])
+    room = held + more if one.reserved is None else len(one.reserved)
+    if held + count > room or room * other.values[0].numel() <= slab():
+        return None
+    if (rows < 0).any() or len(np.unique(rows)) < len(rows):
+        return None
+    memory = one.reserved
+    if memory is None:
+        charge(room * other.values[0].nbytes)
+        memory = one.values.new_empty(room, *one.shape)
+        memory[:held].copy_(one.values)
+    memory[held : held + count].copy_(other.values)
+    layout = Layout(one.layout.pieces, rows)
+    return Group(layout, memory[: held + count], one.operation, owned=True, reserved=memory)
 
 
 def free(_: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gramjd.engine import rules
 from gramjd.engine.accumulate import settle
-from gramjd.engine.cotangent import Group, added, materialised, unite
+from gramjd.engine.cotangent import Group, added, appended, materialised, unite
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
 from gramjd.engine.hooks import Hooks
@@ -125,8 +125,7 @@ class Walk:
             return False
         target = visit.edges[place]
         assert target is not None, "wanted above"
-        for message in visit.taken(place):
-            self._deliver(*target, message)
+        self._deliver_all(target, visit.taken(place))
         self._settled.add((visit.node, place))
         ready, complete = [target[0]], True
         while ready:
@@ -139,12 +138,23 @@ class Walk:
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
+    def _deliver_all(self, edge: Edge, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._deliver(*edge, message)
+
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         queue = self._inbox.setdefault(node, {}).setdefault(nr, [])
         if isinstance(message, Group):
             for n, other in enumerate(queue):
-                if isinstance(other, Group) and other.layout.key == message.layout.key:
+                if isinstance(other, Factor):
+                    continue
+                if other.layout.key == message.layout.key:
                     queue[n] = added(other, message)
+                    return
+                both = appended(other, message, self._waiting.get(node, 0), self.budget.charge)
+                if both is not None:
+                    self.budget.alive += _stacked_bytes(both) - _stacked_bytes(other)
+                    queue[n] = both
                     return
             self.budget.alive += _stacked_bytes(message)
         queue.append(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import gramjd
 from gramjd.engine import remember, rules
-from gramjd.engine.cotangent import Group, added
+from gramjd.engine.cotangent import Group, added, appended
 from gramjd.engine.rows import dense
 from gramjd.engine.rules import convolution, linear, pointwise, vocabulary
 from gramjd.kernels import cost
@@ -213,3 +214,46 @@ def test_sums_go_to_memory_that_is_owned():
         assert one or torch.equal(a.values, torch.ones(2, 3))
         assert other or torch.equal(b.values, torch.full((2, 3), 2.0))
         assert (total is a, total is b) == (one, other and not one)
+
+
+def rows_of(values: Tensor, owners: list[int], owned: bool = True) -> Group:
+    return Group(dense(np.array(owners), values[0].numel()), values, owned=owned)
+
+
+def test_rows_that_arrive_one_by_one_are_put_where_they_will_stand(room):
+    charged: list[int] = []
+    parts = [torch.full((1, 4, 5), float(n)) for n in range(4)]
+    with cost.slabs_of(8):
+        total = rows_of(parts[0], [3])
+        for n, owner in ((1, 0), (2, 7), (3, 5)):
+            more = appended(total, rows_of(parts[n], [owner]), 4 - n, charged.append)
+            assert more is not None
+            assert n == 1 or more.reserved is total.reserved
+            total = more
+        assert torch.equal(total.values, torch.cat(parts))
+        assert total.layout.rows.tolist() == [3, 0, 7, 5]
+        assert charged == [4 * 20 * 4]
+        one = rows_of(parts[0], [3])
+        for other, more in [
+            (rows_of(parts[1], [3]), 3),  # the same loss
+            (rows_of(parts[1], [-1]), 3),  # nobody's
+            (rows_of(parts[1], [1], owned=False), 3),
+            (rows_of(parts[1], [1]), 0),  # nothing is to come
+            (rows_of(torch.ones(1, 2, 2), [1]), 3),
+        ]:
+            assert appended(one, other, more, charged.append) is None
+    assert appended(one, rows_of(parts[1], [1]), 3, charged.append) is None  # small
+    assert len(charged) == 1
+
+
+@pytest.mark.parametrize("heads", [2, 5])
+def test_heads_on_one_trunk(room, heads):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()).double()
+    last = [nn.Linear(6, 3).double() for _ in range(heads)]
+    features = trunk(torch.randn(5, 4, dtype=torch.float64))
+    losses = [F.cross_entropy(head(features), torch.randint(3, (5,))) for head in last]
+    losses += [(last[0](features) * features[:, :3]).sum()]  # two messages of one loss
+    assert_close_gramian(gramjd.gramian(losses), oracle_gramian(losses), 1e-12)
+    norms = gramjd.gradient_norms(losses)
+    assert_close_gramian(torch.diag(norms.square()), torch.diag(oracle_gramian(losses).diagonal()), 1e-12)

@@ -129,29 +129,19 @@ def batched(group: Group, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
 def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
     """At a parameter: rows stay products of the other operand and the cotangent, T = positions without a batch axis."""
     g = group.shape[0]
+    c = group.values.mT if operand.left else group.values  # [K, g, L, o]
+    c = _scaled(_unfold(c, 2, group, summed), operand.scale)
     if visit.dry:
-        x, c = _dry_outer(visit, operand, group, summed)
+        i = math.prod(visit.input(operand.edge).shape) // (g * c.shape[-1])
+        x = torch.empty(g, *c.shape[2:4], i, dtype=c.dtype, device="meta")
     else:
         other = operand.other()
-        x = other.mT if operand.left else other  # [g, L, i]
-        x = _unfold(x, 1, group, summed)
-        c = group.values.mT if operand.left else group.values  # [K, g, L, o]
-        c = _scaled(_unfold(c, 2, group, summed), operand.scale)
+        x = _unfold(other.mT if operand.left else other, 1, group, summed)  # [g, b, T, i]
     o, i = c.shape[-1], x.shape[-1]
     matrix = (o, i) if operand.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
     factor = Outer(group.layout.rows.reshape(-1), shape, visit.name, x, c, flipped=not operand.left)
     visit.send_factor(operand.edge, factor)
-
-
-def _dry_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> tuple[Tensor, Tensor]:
-    g, p, q = group.shape
-    b, T, *_ = _axis(group.layout, tuple(group.shape), summed)
-    o = p if operand.left else q
-    i = math.prod(visit.input(operand.edge).shape) // (g * o)
-    dtype = group.values.dtype
-    K = group.layout.stacked
-    return torch.empty(g, b, T, i, dtype=dtype, device="meta"), torch.empty(K, g, b, T, o, dtype=dtype, device="meta")
 
 
 def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
