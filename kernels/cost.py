@@ -110,7 +110,7 @@ def options(e: Extent) -> tuple[str, ...]:
 
 
 def route(e: Extent, constants: Constants | None = None) -> str:
-    """The route that takes the least time of those whose temporaries are no slab too large, or the leanest.
+    """The route that takes the least time of those whose temporaries fit into `TEMPORARIES` slabs, or the leanest.
 
     >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
     'pairwise'

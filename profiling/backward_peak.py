@@ -24,13 +24,13 @@ def backward_peak(graph: Graph, saved: Mapping[Node, Storages]) -> int:
     inbox: dict[Node, dict[int, _Buffer]] = {}  # which gradient waits at which output of which node
     for node in _order(graph):
         arrived = inbox.pop(node, {})
-        if graph.name(node) == LEAF:
+        if graph.names[node] == LEAF:
             for buffer in arrived.values():  # becomes `.grad`, or is copied where something else refers to it too
                 if buffer.users > 1:
                     level.make(buffer.size)
                     level.drop(buffer)
             continue
-        passed = list(arrived.values()) if graph.name(node) in ALIASES else []
+        passed = list(arrived.values()) if graph.names[node] in ALIASES else []
         for child, nr in node.next_functions:
             if child in graph.wanted:
                 size = node_bytes(graph, child, nr)
@@ -97,6 +97,6 @@ def _order(graph: Graph) -> list[Node]:
         for child, _ in graph.children[node]:
             waiting[child] -= 1
             if not waiting[child]:
-                place = -1 << 62 if graph.name(child) == LEAF else -int(child._sequence_nr())
+                place = -1 << 62 if graph.names[child] == LEAF else -int(child._sequence_nr())
                 heapq.heappush(ready, (place, next(ticket), child))
     return order

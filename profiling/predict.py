@@ -35,7 +35,7 @@ from gramjd.profiling.backward_peak import ALIASES, backward_peak, node_bytes
 from gramjd.profiling.target import Work
 
 # What UPGrad's solver has at once, in float64 as counted: copies of the m x m problem, and for few losses, whose
-# problems are solved together by factorisation, so many of the m of them.
+# problems are solved together by factorisation, so many of the m of them. Losses that all bind each other need less.
 COPIES, TOGETHER, FEW = 22, 3, 48
 
 
@@ -176,7 +176,7 @@ class _Counted(Walk):
         super()._send_on(node, inbox)
         together = [[m.values.nbytes for m in queue if isinstance(m, Group)] for queue in inbox.values()]
         united = sum(sum(sizes) for sizes in together if len(sizes) > 1)  # stacked anew, until the visit ends
-        name = self.graph.name(node)
+        name = self.graph.names[node]
         united = 0 if name in OVERWRITING else united  # or handed on
         self.tracker.look(united + (self._input_of(node) if "Convolution" in name else 0))
         self.node, self.arrived = around
@@ -196,7 +196,7 @@ class _Counted(Walk):
             c = getattr(message, "c", None)
             if c is not None:
                 message = replace(message, c=self._shared(c))  # type: ignore[call-arg]
-        elif self.node is not None and self.graph.name(self.node) in ALIASES:
+        elif self.node is not None and self.graph.names[self.node] in ALIASES:
             message = Group(message.layout, self._shared(message.values), message.operation, message.owned)
         super()._deliver(node, nr, message)
 

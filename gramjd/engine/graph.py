@@ -89,10 +89,6 @@ class Graph:
             found = self._metadata[node] = [_metadata_of(node, m) for m in node._input_metadata]
         return found
 
-    def name(self, node: Node) -> str:
-        """The node's name, asked for once."""
-        return self.names[node]
-
 
 def edge_of(tensor: Tensor) -> Edge:
     """The graph edge at which a tensor's gradient arrives."""
@@ -145,11 +141,11 @@ class Ancestry:
     def leads(self, node: Node) -> bool:
         """Whether a node is an input of interest or an isometry of one."""
         if node not in self._leads:
-            if self.graph.name(node) == LEAF:
+            if self.graph.names[node] == LEAF:
                 found = (node, 0) in self.graph.targets
             else:
                 edges = self.graph.children[node]
-                found = self.graph.name(node) in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
+                found = self.graph.names[node] in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
             self._leads[node] = found
         return self._leads[node]
 
@@ -166,7 +162,7 @@ class Ancestry:
             if missing:
                 stack += missing
                 continue
-            constant = self.graph.name(top) in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
+            constant = self.graph.names[top] in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
             self._parameters[top] = not constant and all(self._parameters[child] for child in below)
             stack.pop()
         return self._parameters[node]

@@ -34,7 +34,7 @@ def find(graph: Graph) -> Hooks:
         return hooks
     zeros: dict[Metadata, Tensor] = {}
     for node in graph.wanted:
-        if graph.name(node) == LEAF:
+        if graph.names[node] == LEAF:
             if node.variable._backward_hooks:
                 hooks.edges.add((node, 0))
             continue
@@ -55,7 +55,7 @@ def _any_registered() -> bool:
 
 def on_accumulation(graph: Graph) -> set[Node]:
     """Leaves with a hook on the node that adds to their `.grad`, which only a backward pass runs."""
-    leaves = {node for node, _ in graph.targets if graph.name(node) == LEAF}
+    leaves = {node for node, _ in graph.targets if graph.names[node] == LEAF}
     return {node for node in leaves if _has_own(node)} if _any_registered() else set()
 
 

@@ -47,7 +47,7 @@ class Kept:
     def wants(self, edge: Edge) -> bool:
         """Whether an input is a leaf whose `.grad` is wanted, and nobody hooked into its accumulation."""
         wanted = self._wanted is None or id(self.graph.targets[edge]) in self._wanted
-        return wanted and self.graph.name(edge[0]) == LEAF and edge[0] not in self._hooked
+        return wanted and self.graph.names[edge[0]] == LEAF and edge[0] not in self._hooked
 
     def clear(self) -> None:
         """Keep nothing after all."""

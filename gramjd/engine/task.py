@@ -111,7 +111,7 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
         return
     with torch.enable_grad():
         ends = [edge_of(_nothing(loss)) for loss in losses]
-    leaves = [(node, 0) for node, _ in graph.targets if graph.name(node) == LEAF]
+    leaves = [(node, 0) for node, _ in graph.targets if graph.names[node] == LEAF]
     # Nodes look at what they saved even then: one that was changed in place by now would raise.
     with contextlib.suppress(RuntimeError):
         by_engine(ends, [loss.detach() for loss in losses], leaves, keep_graph=False)

@@ -53,7 +53,7 @@ class Visit:
     ):
         self.graph = graph
         self.node = node
-        self.name = graph.name(node)
+        self.name = graph.names[node]
         self.arrivals = arrivals
         self.ledger = ledger
         self._depends = depends

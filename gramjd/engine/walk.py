@@ -96,7 +96,7 @@ class Walk:
         ticket = itertools.count()
 
         def push(node: Node) -> None:
-            order = -1 << 62 if self.graph.name(node) == LEAF else -int(node._sequence_nr())
+            order = -1 << 62 if self.graph.names[node] == LEAF else -int(node._sequence_nr())
             heapq.heappush(ready, (order, next(ticket), node))
 
         for (node, nr), seed in zip(self.graph.roots, seeds, strict=True):
@@ -178,7 +178,7 @@ class Walk:
                     [m for m in queue if isinstance(m, Group)],
                     [m for m in queue if isinstance(m, Factor)],
                 )
-        if graph.name(node) != LEAF and any(child in graph.wanted for child, _ in graph.children[node]):
+        if graph.names[node] != LEAF and any(child in graph.wanted for child, _ in graph.children[node]):
             self._send_on(node, inbox)
         self.budget.alive -= held
 
@@ -252,7 +252,7 @@ def plain_bytes(graph: Graph) -> int:
     computed = [
         math.prod(output.shape) * output.dtype.itemsize
         for node in graph.wanted
-        if graph.name(node) != LEAF and graph.name(node) not in rules.ISOMETRIES
+        if graph.names[node] != LEAF and graph.names[node] not in rules.ISOMETRIES
         for output in graph.metadata(node)
     ]
     return sum(computed) + sum(t.nbytes for t in graph.targets.values())

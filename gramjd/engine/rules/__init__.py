@@ -42,7 +42,7 @@ CUSTOM: set[str] = set()
 
 def rule_for(graph: Graph, node: Node) -> Rule:
     """The node's rule; a node without one, or with hooks, is handled as opaque: dense rows, always right."""
-    return opaque if node in graph.hooks.nodes else TABLE.get(graph.name(node), opaque)
+    return opaque if node in graph.hooks.nodes else TABLE.get(graph.names[node], opaque)
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
