@@ -13,6 +13,7 @@ from torch.autograd.profiler import record_function
 from gramjd.aggregation import Coordinatewise, UPGrad
 from gramjd.aggregation._inner import check_inner
 from gramjd.engine import driver
+from gramjd.engine._torch import profiler_runs
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
@@ -141,7 +142,7 @@ def gram_backward(
 
 def _range(name: str) -> AbstractContextManager[Any]:
     """A range in the recording of a profiler, where one is running: the empty ones cost as much as a small layer."""
-    return record_function(f"gramjd::{name}") if torch.autograd._profiler_enabled() else nullcontext()
+    return record_function(f"gramjd::{name}") if profiler_runs() else nullcontext()
 
 
 def _coordinatewise(

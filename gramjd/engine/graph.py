@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from gramjd.engine import _torch
+from gramjd.engine._torch import Node
 from gramjd.errors import GraphError, InputError
 
-# Nodes have no public Python type that covers C++ nodes and custom functions alike.
-Node = Any
 Edge = tuple[Node, int]
 
 LEAF = "torch::autograd::AccumulateGrad"
@@ -68,6 +67,15 @@ class Graph:
         return Counter(child for edges in self.children.values() for child, _ in edges)
 
     @cached_property
+    def used(self) -> dict[Node, list[int]]:
+        """The outputs of each node that something in the graph was computed from, or that are losses."""
+        found: dict[Node, set[int]] = {}
+        for edges in (self.roots, *self.children.values()):
+            for node, nr in edges:
+                found.setdefault(node, set()).add(nr)
+        return {node: sorted(outputs) for node, outputs in found.items()}
+
+    @cached_property
     def wanted(self) -> set[Node]:
         """Nodes from which an input can be reached."""
         parents: dict[Node, list[Node]] = {}
@@ -86,7 +94,7 @@ class Graph:
         """One entry an output of the node."""
         found = self._metadata.get(node)
         if found is None:
-            found = self._metadata[node] = [_metadata_of(node, m) for m in node._input_metadata]
+            found = self._metadata[node] = [_metadata_of(node, m) for m in _torch.outputs_of(node)]
         return found
 
 
@@ -122,11 +130,6 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
                     "or compute the losses from it"
                 )
     return Graph(roots, targets, edges, names)
-
-
-def is_python(node: Node) -> bool:
-    """Whether the node belongs to a custom `torch.autograd.Function`."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 @dataclass

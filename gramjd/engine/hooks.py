@@ -2,21 +2,32 @@
 
 A hook sees one whole gradient, so it must be given one row at a time. The autograd engine runs it: asked for the
 gradient of an edge with respect to itself, it returns what the hooks of that tensor make of it.
+
+Hooks are found by their presence: none is run to find out what it would do. PyTorch does not list them, so the
+engine is asked to run those of an edge, and the first call of a Python function that is not our own ends the run
+before that function has begun. Only a hook written in C (`list.append`, `torch.nan_to_num`) is run, with zeros.
 """
 
 from __future__ import annotations
 
+import gc
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.utils.hooks import RemovableHandle
 
+from gramjd.engine import _torch
 from gramjd.engine.graph import LEAF, Edge, Graph, Metadata, Node
-from gramjd.engine.task import by_engine, run_backward
+from gramjd.engine.task import by_engine, on_device
 from gramjd.errors import GraphError
+
+SHARDED = "torch.distributed.fsdp"
 
 
 @dataclass
@@ -27,66 +38,193 @@ class Hooks:
     nodes: set[Node] = field(default_factory=set)
 
 
+class _Last(threading.local):
+    """The last search of a thread: hooks in the process until then, its last node, leaves whose nodes had no hook."""
+
+    handles = -1
+    sequence = 0
+    leaves: frozenset[int] = frozenset()
+
+
+_last = _Last()
+
+
 def find(graph: Graph) -> Hooks:
-    """All hooks between the losses and the inputs."""
+    """All hooks between the losses and the inputs.
+
+    A hook on an activation is younger than the activation. So where no hook was registered in this process since the
+    last search of this thread, a graph that this thread has made since then has none, and nothing is searched.
+    """
     hooks = Hooks()
-    if not _any_registered():
+    handles = _torch.foreign_handles()
+    if not handles:
         return hooks
-    zeros: dict[Metadata, Tensor] = {}
-    for node in graph.wanted:
-        if graph.names[node] == LEAF:
-            if node.variable._backward_hooks:
-                hooks.edges.add((node, 0))
-            continue
-        if _has_own(node):
-            hooks.nodes.add(node)
-        for nr, meta in enumerate(graph.metadata(node)):
-            if meta not in zeros:
-                zeros[meta] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
-            if _changes((node, nr), zeros[meta]):
-                hooks.edges.add((node, nr))
+    for node, _ in graph.targets:
+        if graph.names.get(node) == LEAF and _torch.leaf_hooks(node.variable):
+            hooks.edges.add((node, 0))
+    inner = [node for node in graph.wanted if graph.names[node] != LEAF]
+    fresh = all(_torch.sequence_number(node) > _last.sequence for node in inner)
+    if not (fresh and handles == _last.handles):
+        _search(graph, inner, hooks)
+        _last.leaves = frozenset()
+    _last.handles, _last.sequence = handles, _sequence_now()
     return hooks
 
 
-def _any_registered() -> bool:
-    """Whether anything in this process ever registered a hook: each is handed a numbered handle."""
-    return RemovableHandle.next_id > 0
+def _sequence_now() -> int:
+    """The number of a node that this thread makes now."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return _torch.sequence_number(_anchor.clone().grad_fn)
+
+
+_anchor = torch.zeros((), device="cpu", dtype=torch.float32, requires_grad=True)
 
 
 def on_accumulation(graph: Graph) -> set[Node]:
     """Leaves with a hook on the node that adds to their `.grad`, which only a backward pass runs."""
+    handles = _torch.foreign_handles()
+    if not handles:
+        return set()
+    known = _last.leaves if handles == _last.handles else frozenset()
     leaves = {node for node, _ in graph.targets if graph.names[node] == LEAF}
-    return {node for node in leaves if _has_own(node)} if _any_registered() else set()
+    found = {node for node in leaves if id(node.variable) not in known and _torch.has_own_hooks(node)}
+    _last.leaves = frozenset(id(node.variable) for node in leaves - found)
+    return found
 
 
-def _has_own(node: Node) -> bool:
-    """Whether hooks were registered on the node: the registry is only seen by entering it."""
-    for register in (node.register_hook, node.register_prehook):
-        handle = register(_nothing)
-        entries = handle.hooks_dict_ref()
-        handle.remove()
-        if entries:
+# -- the search -------------------------------------------------------------------------------------------------------
+
+
+class _StopError(Exception):
+    """Ends a run of the engine: with the frame of a Python function that was about to be called, or at the end."""
+
+    def __init__(self, frame: Any = None) -> None:
+        super().__init__()
+        self.frame = frame
+
+
+def _search(graph: Graph, nodes: Sequence[Node], hooks: Hooks) -> None:
+    edges: dict[Any, list[Edge]] = {}
+    for node in nodes:
+        if _torch.has_own_hooks(node):
+            hooks.nodes.add(node)
+        for nr in graph.used[node]:
+            edges.setdefault(graph.metadata(node)[nr].device, []).append((node, nr))
+    for device, there in edges.items():
+        # Hooks run in the thread of the device, which is the one that has to watch them.
+        on_device(device, _Probe(graph, there, hooks))
+
+
+class _Probe:
+    """Looks for the hooks of edges on one device."""
+
+    def __init__(self, graph: Graph, edges: Sequence[Edge], hooks: Hooks) -> None:
+        self.graph, self.edges, self.hooks = graph, edges, hooks
+        self.zeros: dict[Metadata, Tensor] = {}
+        self.expected, self.unchanged = torch.empty(0), False
+
+    def end(self, gradient: Tensor) -> None:
+        """The last hook of an edge."""
+        self.unchanged = gradient is self.expected
+        raise _StopError
+
+    def watch(self, frame: Any, event: str, argument: Any) -> None:
+        """Called by Python before a function begins: those that the engine calls are hooks."""
+        by_engine = frame.f_back is not None and frame.f_back.f_code is _torch.run_backward.__code__
+        if by_engine and frame.f_code is not _Probe.end.__code__:
+            raise _StopError(frame)
+
+    def __call__(self) -> None:
+        """Note the edges that have a hook."""
+        before, collects = sys.gettrace(), gc.isenabled()
+        gc.disable()  # so that no finalizer is called, and stopped, in between
+        try:
+            for edge in self.edges:
+                if self._has_hook(edge, before):
+                    self.hooks.edges.add(edge)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _has_hook(self, edge: Edge, before: Any) -> bool:
+        self.expected, self.unchanged = self._zero(edge), False
+        # Hooks run in the order of their registration: ours comes last, and before the gradient would be retained.
+        registry: dict[int, Callable[[Tensor], Any]] = {0: self.end}
+        _torch.add_output_hooks(*edge, registry)
+        starts, cotangents = _all_outputs(self.graph, edge, self.expected)
+        place = (GradientEdge(*edge),)
+        sys.settrace(self.watch)
+        try:
+            _torch.run_backward(starts, cotangents, place, True)
+        except _StopError as stop:
+            sys.settrace(before)
+            _refuse_sharded(stop.frame)
+            return not self.unchanged
+        except Exception:
+            # A hook written in C that cannot take zeros, such as one that writes in place.
             return True
-    return False
-
-
-def _nothing(*_: Any) -> None:
-    """A hook that changes nothing."""
-
-
-def _changes(edge: Edge, zero: Tensor) -> bool:
-    place = (GradientEdge(*edge),)
-    try:
-        return run_backward(place, (zero,), True, False, place, True, False)[0] is not zero
-    except RuntimeError:
-        # A hook that writes in place cannot write to the shared zero.
+        finally:
+            sys.settrace(before)
+            registry.clear()
         return True
 
+    def _zero(self, edge: Edge) -> Tensor:
+        meta = self.graph.metadata(edge[0])[edge[1]]
+        if meta not in self.zeros:
+            self.zeros[meta] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
+        return self.zeros[meta]
 
-def at_edge(edge: Edge, values: Tensor) -> Tensor:
-    """What the hooks of a tensor make of stacked rows."""
-    rows = [by_engine([edge], [row], [edge])[0] for row in values.clone()]
-    return torch.stack([values[k] if row is None else row for k, row in enumerate(rows)])
+
+def _all_outputs(graph: Graph, edge: Edge, value: Tensor) -> tuple[list[GradientEdge], list[Tensor]]:
+    """The used outputs of a node with a gradient for each: `value` for that of the edge, else zeros.
+
+    The hooks of all outputs are run together, and few can take None for a gradient that is missing.
+    """
+    node, nr = edge
+    metas = {k: graph.metadata(node)[k] for k in graph.used[node]}
+    zeros = [value if k == nr else torch.zeros(m.shape, dtype=m.dtype, device=m.device) for k, m in metas.items()]
+    return [GradientEdge(node, k) for k in metas], zeros
+
+
+def _refuse_sharded(frame: Any) -> None:
+    """Raise if a hook belongs to PyTorch's own sharded training, whose hooks gather and free parameters."""
+    if frame is not None and str(frame.f_globals.get("__name__", "")).startswith(SHARDED):
+        raise GraphError(
+            "the model is sharded by FSDP, whose hooks gather and free the parameters of a module around its own "
+            "backward pass: a walk cannot run them. Use DistributedDataParallel, or compute the losses from a module "
+            "that is not sharded"
+        )
+
+
+# -- running hooks ----------------------------------------------------------------------------------------------------
+
+
+def at_edge(graph: Graph, edge: Edge, values: Tensor) -> Tensor:
+    """What the hooks of a tensor make of stacked rows.
+
+    A hook of our own behind theirs takes the row and ends the run, before `retain_grad` would keep the row.
+    """
+    place = (GradientEdge(*edge),)
+    if graph.names[edge[0]] == LEAF:
+        return torch.stack(
+            [row for given in values.clone() for row in _torch.run_backward(place, (given,), place, True)]
+        )
+    rows: list[Tensor] = []
+
+    def take(row: Tensor) -> None:
+        rows.append(row)
+        raise _StopError
+
+    registry: dict[int, Callable[[Tensor], Any]] = {0: take}
+    _torch.add_output_hooks(*edge, registry)
+    try:
+        for row in values.clone():
+            starts, cotangents = _all_outputs(graph, edge, row)
+            with suppress(_StopError):
+                _torch.run_backward(starts, cotangents, place, True)
+    finally:
+        registry.clear()
+    return torch.stack(rows)
 
 
 def through_node(graph: Graph, hooks: Hooks, node: Node, values: list[Tensor | None]) -> list[Tensor | None]:

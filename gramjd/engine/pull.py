@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from gramjd.engine import record
-from gramjd.engine.graph import Node, is_python
+from gramjd.engine._torch import Node, is_python, needs_gradient, run_python
 from gramjd.engine.task import by_engine, in_graph_task
 
 # torch's own batching rules give wrong numbers for these; rows are computed one by one.
@@ -75,10 +75,10 @@ def _call_python(node: Node, cotangents: Sequence[Tensor | None]) -> Gradients:
         values = [c for c in cotangents if c is not None]
         found = iter(by_engine([(node, nr) for nr in given], values, children))
         return tuple(None if child is None else next(found) for child, _ in edges)
-    gradients = _tuple(node.apply(*cotangents))
+    gradients = _tuple(run_python(node, cotangents))
     if len(gradients) == len(edges):
         return gradients
-    needed = iter([g for g, needs in zip(gradients, node.needs_input_grad, strict=False) if needs])
+    needed = iter([g for g, needs in zip(gradients, needs_gradient(node), strict=False) if needs])
     return tuple(None if child is None else next(needed, None) for child, _ in edges)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gramjd.engine._torch import is_zero_tensor, storage_of
 from gramjd.engine.graph import Node
 from gramjd.engine.tape import Register, Script, Tape, signature
 
@@ -136,7 +137,7 @@ class Recorder(TorchFunctionMode):
             if self._number(value) is not None:
                 # What two nodes saved may be one tensor now and two the next time.
                 value = self._alias(value)
-            if not value._is_zerotensor():
+            if not is_zero_tensor(value):
                 self._read_memory.add(value.untyped_storage().data_ptr())
             self._script.read(place, attribute, signature(value), self._register(value))
         elif isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
@@ -222,8 +223,8 @@ def _is_plain_view(result: Tensor, of: Tensor) -> bool:
     """Whether it is the same memory, and sizes, strides and an offset say all about it."""
     if result.layout != torch.strided or of.layout != torch.strided or result.is_complex():
         return False
-    lazy = any(t.is_neg() or t._is_zerotensor() for t in (result, of))
-    return not lazy and result.untyped_storage()._cdata == of.untyped_storage()._cdata
+    lazy = any(t.is_neg() or is_zero_tensor(t) for t in (result, of))
+    return not lazy and storage_of(result) == storage_of(of)
 
 
 def _registers(template: Any) -> int:

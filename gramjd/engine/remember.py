@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rules
+from gramjd.engine._torch import outputs_of
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.kept import Kept
 from gramjd.engine.record import Recorder
@@ -152,7 +153,7 @@ def _structure(graph: Graph, losses: Sequence[Tensor], totals: Mapping[Edge, Sum
         nodes.append(graph.names[node])
         for child, nr in edges:
             nodes += place[child], nr
-        for output in node._input_metadata:
+        for output in outputs_of(node):
             nested = output.is_nested_tensor
             nodes += nested or tuple(output.shape), output.dtype, output.device
     sums = {total: number for number, total in enumerate(_distinct(totals))}

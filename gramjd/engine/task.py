@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.autograd.variable import Variable
 
+from gramjd.engine import _torch
 from gramjd.engine.graph import LEAF, Edge, Graph, edge_of
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-# The engine itself: `torch.autograd.grad` without its checks, which cost more than the small graphs this is used for.
-run_backward = Variable._execution_engine.run_backward
 
 
 def plainly() -> contextlib.ExitStack:
@@ -63,10 +61,34 @@ def in_graph_task(function: Callable[[], object]) -> None:
     _here.functions.append(function)
     # Without inputs: with some the engine would tell the nodes that nobody needs their results.
     # Keeping the graph: compiled modules ask the running pass whether they may free what they saved.
-    run_backward((_here.end,), (_here.cotangent,), True, False, (), True, True)
+    _torch.run_backward((_here.end,), (_here.cotangent,), (), True, accumulate=True)
 
 
 _here = _Here()
+
+
+class _OnDevice(torch.autograd.Function):
+    """Runs a function in the thread in which the engine runs the nodes of a device."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, function: Callable[[], object]) -> Tensor:
+        ctx.function = function
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:
+        ctx.function()
+        return None, None
+
+
+def on_device(device: torch.device, function: Callable[[], object]) -> None:
+    """Call `function` in the thread that runs the nodes of `device`: for a CPU the caller's own."""
+    if device.type in ("cpu", "meta"):
+        function()
+        return
+    with torch.inference_mode(False), torch.enable_grad():
+        end = _OnDevice.apply(torch.zeros((), device=device, requires_grad=True), function)
+    _torch.run_backward((end,), (torch.ones((), device=device),), (), True, accumulate=True)
 
 
 def by_engine(
@@ -75,8 +97,7 @@ def by_engine(
     """Gradients of `inputs`, with everything that the engine does around a node: hooks, missing outputs, casts."""
     starts = tuple(GradientEdge(node, nr) for node, nr in outputs)
     ends = tuple(GradientEdge(node, nr) for node, nr in inputs)
-    found: tuple[Tensor | None, ...] = run_backward(starts, tuple(cotangents), keep_graph, False, ends, True, False)
-    return found
+    return _torch.run_backward(starts, cotangents, ends, keep_graph)
 
 
 def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -92,12 +113,12 @@ def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
                 leaf.grad = gradient
             else:
                 leaf.grad = torch.empty_like(leaf).copy_(gradient)
-            for hook in (leaf._post_accumulate_grad_hooks or {}).values():
+            for hook in _torch.accumulated_hooks(leaf):
                 hook(leaf)
 
 
 # The identity, whose node hands on undefined gradients.
-_nothing: Any = torch._C._functions.UndefinedGrad()
+_nothing = _torch.undefined_gradients()
 
 
 def release(graph: Graph, losses: Sequence[Tensor]) -> None:
@@ -118,26 +139,5 @@ def release(graph: Graph, losses: Sequence[Tensor]) -> None:
 
 
 def _runs_code(graph: Graph) -> bool:
-    """Whether a node is a custom function, or a hook brings back what it saved."""
-    for node in graph.edges:
-        kind: Any = type(node)
-        names = _raw_saved(kind)
-        if names is None:
-            return True
-        for name in names:
-            for saved in _each(getattr(node, name)):
-                if getattr(saved, "unpack_hook", None) is not None:
-                    return True
-    return False
-
-
-@cache
-def _raw_saved(kind: type) -> tuple[str, ...] | None:
-    """Attributes through which a kind of node shows how it saved its tensors; None for custom functions."""
-    if issubclass(kind, torch.autograd.function.BackwardCFunction):
-        return None
-    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
-
-
-def _each(saved: Any) -> Iterable[Any]:
-    return saved if isinstance(saved, (list, tuple)) else (saved,)
+    """Returns True if a node is a custom function, or a hook brings back what it saved."""
+    return any(_torch.is_python(node) or _torch.unpacks_by_hook(node) for node in graph.edges)

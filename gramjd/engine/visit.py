@@ -146,7 +146,7 @@ class Visit:
         if self.dry:
             return alone
         united = unite(alone, self.ledger.charge)
-        return [Group(g.layout, at_edge((self.node, nr), g.values)) for g in united]
+        return [Group(g.layout, at_edge(self.graph, (self.node, nr), g.values)) for g in united]
 
     # -- results -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rules
+from gramjd.engine._torch import sequence_number
 from gramjd.engine.accumulate import settle
 from gramjd.engine.cotangent import Group, added, appended, materialised, unite
 from gramjd.engine.factors import Factor
@@ -96,7 +97,7 @@ class Walk:
         ticket = itertools.count()
 
         def push(node: Node) -> None:
-            order = -1 << 62 if self.graph.names[node] == LEAF else -int(node._sequence_nr())
+            order = -1 << 62 if self.graph.names[node] == LEAF else -sequence_number(node)
             heapq.heappush(ready, (order, next(ticket), node))
 
         for (node, nr), seed in zip(self.graph.roots, seeds, strict=True):

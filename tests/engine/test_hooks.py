@@ -1,6 +1,10 @@
 """Looking for hooks: every one is found, and nodes that cannot have one are not asked."""
 
+import gc
+import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import gramjd
-from gramjd.engine import hooks
+from gramjd.engine import graph, hooks
 from tests.oracle import leaves, oracle_gramian
 
 pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
@@ -32,7 +36,7 @@ def p() -> Tensor:
 
 def test_where_no_hook_was_ever_registered_no_node_is_asked(p: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RemovableHandle, "next_id", 0)
-    monkeypatch.setattr(hooks, "_changes", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(hooks, "_search", lambda *_: pytest.fail("searched"))
     for _ in range(3):
         assert_right(losses(p))
         gramjd.gram_backward(losses(p), update="reuse")
@@ -103,3 +107,100 @@ def test_hooks_on_accumulation_see_the_update() -> None:
             found.append([q.grad.clone() for q in model.parameters() if q.grad is not None])
         torch.testing.assert_close(*found)
     assert len(seen) == 6
+
+
+# -- hooks are found by their presence --------------------------------------------------------------------------------
+
+
+def clipped(g: Tensor) -> Tensor | None:
+    return g / g.norm() if g.norm() > 1 else None
+
+
+class Clip:
+    def __call__(self, g: Tensor) -> Tensor | None:
+        return clipped(g)
+
+    def bound(self, g: Tensor) -> Tensor | None:
+        return clipped(g)
+
+
+def scaled_by(factor: float, g: Tensor) -> Tensor | None:
+    return factor * g if bool(g.any()) else None
+
+
+CONDITIONAL = {
+    "none for small gradients": clipped,
+    "the argument for small gradients": lambda g: g / g.norm() if g.norm() > 1 else g,
+    "repairs what is not finite": lambda g: None if torch.isfinite(g).all() and not g.any() else 3 * g,
+    "an object": Clip(),
+    "a bound method": Clip().bound,
+    "a partial": partial(scaled_by, 2.0),
+    "a mask of what is there": lambda g: g * (g.abs() > 1),
+    "written in C": partial(torch.mul, other=torch.tensor(2.0)),
+    "written in C, in place": partial(torch.Tensor.clamp_, max=0.5),
+}
+
+
+@pytest.mark.parametrize("hook", CONDITIONAL.values(), ids=list(CONDITIONAL))
+@pytest.mark.parametrize("place", ["middle", "end", "second output"])
+def test_hooks_that_leave_zeros_alone(hook: Callable[[Tensor], Tensor | None], place: str) -> None:
+    """The rows are those that PyTorch gives, one backward pass per loss."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)).double(), torch.randn(5, 3).double()
+    hidden = net[1](net[0](x))
+    first, second = net[2](hidden).chunk(2, 1)
+    L = 10 * first.square().sum(1) + 3 * second.sin().sum(1)
+    {"middle": hidden, "end": L, "second output": second}[place].register_hook(hook)
+    expected = oracle_gramian(L, leaves(L))
+    torch.testing.assert_close(gramjd.gramian(L), expected, rtol=1e-12, atol=0)
+
+
+def test_no_hook_is_run_by_the_search() -> None:
+    """Hooks of an unsharded user may count, write files or talk to other processes."""
+    calls: list[Tensor] = []
+    w = torch.randn(4, requires_grad=True)
+    hidden = w.exp()
+    hidden.register_hook(lambda g: calls.append(g))
+    found = hooks.find(graph.read([hidden.sin()], None))
+    assert found.edges == {(hidden.grad_fn, 0)}
+    assert calls == []
+
+
+def test_a_retained_gradient_is_not_written(p: Tensor) -> None:
+    """Neither by the search nor by the rows of a hook on the same tensor."""
+    hidden = p.exp()
+    hidden.retain_grad()
+    hidden.register_hook(lambda g: 2 * g)
+    L = hidden.sin()
+    gramjd.gramian(L)
+    assert hidden.grad is None
+    gramjd.gram_backward(L, gramjd.Sum())
+    torch.testing.assert_close(hidden.grad, 2 * p.exp().cos().detach())
+
+
+def test_a_hook_elsewhere_is_searched_for_once(p: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward hook of some module must not make every step search its graph."""
+    nn.Linear(1, 1).register_forward_hook(lambda *_: None)
+    searches: list[int] = []
+    search = hooks._search
+    monkeypatch.setattr(hooks, "_search", lambda *given: (searches.append(1), search(*given)))
+    for _ in range(5):
+        assert_right(losses(p))
+        gramjd.gram_backward(losses(p), gramjd.Sum(), update="reuse")
+    assert len(searches) == 1
+    assert_right(losses(p, 2.0))
+    assert len(searches) == 2
+
+
+def test_tracing_and_collecting_go_on_as_before(p: Tensor) -> None:
+    def trace(*_: object) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert_right(losses(p, 2.0))
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+    assert gc.isenabled()

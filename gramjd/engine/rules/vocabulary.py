@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import rows as layouts
+from gramjd.engine._torch import is_python
 from gramjd.engine.cotangent import Group
-from gramjd.engine.graph import is_python
 from gramjd.engine.pull import direct
 from gramjd.engine.visit import Visit
 from gramjd.kernels.cost import slab

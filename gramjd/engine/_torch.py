@@ -1,0 +1,188 @@
+"""Every private interface of PyTorch that the engine relies on, each with what it relies on.
+
+Nothing else in the engine touches a name of PyTorch that begins with an underscore. `tests/test_torch_contract.py`
+checks each of them by name and by behaviour, so a release that changes one is met by a test and not by a user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.autograd.variable import Variable
+from torch.utils.hooks import RemovableHandle
+
+# Nodes have no public Python type that covers C++ nodes and custom functions alike.
+Node = Any
+
+# -- the engine -------------------------------------------------------------------------------------------------------
+
+_run = Variable._execution_engine.run_backward
+
+
+def run_backward(
+    outputs: Sequence[Tensor | GradientEdge],
+    cotangents: Sequence[Tensor],
+    inputs: Sequence[GradientEdge],
+    keep_graph: bool,
+    accumulate: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` without its checks, which cost more than the small graphs that this is used for.
+
+    Relies on the seven positional arguments of the engine: outputs, cotangents, keep the graph, create a graph, inputs,
+    allow unreachable inputs, accumulate into leaves.
+    """
+    found: tuple[Tensor | None, ...] = _run(
+        tuple(outputs), tuple(cotangents), keep_graph, False, tuple(inputs), True, accumulate
+    )
+    return found
+
+
+def undefined_gradients() -> Callable[[Tensor], Tensor]:
+    """The identity, whose node hands on undefined gradients."""
+    found: Callable[[Tensor], Tensor] = torch._C._functions.UndefinedGrad()
+    return found
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def outputs_of(node: Node) -> Sequence[Any]:
+    """One entry per output of a node, with `shape`, `dtype`, `device` and `is_nested_tensor`."""
+    found: Sequence[Any] = node._input_metadata
+    return found
+
+
+def sequence_number(node: Node) -> int:
+    """Grows with every node that a thread makes, so that it orders the nodes of one thread."""
+    return int(node._sequence_nr())
+
+
+def is_python(node: Node) -> bool:
+    """Returns True if the node belongs to a custom `torch.autograd.Function`."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def run_python(node: Node, cotangents: Sequence[Tensor | None]) -> Any:
+    """What the `backward` of a custom function returns."""
+    return node.apply(*cotangents)
+
+
+def needs_gradient(node: Node) -> Sequence[bool]:
+    """For each argument of a custom function, whether its gradient is needed."""
+    found: Sequence[bool] = node.needs_input_grad
+    return found
+
+
+def has_saved(node: Node, name: str) -> bool:
+    """Returns True if nodes of this kind save a value of this name."""
+    return hasattr(type(node), f"_saved_{name}")
+
+
+def saved(node: Node, name: str) -> Any:
+    """A value that a node saved. Raises AttributeError if nodes of this kind save none of this name."""
+    return getattr(node, f"_saved_{name}")
+
+
+@cache
+def saved_names(kind: type) -> tuple[str, ...]:
+    """The names of the values that a kind of node saves."""
+    return tuple(name.removeprefix("_saved_") for name in dir(kind) if name.startswith("_saved_"))
+
+
+@cache
+def _raw_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def unpacks_by_hook(node: Node) -> bool:
+    """Returns True if a hook brings back one of the tensors that a node saved (checkpoints, offloading)."""
+    for name in _raw_names(type(node)):
+        found = getattr(node, name)
+        for one in found if isinstance(found, (list, tuple)) else (found,):
+            if getattr(one, "unpack_hook", None) is not None:
+                return True
+    return False
+
+
+# -- hooks ------------------------------------------------------------------------------------------------------------
+
+
+def handles_made() -> int:
+    """How many handles of hooks this process has made: one per hook of a tensor, node or module."""
+    return RemovableHandle.next_id
+
+
+def leaf_hooks(leaf: Tensor) -> dict[int, Any] | None:
+    """The hooks on a leaf tensor, in the order in which they run."""
+    return leaf._backward_hooks
+
+
+def accumulated_hooks(leaf: Tensor) -> Iterable[Callable[[Tensor], None]]:
+    """The hooks that run once `.grad` of a leaf was added to."""
+    return (leaf._post_accumulate_grad_hooks or {}).values()
+
+
+# Handles that were made by `has_own_hooks`.
+_own_handles = 0
+
+
+def foreign_handles() -> int:
+    """`handles_made`, less those that `has_own_hooks` made itself."""
+    return handles_made() - _own_handles
+
+
+def has_own_hooks(node: Node) -> bool:
+    """Returns True if hooks were registered on the node itself: its registry is only seen by entering it."""
+    global _own_handles
+    for register in (node.register_hook, node.register_prehook):
+        handle = register(_nothing)
+        _own_handles += 1
+        entries = handle.hooks_dict_ref()
+        handle.remove()
+        if entries:
+            return True
+    return False
+
+
+def _nothing(*_: Any) -> None:
+    """A hook that changes nothing."""
+
+
+def add_output_hooks(node: Node, nr: int, registry: dict[int, Callable[[Tensor], Any]]) -> None:
+    """Put a registry of hooks behind those of output `nr` of a node.
+
+    Relies on a node taking over the registry of any tensor, for the output number of that tensor.
+    """
+    tensor = _of_output(nr)
+    tensor._backward_hooks = registry  # type: ignore[assignment]
+    node._register_hook_dict(tensor)
+
+
+@cache
+def _of_output(nr: int) -> Tensor:
+    """A tensor that is output `nr` of its node."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.zeros(nr + 1, 1, device="cpu", requires_grad=True).unbind(0)[nr]
+
+
+# -- tensors and the process ------------------------------------------------------------------------------------------
+
+
+def is_zero_tensor(tensor: Tensor) -> bool:
+    """Returns True for a zero that has no memory."""
+    return tensor._is_zerotensor()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that tensors have in common if they share their memory."""
+    return tensor.untyped_storage()._cdata
+
+
+def profiler_runs() -> bool:
+    """Returns True while a profiler records."""
+    return torch.autograd._profiler_enabled()
