@@ -4,11 +4,12 @@
 """
 
 from gramjd.aggregation import Constant, Mean, Sum, UPGrad
-from gramjd.backward import GramStep, gram_backward, mtl_backward
+from gramjd.backward import GramStep, gram_backward
 from gramjd.capture import capture
 from gramjd.engine.rules import register_rule
 from gramjd.explain import Explanation, explain
 from gramjd.gramians import gradient_norms, gramian
+from gramjd.multitask import mtl_backward
 
 __all__ = [
     "Constant",

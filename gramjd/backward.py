@@ -1,9 +1,9 @@
-"""The steps: Gramian, weights, and the weighted sum of gradients into `.grad`."""
+"""The step: Gramian, weights, and the weighted sum of gradients into `.grad`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.autograd.profiler import record_function
 
 from gramjd.aggregation import Coordinatewise, UPGrad
+from gramjd.aggregation._foreign import refuse_foreign
 from gramjd.aggregation._inner import check_inner
+from gramjd.aggregation._weighting import Weighting
 from gramjd.engine import driver
 from gramjd.engine._torch import profiler_runs
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor
-from gramjd.engine.graph import Edge
 from gramjd.engine.kept import Kept
 from gramjd.engine.task import accumulate, plainly, release
-from gramjd.errors import AggregatorError, InputError, LossError
+from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, all_finite, as_inputs, as_losses
+from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
 
 Aggregator = Callable[..., Tensor]
 
 
 UPDATES = ("backward", "reuse")
+NONFINITE = ("raise", "pass")
 
 
 class GramStep(NamedTuple):
@@ -44,6 +44,7 @@ def gram_backward(  # type: ignore[overload-overlap]
     inputs: Inputs = None,
     gramian_inputs: None = None,
     update: str = "backward",
+    nonfinite: str = "raise",
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
@@ -58,6 +59,7 @@ def gram_backward(
     inputs: Inputs = None,
     gramian_inputs: Inputs = None,
     update: str = "backward",
+    nonfinite: str = "raise",
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
@@ -71,6 +73,7 @@ def gram_backward(
     inputs: Inputs = None,
     gramian_inputs: Inputs = None,
     update: str = "backward",
+    nonfinite: str = "raise",
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
@@ -81,26 +84,32 @@ def gram_backward(
         losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
         aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. One with `takes_losses = True` gets the
             detached losses as well, one that works on coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
-        inputs: the tensors whose `.grad` is added to; default: all leaves reached.
-        gramian_inputs: the tensors that G is built from; default: `inputs`.
+        inputs: the tensors whose `.grad` is added to, or a module; default: all leaves reached.
+        gramian_inputs: the tensors that G is built from, or a module, as `inputs` of `gramian`; default: `inputs`, and
+            where those are left out the parameters that the losses reach.
         update: "backward" for a second pass through the graph, with the memory of plain training; "reuse" to form
             `J^T w` from what the walk computed: faster, for about one more copy of the activations
             (`explain(losses).bytes`). The gradients are the same up to rounding. Where "reuse" cannot serve (hooks,
-            sparse embeddings, inputs that are no leaves, rows beyond the budget) the second pass is made after all.
+            sparse embeddings, inputs that are no leaves, rows beyond the budget, several processes) the second pass is
+            made after all. Only a second pass fills what `retain_grad` asks for.
+        nonfinite: "raise" for an error where losses, G or weights are not finite; "pass" to fill `.grad` with NaN then,
+            so that `torch.amp.GradScaler` skips the step and lowers its scale.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
         memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep,
             default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
             plain training step needs.
-        backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
+        backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
 
     Returns:
         GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
 
     Raises:
-        LossError, InputError, BudgetError: as `gramian` does.
-        AggregatorError: weights of the wrong type, shape, device or dtype, or not finite.
-        RuntimeError: from PyTorch, for a freed graph or tensors modified in place.
-        In every case `.grad` is left as it was.
+        LossError, InputError, BudgetError, GraphError: as `gramian` does.
+        AggregatorError: weights of the wrong type, shape, device or dtype, or not finite; or an aggregator that is
+            known to take a Jacobian.
+        RuntimeError: from PyTorch, or what a hook or a custom function raises.
+        In every case `.grad` is left as it was, but for one: where the second pass itself fails, `.grad` that was None
+        is None again, and one that held a gradient before keeps what was added to it until then.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> step = gram_backward(torch.stack([w[0] ** 2, (w[0] - 2) ** 2 + w[1] ** 2]))
@@ -109,9 +118,11 @@ def gram_backward(
     >>> w.grad
     tensor([0.8000, 2.4000])
     """
-    found, targets = as_losses(losses), as_inputs(inputs)
-    if update not in UPDATES:
-        raise InputError(f"update is {update!r}; expected one of {', '.join(map(repr, UPDATES))}")
+    _check_choice("update", update, UPDATES)
+    _check_choice("nonfinite", nonfinite, NONFINITE)
+    strict = nonfinite == "raise"
+    losses = as_given(losses)
+    found, targets, memory_budget = as_losses(losses, strict), as_inputs(inputs), as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
@@ -119,25 +130,67 @@ def gram_backward(
     if isinstance(aggregator, Coordinatewise):
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
-        with chosen(backend):
-            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget)
+        with chosen(backend), graph_errors():
+            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict)
         return None
-    check_inner(aggregator, "the aggregator")
+    check_aggregator(aggregator)
     kept: Kept | None = None
-    with chosen(backend):
+    with chosen(backend), graph_errors():
         with _range("walk"):
-            if update == "reuse":
-                G, kept = driver.compute_and_keep(found, sources, targets, memory_budget)
+            reuse = update == "reuse" and _may_reuse()
+            graph = driver.read(found, sources, everything=reuse)
+            if not strict and not all(all_finite(loss.detach()) for loss in found):
+                G = driver.unknown(graph, found)
+            elif reuse:
+                G, kept = driver.compute_and_keep(graph, found, targets, memory_budget)
             else:
-                G = driver.compute(found, sources, None, memory_budget)
+                G = driver.compute_on(graph, found, None, memory_budget)
         with _range("weights"):
-            weights = weights_of(aggregator, G, losses)
-        with _range("backward"):
+            weights = weights_of(aggregator, G, losses, strict)
+        leaves = list(graph.leaves.values()) if targets is None else targets
+        with _range("backward"), restoring(leaves):
             if kept is None:
                 weighted_backward(found, weights, targets, retain_graph)
             else:
                 _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_aggregator(aggregator: Aggregator) -> None:
+    """Raise for what is no function of a Gramian, as far as can be told before it is called."""
+    check_inner(aggregator, "the aggregator")
+    refuse_foreign(aggregator)
+
+
+def _may_reuse() -> bool:
+    """Returns False, with a warning, where gradients are reduced over processes by hooks on accumulation."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return True
+    if torch.distributed.get_world_size() < 2:
+        return True
+    warn(
+        'update="reuse" is done by a second backward pass here: there are several processes, and '
+        "DistributedDataParallel reduces gradients in a backward pass only",
+        FallbackWarning,
+    )
+    return False
+
+
+@contextmanager
+def restoring(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Where the block fails, set every `.grad` to None that was None before."""
+    empty = [leaf for leaf in leaves if (leaf.is_leaf or leaf.retains_grad) and leaf.grad is None]
+    try:
+        yield
+    except BaseException:
+        for leaf in empty:
+            leaf.grad = None
+        raise
 
 
 def _range(name: str) -> AbstractContextManager[Any]:
@@ -151,12 +204,15 @@ def _coordinatewise(
     inputs: list[Tensor] | None,
     retain_graph: bool,
     memory_budget: int | None,
+    strict: bool,
 ) -> None:
     """A step of an aggregator that combines the columns of J."""
     if inputs is not None and not all(t.is_leaf for t in inputs):
         raise InputError(f"{aggregator!r} fills the `.grad` of leaves only; an input is computed from others")
 
     def combine(columns: Tensor) -> Tensor:
+        if not strict and not all_finite(columns):
+            return torch.full_like(columns[0], torch.nan)
         return _checked_columns(aggregator.combine(columns), columns)
 
     with _range("walk"), torch.no_grad():
@@ -187,12 +243,15 @@ def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tenso
         release(kept.graph, losses)
 
 
-def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses) -> Tensor:
-    """The aggregator's weights, checked."""
+def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses, strict: bool = True) -> Tensor:
+    """The aggregator's weights, checked; NaN where `strict` is False and G or the weights are not finite."""
+    m = len(G)
+    if not strict and not all_finite(G):
+        return torch.full_like(G[0], torch.nan)
     with torch.no_grad():
         extra = (_values(losses),) if getattr(aggregator, "takes_losses", False) else ()
-        weights = aggregator(G, *extra)
-    m = len(G)
+        # A function of the user's may write to what it is given; the Gramian is returned as it is.
+        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra)
     if not isinstance(weights, Tensor):
         raise AggregatorError(f"the aggregator returned a {type(weights).__name__}; expected a tensor of shape ({m},)")
     if weights.shape != (m,):
@@ -201,7 +260,7 @@ def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses) -> Tensor:
         raise AggregatorError(f"the aggregator returned weights on {weights.device}; expected them on {G.device}")
     if not weights.is_floating_point():
         raise AggregatorError(f"the aggregator returned dtype {weights.dtype}; expected floating point")
-    if not all_finite(weights):
+    if strict and not all_finite(weights):
         raise AggregatorError("the aggregator returned NaN or infinite weights; `.grad` was left as it was")
     return weights.detach()
 
@@ -220,64 +279,3 @@ def weighted_backward(
     parts = weights.split([loss.numel() for loss in losses])
     cotangents = [w.to(loss.dtype).view(loss.shape) for w, loss in zip(parts, losses, strict=True)]
     torch.autograd.backward(list(losses), cotangents, retain_graph=retain_graph, inputs=inputs)
-
-
-def mtl_backward(
-    losses: Losses, aggregator: Aggregator | None = None, *, shared: Inputs = None, retain_graph: bool = False
-) -> GramStep:
-    """Multi-task step: shared parameters get `J^T w`, every other parameter the plain gradient of its own loss.
-
-    Args:
-        losses: one scalar a task (a tensor [m] or a sequence of scalars).
-        aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. G is built from the shared parameters.
-        shared: the parameters that get the weighted combination; default: all leaves that more than one loss reaches.
-            Others that several losses reach after all get the sum of their gradients.
-        retain_graph: keep the graph for another backward pass, as in PyTorch.
-
-    Returns:
-        GramStep(weights [m], gramian [m, m]). With nothing shared G is zero.
-
-    Raises:
-        LossError: also for a task whose loss has more than one element.
-        InputError, AggregatorError, RuntimeError: as `gram_backward` does, with `.grad` left as it was.
-
-    >>> trunk, heads = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    >>> step = mtl_backward([heads[0] * trunk.sum(), -2 * heads[1] * trunk[0]], shared=trunk)
-    >>> step.gramian
-    tensor([[ 2., -2.],
-            [-2.,  4.]])
-    >>> heads.grad
-    tensor([ 2., -2.])
-    """
-    found = as_losses(losses)
-    aggregator = check_inner(aggregator if aggregator is not None else UPGrad(), "the aggregator")
-    if not isinstance(losses, Tensor) and any(loss.numel() > 1 for loss in found):
-        sizes = [tuple(loss.shape) for loss in found]
-        raise LossError(f"each task needs one scalar loss; got shapes {sizes}: reduce them, or use gram_backward")
-    targets = as_inputs(shared, "shared")
-    leaves, common = _reached(found)
-    if targets is not None:
-        driver.check_reached(found, targets)
-    joint = common if targets is None else targets
-    inside = {id(t) for t in joint}
-    own = [leaf for leaf in leaves if id(leaf) not in inside]
-    m = sum(loss.numel() for loss in found)
-    G = driver.compute(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
-    weights = weights_of(aggregator, G, losses)
-    if own:
-        weighted_backward(found, torch.ones_like(weights), own, retain_graph or bool(joint))
-    if joint:
-        weighted_backward(found, weights, joint, retain_graph)
-    return GramStep(weights, G)
-
-
-def _reached(losses: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """All leaves, and those whose rows belong to more than one loss."""
-    owners: dict[Edge, set[int]] = {}
-
-    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        rows = [*(g.layout.rows for g in groups), *(f.rows for f in factors)]
-        owners[edge] = {int(i) for r in rows for i in r.reshape(-1) if i >= 0}
-
-    graph, _, _ = driver.plan(losses, None, note)
-    return list(graph.targets.values()), [t for e, t in graph.targets.items() if len(owners.get(e, ())) > 1]

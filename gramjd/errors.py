@@ -1,5 +1,12 @@
 """Every error and warning that gramjd raises on purpose."""
 
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GramjdError(Exception):
     """Base of all errors raised on purpose by this library; catch it to catch them all."""
@@ -15,6 +22,33 @@ class InputError(GramjdError, ValueError):
 
 class GraphError(GramjdError, RuntimeError):
     """The autograd graph cannot be walked: freed, edited in place, or holding a node that cannot be called."""
+
+
+# What PyTorch says of a graph, and what is to be done.
+_OF_GRAPHS = {
+    "backward through the graph a second time": "the graph was freed by an earlier backward pass: compute the losses "
+    "anew, or pass retain_graph=True to all passes but the last",
+    "modified by an inplace operation": "a tensor that the graph needs was modified in place after it was used: use "
+    "the operation that returns a new tensor",
+    "donated buffers": "a module that torch.compile compiled for several batch sizes frees what it saved after one "
+    "backward pass, and a step needs two. Call the module that is not compiled (`model._orig_mod`), or compile it with "
+    "torch.compile(model, dynamic=False). Do not switch torch._functorch.config.donated_buffer off where something was "
+    "compiled before: compiled code is taken from a cache, and its gradients are wrong then",
+}
+
+
+@contextmanager
+def graph_errors() -> Iterator[None]:
+    """Raise what PyTorch says of a freed or edited graph as a GraphError that says what to do."""
+    try:
+        yield
+    except GramjdError:
+        raise
+    except RuntimeError as error:
+        for words, advice in _OF_GRAPHS.items():
+            if words in str(error):
+                raise GraphError(f"{advice}. PyTorch says: {error}") from error
+        raise
 
 
 class AggregatorError(GramjdError, ValueError):
@@ -35,3 +69,31 @@ class RuleError(GramjdError, RuntimeError):
 
 class DenseRowsWarning(UserWarning):
     """From some node on each loss needs a row of its own: right but slower. Given once per kind of node."""
+
+
+class InputsWarning(UserWarning):
+    """Leaves that are no parameters were left out of the Gramian, as no inputs were named."""
+
+
+class FallbackWarning(UserWarning):
+    """Something that was asked for is done in another way: right, but slower."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside of this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, category, stacklevel=level)
+
+
+def in_bytes(number: float) -> str:
+    """A number of bytes in words.
+
+    >>> in_bytes(800), in_bytes(3 << 20)
+    ('800 B', '3.0 MiB')
+    """
+    power = 0
+    while number >= 1024 and power < 4:
+        number, power = number / 1024, power + 1
+    return f"{number:.1f} {'KMGT'[power - 1]}iB" if power else f"{number:.0f} B"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.visit import Loss
-from gramjd.losses import Inputs, Losses, as_inputs, as_losses
+from gramjd.errors import graph_errors
+from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
 
     Args:
         losses: as in `gramian`.
-        inputs: as in `gramian`; a mapping from names (`dict(model.named_parameters())`) puts names in the table.
+        inputs: as in `gramian`; a module or a mapping from names puts names in the table.
 
     Returns:
         An Explanation. Nothing is computed but index tensors read; the graph stays usable.
@@ -103,15 +104,18 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     >>> plan.dense
     ()
     """
-    names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
+    names = names_of(inputs)
     uses: dict[Edge, list[Use]] = {}
 
     def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
         messages: list[Group | Factor] = [*groups, *factors]
-        uses[edge] = [_use(message) for message in messages]
+        uses[edge] = [_use(message, device, dtype) for message in messages]
 
     found = as_losses(losses)
-    graph, dense, peak = driver.plan(found, as_inputs(inputs), note)
+    with graph_errors():
+        graph = driver.read(found, as_inputs(inputs))
+        device, dtype = found[0].device.type, driver.accumulation_dtype(found, graph, None)
+        dense, peak = driver.plan(graph, found, note)
     named = tuple(
         replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
         for place, (edge, target) in enumerate(graph.targets.items())
@@ -120,10 +124,10 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     return Explanation(sum(loss.numel() for loss in found), named, tuple(dict.fromkeys(dense)), peak)
 
 
-def _use(message: Group | Factor) -> Use:
+def _use(message: Group | Factor, device: str, dtype: torch.dtype) -> Use:
     """All but which parameter it is of."""
     if isinstance(message, Factor):
-        route, operations = message.plan()
+        route, operations = message.plan(device, dtype)
         return Use("", (), message.operation, message.describe(), route, operations, message.nbytes)
     layout = message.layout
     route = "own slices" if layout.diagonal else "rows"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, overload
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gramjd.engine import cross, driver
 from gramjd.engine.sums import Diagonal
-from gramjd.errors import InputError
+from gramjd.errors import InputError, graph_errors
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, as_inputs, as_losses
+from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_inputs, as_losses, names_of
 
 
 @overload
@@ -54,11 +54,13 @@ def gramian(
 
     Args:
         losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
-        inputs: the tensors that J differentiates by (leaves or not); default: all leaves that the losses reach.
+        inputs: the tensors that J differentiates by (leaves or not), or a module, for those of its parameters that are
+            trained and reached; default: the parameters that the losses reach, or all leaves where there is no
+            `nn.Parameter` among them. Other leaves (data with `requires_grad`) are named in one warning.
         other: further losses, m' of them, of the same graph or another: `J J'^T` [m, m'] instead, such as the kernel
             between a training and a test batch. An input that only one side reaches counts as zero.
         per_parameter: each input's share of G by itself.
-        dtype: what G is accumulated in; default float32, or float64 where a loss or an input is.
+        dtype: what G is accumulated in, float32 or float64; default float32, or float64 where a loss or an input is.
         memory_budget: bytes that stacked rows may take where no batch axis is found, default a quarter of the memory;
             and the largest temporary of a layer's products, default a tenth of what a plain training step needs.
         backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
@@ -69,7 +71,9 @@ def gramian(
 
     Raises:
         LossError: losses that are empty, not finite, not real floating point, or do not require grad.
-        InputError: an input that no loss reaches; `other` together with `per_parameter`.
+        InputError: an input that no loss reaches; `other` together with `per_parameter`; a dtype or a budget that is
+            not allowed.
+        GraphError: the graph was freed or edited, or has a node that cannot be walked.
         BudgetError: not even two losses fit the budget; with `other`, not all of them do.
 
     Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, section 6.
@@ -86,18 +90,19 @@ def gramian(
             [ 0., 16.]])}
     """
     found, targets = as_losses(losses), as_inputs(inputs)
+    dtype, memory_budget = as_dtype(dtype), as_budget(memory_budget)
     if other is not None:
         if per_parameter:
             raise InputError("give either `other` or `per_parameter`, not both")
         others = as_losses(other)
-        with chosen(backend):
+        with chosen(backend), graph_errors():
             return cross.compute(found, others, targets, dtype, memory_budget)
     if per_parameter:
-        with chosen(backend):
+        with chosen(backend), graph_errors():
             shares = driver.compute_apart(found, targets, dtype, memory_budget)
-        names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
+        names = names_of(inputs)
         return {names.get(id(tensor), tensor): share for tensor, share in shares}
-    with chosen(backend):
+    with chosen(backend), graph_errors():
         return driver.compute(found, targets, dtype, memory_budget)
 
 
@@ -124,8 +129,10 @@ def gradient_norms(
     >>> gradient_norms(w**2)
     tensor([2., 4.])
     """
-    with chosen(backend):
-        return driver.compute(as_losses(losses), as_inputs(inputs), dtype, memory_budget, Diagonal).sqrt()
+    found, targets = as_losses(losses), as_inputs(inputs)
+    dtype, memory_budget = as_dtype(dtype), as_budget(memory_budget)
+    with chosen(backend), graph_errors():
+        return driver.compute(found, targets, dtype, memory_budget, Diagonal).sqrt()
 
 
 __all__: Sequence[str] = ["gradient_norms", "gramian"]

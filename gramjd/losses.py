@@ -8,20 +8,34 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gramjd.engine.graph import Selected
 from gramjd.errors import InputError, LossError
 
 Losses = Tensor | Sequence[Tensor]
-Inputs = Tensor | Iterable[Tensor] | Mapping[str, Tensor] | None
+Inputs = Tensor | torch.nn.Module | Iterable[Tensor] | Mapping[str, Tensor] | None
+DTYPES = (torch.float32, torch.float64)
 
 
-def as_losses(losses: Losses) -> list[Tensor]:
-    """The losses as a list of tensors that can be differentiated."""
-    if not isinstance(losses, Iterable):
+def as_given(losses: Losses) -> Tensor | list[Tensor]:
+    """A tensor as it is; anything else as a list, so that what can be gone through once is."""
+    if isinstance(losses, Tensor):
+        return losses
+    if isinstance(losses, Mapping):
+        raise LossError("losses is a mapping from names; expected a tensor or a sequence: pass list(losses.values())")
+    if isinstance(losses, (set, frozenset)):
+        raise LossError("losses is a set, whose order is not defined; pass a list or a tuple")
+    if not isinstance(losses, Iterable) or isinstance(losses, (str, bytes)):
         raise LossError(f"losses is a {type(losses).__name__}; expected a tensor or a sequence of tensors")
+    return list(losses)
+
+
+def as_losses(losses: Losses, finite: bool = True) -> list[Tensor]:
+    """The losses as a list of tensors that can be differentiated; `finite`: none of them may be NaN or infinite."""
+    losses = as_given(losses)
     found = [losses] if isinstance(losses, Tensor) else list(losses)
     for place, loss in enumerate(found):
         which = "losses" if isinstance(losses, Tensor) else f"losses[{place}]"
-        _check(which, loss)
+        _check(which, loss, finite)
     if not sum(loss.numel() for loss in found):
         raise LossError("there are no losses: got an empty tensor or sequence; give at least one loss")
     devices = {loss.device for loss in found}
@@ -30,7 +44,7 @@ def as_losses(losses: Losses) -> list[Tensor]:
     return [loss for loss in found if loss.numel()]
 
 
-def _check(which: str, loss: Tensor) -> None:
+def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not isinstance(loss, Tensor):
         raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors")
     if loss.is_complex():
@@ -42,7 +56,9 @@ def _check(which: str, loss: Tensor) -> None:
             f"{which} does not require grad: compute it from parameters with requires_grad=True, outside "
             "torch.no_grad()"
         )
-    if not all_finite(loss.detach()):
+    if loss.is_meta:
+        raise LossError(f"{which} is on the meta device, which holds no numbers: compute it on a CPU or a GPU")
+    if finite and not all_finite(loss.detach()):
         raise LossError(f"{which} has NaN or infinite elements: nothing was computed; check the forward pass")
 
 
@@ -58,12 +74,14 @@ def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:
     """The inputs as a list of distinct tensors; None for all leaves."""
     if inputs is None:
         return None
+    if isinstance(inputs, torch.nn.Module):
+        return _parameters_of(inputs, name)
     if isinstance(inputs, Mapping):
         inputs = inputs.values()
     if not isinstance(inputs, Iterable):
         raise InputError(
-            f"`{name}` is a {type(inputs).__name__}; expected a tensor, several, or a mapping from names to them: of a "
-            "module, module.parameters()"
+            f"`{name}` is a {type(inputs).__name__}; expected a module, a tensor, several tensors, or a mapping from "
+            "names to them"
         )
     found = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not found:
@@ -75,4 +93,35 @@ def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:
             raise InputError(
                 f"{name}[{place}] (shape {tuple(tensor.shape)}) does not require grad: set requires_grad first"
             )
-    return list({id(t): t for t in found}.values())
+    return Selected({id(t): t for t in found}.values())
+
+
+def _parameters_of(module: torch.nn.Module, name: str) -> Selected:
+    """Those parameters of a module that are trained; those that no loss reaches are left out, as optimizers do."""
+    found = Selected(p for p in module.parameters() if p.requires_grad)
+    found.optional = True
+    if not found:
+        raise InputError(f"`{name}` is a {type(module).__name__} without a parameter that requires grad")
+    return found
+
+
+def names_of(inputs: Inputs) -> dict[int, str]:
+    """The name of each input by its id, where names were given."""
+    if isinstance(inputs, torch.nn.Module):
+        inputs = dict(inputs.named_parameters())
+    return {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
+
+
+def as_budget(memory_budget: int | None) -> int | None:
+    """A number of bytes, or None for the default."""
+    whole = isinstance(memory_budget, int) and not isinstance(memory_budget, bool)
+    if memory_budget is not None and not (whole and memory_budget >= 0):
+        raise InputError(f"memory_budget is {memory_budget!r}; expected a whole number of bytes, such as 2 * 2**30")
+    return memory_budget
+
+
+def as_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """What a Gramian may be accumulated in: products of gradients need the range and digits of float32 at least."""
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; expected torch.float32, torch.float64 or None")
+    return dtype

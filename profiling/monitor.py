@@ -71,6 +71,8 @@ class GramMonitor:
             step: weights [m] and Gramian [m, m].
             at: the number of the step; default: one after the last.
         """
+        if step is None:
+            raise InputError("got None: a coordinatewise aggregator makes no Gramian, so there is nothing to watch")
         G, w = step.gramian.detach(), step.weights.detach()
         if G.ndim != 2 or G.shape != (len(w), len(w)) or not len(w):
             raise InputError(f"got a Gramian of shape {tuple(G.shape)} with {len(w)} weights; expected (m, m) and m")
@@ -80,11 +82,12 @@ class GramMonitor:
         self.gramian = G
 
     def wrap(self, backward: Callable[..., GramStep]) -> Callable[..., GramStep]:
-        """`gram_backward` or `mtl_backward` with an `update` of this monitor after each call."""
+        """`gram_backward` or `mtl_backward` with an `update` of this monitor after each call that makes a Gramian."""
 
         def watched(*args: object, **named: object) -> GramStep:
             step = backward(*args, **named)
-            self.update(step)
+            if step is not None:
+                self.update(step)
             return step
 
         return watched

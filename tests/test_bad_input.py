@@ -89,13 +89,17 @@ LOSSES = {
     "bool": Bad(LossError, r"dtype torch.bool.*must be floating point", lambda m, x: x > 0),
     "a float": Bad(LossError, r"losses\[0\] is a float; expected a tensor", lambda m, x: [1.0]),
     "a string": Bad(LossError, r"is a str; expected a tensor", lambda m, x: "losses"),
-    "a mapping": Bad(LossError, r"is a str; expected a tensor", lambda m, x: {"losses": x}),
+    "a mapping": Bad(LossError, r"is a mapping from names; .*list\(losses.values\(\)\)", lambda m, x: {"losses": x}),
+    "a set": Bad(LossError, r"is a set, whose order is not defined", lambda m, x: {x}),
+    "no numbers": Bad(
+        LossError, r"on the meta device", lambda m, x: m.to("meta")(x.new_empty(2, 5, device="meta")).sum(1)
+    ),
     "nested lists": Bad(LossError, r"losses\[0\] is a list; expected a tensor", lambda m, x: [[x], [x]]),
     "a number alone": Bad(LossError, "is a float; expected a tensor", lambda m, x: 1.0),
     "None": Bad(LossError, "is a NoneType; expected a tensor", lambda m, x: None),
-    "freed graph": Bad(RuntimeError, "backward through the graph a second time", freed),
-    "edited activation": Bad(RuntimeError, "modified by an inplace operation", edited),
-    "edited weight": Bad(RuntimeError, "modified by an inplace operation", edited_weight),
+    "freed graph": Bad(GraphError, "compute the losses anew.*backward through the graph a second time", freed),
+    "edited activation": Bad(GraphError, "returns a new tensor.*modified by an inplace operation", edited),
+    "edited weight": Bad(GraphError, "returns a new tensor.*modified by an inplace operation", edited_weight),
 }
 INPUTS = {
     "not reached": Bad(
@@ -117,8 +121,11 @@ INPUTS = {
     ),
     "not a tensor": Bad(InputError, r"inputs\[1\] is a str", options=lambda m, x: {"inputs": [m[0].weight, "w"]}),
     "a module": Bad(InputError, r"inputs\[0\] is a Linear", options=lambda m, x: {"inputs": [m[0]]}),
-    "a module alone": Bad(
-        InputError, r"`inputs` is a Linear; .*module.parameters\(\)", options=lambda m, x: {"inputs": m[0]}
+    "a frozen module": Bad(
+        InputError, r"`inputs` is a ReLU without a parameter", options=lambda m, x: {"inputs": torch.nn.ReLU()}
+    ),
+    "a module not reached": Bad(
+        InputError, "no loss reaches any parameter", options=lambda m, x: {"inputs": torch.nn.Linear(2, 2)}
     ),
 }
 GRAMIAN_INPUTS = {

@@ -13,12 +13,12 @@ from gramjd.engine import driver
 from gramjd.engine.accumulate import region_of, separate, upright
 from gramjd.engine.cotangent import Group, densify
 from gramjd.engine.factors import Factor, Gathered, Outer, slabs
-from gramjd.engine.graph import Edge, Graph
+from gramjd.engine.graph import Edge, Graph, Selected
 from gramjd.engine.rows import Rows, placed
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OverBudgetError, Walk, seeds_for
-from gramjd.errors import BudgetError, InputError
+from gramjd.errors import BudgetError, InputError, in_bytes
 from gramjd.kernels.cross import cross_gathered, cross_outer
 from gramjd.kernels.gathered import cross_outer_gathered
 from gramjd.kernels.products import add_product, product
@@ -59,7 +59,8 @@ def compute(
 
 
 def _check_reached(inputs: Sequence[Tensor] | None, sides: Sequence[Graph]) -> None:
-    for place, tensor in enumerate(inputs or ()):
+    given = () if inputs is None or (isinstance(inputs, Selected) and inputs.optional) else inputs
+    for place, tensor in enumerate(given):
         reached = [g for g in sides if any(t is tensor and edge[0] in g.edges for edge, t in g.targets.items())]
         if not reached:
             raise InputError(
@@ -77,8 +78,8 @@ def _walk(
     except OverBudgetError:
         needed = driver.dense_peak(graph, losses)
         raise BudgetError(
-            f"the rows of all losses of one side need {needed / 2**20:.1f} MiB, but memory_budget is "
-            f"{budget.limit / 2**20:.1f} MiB: raise it to at least {needed} bytes, or ask for fewer losses at a time"
+            f"the rows of all losses of one side need {in_bytes(needed)}, but memory_budget is "
+            f"{in_bytes(budget.limit)}: raise it to at least {needed} bytes, or ask for fewer losses at a time"
         ) from None
     return walk.dense
 

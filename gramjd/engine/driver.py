@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -24,7 +23,7 @@ from gramjd.engine.sums import Gramian, Sum
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, add_shares, seeds_for
-from gramjd.errors import BudgetError, DenseRowsWarning
+from gramjd.errors import BudgetError, DenseRowsWarning, InputsWarning, in_bytes, warn
 
 
 def compute(
@@ -35,7 +34,18 @@ def compute(
     kind: type[Sum] = Gramian,
 ) -> Tensor:
     """The Gramian [m, m] (or another kind of sum) of the losses with respect to the inputs; the graph stays usable."""
-    graph = read(losses, inputs)
+    return compute_on(read(losses, inputs), losses, dtype, memory_budget, kind)
+
+
+def compute_on(
+    graph: Graph,
+    losses: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    kind: type[Sum] = Gramian,
+) -> Tensor:
+    """The same for a graph that was read."""
+    name_others(graph)
     total = _empty(graph, losses, kind, dtype)
     notify(_add_all(graph, losses, dict.fromkeys(graph.targets, total), memory_budget))
     return total.finished()
@@ -50,22 +60,21 @@ def compute_apart(
 ) -> list[tuple[Tensor, Tensor]]:
     """Each input with its own share of the sum."""
     graph = read(losses, inputs)
+    name_others(graph)
     totals = {edge: _empty(graph, losses, kind, dtype) for edge in graph.targets}
     notify(_add_all(graph, losses, totals, memory_budget))
     return [(tensor, totals[edge].finished()) for edge, tensor in graph.targets.items()]
 
 
 def compute_and_keep(
-    losses: Sequence[Tensor],
-    inputs: Sequence[Tensor] | None,
-    targets: Sequence[Tensor] | None,
-    memory_budget: int | None,
+    graph: Graph, losses: Sequence[Tensor], targets: Sequence[Tensor] | None, memory_budget: int | None
 ) -> tuple[Tensor, Kept]:
-    """The Gramian with respect to `inputs`, and the rows of `targets` as far as they can be kept."""
-    graph = read(losses, inputs)
+    """The Gramian with respect to the inputs of a graph, and the rows of `targets` as far as they can be kept."""
     total = _empty(graph, losses, Gramian, None)
     kept = Kept(graph, targets, budget_for(losses, memory_budget))
-    notify(_add_all(graph, losses, dict.fromkeys(graph.targets, total), memory_budget, kept))
+    name_others(graph)
+    counted = [edge for edge in graph.targets if edge not in graph.others]
+    notify(_add_all(graph, losses, dict.fromkeys(counted, total), memory_budget, kept))
     return total.finished(), kept
 
 
@@ -73,7 +82,7 @@ def combine_columns(
     losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, combine: Combine, memory_budget: int | None
 ) -> Columns:
     """`combine` ([m, d] to [d]) applied to the columns of J, input by input."""
-    graph = read(losses, inputs)
+    graph = read(losses, inputs, everything=True)
     columns = Columns(graph, sum(loss.numel() for loss in losses), combine)
     limit = budget_for(losses, memory_budget)
     walk = Walk(graph, columns.note, Budget(limit, temporaries=memory_budget))
@@ -82,11 +91,17 @@ def combine_columns(
     except OverBudgetError:
         needed = dense_peak(graph, losses)
         raise BudgetError(
-            f"an aggregator that needs J needs the rows of all losses at once, {needed / 2**20:.1f} MiB, but "
-            f"memory_budget is {limit / 2**20:.1f} MiB: raise it to at least {needed} bytes"
+            f"an aggregator that needs J needs the rows of all losses at once, {in_bytes(needed)}, but "
+            f"memory_budget is {in_bytes(limit)}: raise it to at least {needed} bytes"
         ) from None
     notify(walk.dense)
     return columns
+
+
+def unknown(graph: Graph, losses: Sequence[Tensor]) -> Tensor:
+    """A Gramian of NaN, for losses that are not finite."""
+    m = sum(loss.numel() for loss in losses)
+    return torch.full((m, m), torch.nan, device=losses[0].device, dtype=accumulation_dtype(losses, graph, None))
 
 
 def _empty(graph: Graph, losses: Sequence[Tensor], kind: type[Sum], dtype: torch.dtype | None) -> Sum:
@@ -112,9 +127,16 @@ def _add_all(
         return _in_blocks(graph, losses, totals, limit, memory_budget)
 
 
-def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
-    """The graph between losses and inputs, with its hooks."""
+def read(
+    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False, everything: bool = False
+) -> Graph:
+    """The graph between losses and inputs, with its hooks.
+
+    `everything`: where no inputs are named, leaves that are no parameters are targets as well.
+    """
     graph = graphs.read(losses, inputs, missing_ok)
+    if everything:
+        graph.targets |= graph.others
     graph.hooks = hooks.find(graph)
     return graph
 
@@ -159,8 +181,8 @@ def _in_blocks(
                 continue
     needed = max(needed, dense_peak(graph, losses, _mask(total.m, np.arange(min(2, total.m)))))
     raise BudgetError(
-        f"the rows of two losses alone need {needed / 2**20:.1f} MiB, but memory_budget is "
-        f"{limit / 2**20:.1f} MiB: raise it to at least {int(needed)} bytes"
+        f"the rows of two losses alone need {in_bytes(needed)}, but memory_budget is {in_bytes(limit)}: raise it to at "
+        f"least {int(needed)} bytes"
     )
 
 
@@ -201,23 +223,31 @@ def dense_peak(graph: Graph, losses: Sequence[Tensor], mask: Mask | None = None)
 def notify(noticed: Sequence[Loss]) -> None:
     """One notice an operation that made rows dense; Python shows a repeated one once."""
     for operation, reason in dict.fromkeys((loss.operation, loss.reason) for loss in noticed):
-        warnings.warn(
-            f"{operation} {reason}: from there on one dense row a loss is computed, which is exact but slower "
+        warn(
+            f"{operation} {reason}: from there on one dense row per loss is computed, which is exact but slower "
             "(gramjd.explain shows where; register_rule teaches a rule)",
             DenseRowsWarning,
-            stacklevel=4,
         )
 
 
-def plan(
-    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: OnTarget
-) -> tuple[Graph, list[Loss], int]:
+def name_others(graph: Graph) -> None:
+    """Warn of leaves that are left out of the Gramian because they are no parameters."""
+    if graph.others:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in list(graph.others.values())[:4])
+        warn(
+            f"the Gramian is built from the {len(graph.targets.keys() - graph.others.keys())} parameters that the "
+            f"losses reach, and not from {len(graph.others)} other leaves that require grad (shapes {shapes}): pass "
+            "`inputs`, such as the module, to say what is meant",
+            InputsWarning,
+        )
+
+
+def plan(graph: Graph, losses: Sequence[Tensor], on_target: OnTarget) -> tuple[list[Loss], int]:
     """A walk that computes nothing: what arrives at each input, where batch axes are lost, bytes of stacked rows."""
-    graph = read(losses, inputs)
     budget = Budget(float("inf"))
     walk = Walk(graph, on_target, budget, dry=True)
     in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
-    return graph, walk.dense, budget.peak
+    return walk.dense, budget.peak
 
 
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:

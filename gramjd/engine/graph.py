@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -25,6 +26,11 @@ REFUSED = {
     "CheckpointFunctionBackward": "a segment is checkpointed with use_reentrant=True, which hides its parameters from "
     "the graph: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
 }
+# PyTorch's own parallel training, by what its nodes and tensors are called.
+REFUSED["RegisterPostBackwardFunctionBackward"] = (
+    "the model is sharded by FSDP (fully_shard), which gathers and frees parameters around its own backward pass: use "
+    "DistributedDataParallel, or a module that is not sharded"
+)
 PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
 
@@ -44,6 +50,12 @@ def _metadata_of(node: Node, given: Any) -> Metadata:
     return Metadata(tuple(given.shape), given.dtype, given.device)
 
 
+class Selected(list[Tensor]):
+    """Inputs that were asked for. `optional`: those that no loss reaches are left out, as for a module's parameters."""
+
+    optional = False
+
+
 @dataclass
 class Graph:
     """The part of the autograd graph between the losses and the inputs of interest."""
@@ -53,6 +65,8 @@ class Graph:
     # In the order in which they were found; with the places of arguments that need no gradient, (None, 0).
     edges: dict[Node, tuple[Any, ...]]
     names: dict[Node, str]
+    # Leaves that are no parameters, where parameters are the inputs because none were named.
+    others: dict[Edge, Tensor] = field(default_factory=dict)
     hooks: Any = None
     _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
 
@@ -65,6 +79,11 @@ class Graph:
     def arrivals(self) -> dict[Node, int]:
         """How many messages each node waits for."""
         return Counter(child for edges in self.children.values() for child, _ in edges)
+
+    @cached_property
+    def leaves(self) -> dict[Edge, Tensor]:
+        """All leaves that the losses reach, inputs or not."""
+        return {(node, 0): node.variable for node, name in self.names.items() if name == LEAF}
 
     @cached_property
     def used(self) -> dict[Node, list[int]]:
@@ -119,17 +138,54 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
             raise GraphError(f"{name}: {REFUSED[name]}")
         edges[node] = node.next_functions
         stack.extend([child for child, _ in edges[node] if child is not None and child not in edges])
-    if inputs is None:
-        targets: dict[Edge, Tensor] = {(node, 0): node.variable for node, name in names.items() if name == LEAF}
-    else:
-        targets = {edge_of(tensor): tensor for tensor in inputs}
-        for place, (edge, tensor) in enumerate(targets.items()):
-            if edge[0] not in edges and not missing_ok:
-                raise InputError(
-                    f"input {place} (shape {tuple(tensor.shape)}) is not reached by any loss: remove it from `inputs`, "
-                    "or compute the losses from it"
-                )
-    return Graph(roots, targets, edges, names)
+    graph = Graph(roots, {}, edges, names)
+    graph.targets, graph.others = _by_default(graph) if inputs is None else (_chosen(graph, inputs, missing_ok), {})
+    for tensor in graph.targets.values():
+        _refuse_sharded(tensor)
+    return graph
+
+
+def _by_default(graph: Graph) -> tuple[dict[Edge, Tensor], dict[Edge, Tensor]]:
+    """The parameters and the other leaves; all leaves and none where there is no parameter."""
+    parameters = {edge: leaf for edge, leaf in graph.leaves.items() if isinstance(leaf, torch.nn.Parameter)}
+    if not parameters:
+        return dict(graph.leaves), {}
+    return parameters, {edge: leaf for edge, leaf in graph.leaves.items() if edge not in parameters}
+
+
+def _chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool) -> dict[Edge, Tensor]:
+    targets = {edge_of(tensor): tensor for tensor in inputs}
+    reached = {edge: tensor for edge, tensor in targets.items() if edge[0] in graph.edges}
+    if missing_ok or len(reached) == len(targets):
+        return targets
+    if not isinstance(inputs, Selected) or not inputs.optional:
+        place = next(n for n, edge in enumerate(targets) if edge not in reached)
+        raise InputError(
+            f"input {place} (shape {tuple(inputs[place].shape)}) is not reached by any loss: remove it from `inputs`, "
+            "or compute the losses from it"
+        )
+    if not reached:
+        raise InputError("no loss reaches any parameter of the module: compute the losses from it, or leave it out")
+    return reached
+
+
+def _refuse_sharded(tensor: Tensor) -> None:
+    kind = type(tensor).__name__
+    if kind == "DTensor":
+        raise GraphError(
+            f"a parameter of shape {tuple(tensor.shape)} is a DTensor, spread over several processes by FSDP or tensor "
+            "parallelism, which a walk cannot follow: use DistributedDataParallel, or a module that is not sharded"
+        )
+    if (
+        tensor.layout == torch.strided
+        and tensor.numel()
+        and not tensor.is_meta
+        and not tensor.untyped_storage().nbytes()
+    ):
+        raise GraphError(
+            f"a parameter of shape {tuple(tensor.shape)} has no memory, as FSDP leaves it outside of its own passes: "
+            "use DistributedDataParallel, or a module that is not sharded"
+        )
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from gramjd.engine import _torch
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import LEAF, Edge, Graph
@@ -78,7 +79,10 @@ class Kept:
 
 
 def _sparse(graph: Graph) -> bool:
-    return any("Embedding" in name and getattr(node, "_saved_sparse", False) for node, name in graph.names.items())
+    return any(
+        "Embedding" in name and _torch.has_saved(node, "sparse") and _torch.saved(node, "sparse")
+        for node, name in graph.names.items()
+    )
 
 
 def weighted_factor(factor: Factor, w: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramjd.engine import record
+from gramjd.engine import _torch, record
 from gramjd.engine import rows as layouts
 from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
 from gramjd.engine.factors import Factor, Step
@@ -32,6 +32,10 @@ class Loss:
 
     operation: str
     reason: str
+
+
+class UnsavedError(Exception):
+    """A rule read a value that nodes of this kind do not save in this release of PyTorch."""
 
 
 @dataclass
@@ -91,10 +95,19 @@ class Visit:
         return target is not None and self._depends.leads(target[0])
 
     def saved(self, name: str) -> Any:
-        """A saved value, read once: a second read would recompute a checkpointed segment."""
+        """A saved value, read once: a second read would recompute a checkpointed segment.
+
+        The walk goes on with dense rows where nodes of this kind save none of this name.
+        """
         if name not in self._saved:
-            self._saved[name] = record.note_saved(self.node, name, getattr(self.node, f"_saved_{name}"))
+            if not _torch.has_saved(self.node, name):
+                raise UnsavedError(name)
+            self._saved[name] = record.note_saved(self.node, name, _torch.saved(self.node, name))
         return self._saved[name]
+
+    def has_saved(self, name: str) -> bool:
+        """Returns True if nodes of this kind save a value of this name."""
+        return _torch.has_saved(self.node, name)
 
     def integer(self, name: str) -> int:
         """A saved integer; negative ones arrive as unsigned 64-bit."""

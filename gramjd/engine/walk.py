@@ -25,7 +25,8 @@ from gramjd.engine.hooks import Hooks
 from gramjd.engine.rows import Mask, Piece, Rows, canonical, placed
 from gramjd.engine.sums import Sum
 from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Ledger, Loss, Message, Visit
+from gramjd.engine.visit import Ledger, Loss, Message, UnsavedError, Visit
+from gramjd.errors import GraphError
 from gramjd.kernels.cost import slabs_within
 
 OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
@@ -203,11 +204,21 @@ class Walk:
                 visit.arrivals[nr] = unite(groups, self.budget.charge) if len(groups) > 1 else groups
         # Nothing is owed to inputs without elements, and a rule may ask for the shape of one that is owed something.
         if visit.arrivals and any(visit.edges):
-            rules.rule_for(self.graph, node)(visit)
+            self._apply_rule(visit)
         for place, message in visit.sent:
             target = visit.edges[place]
             assert target is not None, "nothing is sent to an edge that leads nowhere"
             self._deliver(*target, message)
+
+    def _apply_rule(self, visit: Visit) -> None:
+        try:
+            rules.rule_for(self.graph, visit.node)(visit)
+        except UnsavedError as missing:
+            if any((visit.node, place) in self._settled for place in range(len(visit.edges))):
+                raise GraphError(f"{visit.name} saves no {missing} in this release of PyTorch") from None
+            visit.sent.clear()
+            self.dense.append(Loss(visit.name, f"saves no {missing} in this release of PyTorch"))
+            rules.opaque(visit)
 
     def _as_group(self, message: Message, node: Node, nr: int) -> Group:
         if isinstance(message, Group):
@@ -303,7 +314,8 @@ def add_shares(
     """
 
     def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        settle(totals[edge], graph.targets[edge].shape, groups, factors)
+        if edge in totals:
+            settle(totals[edge], graph.targets[edge].shape, groups, factors)
         if also is not None:
             also(edge, groups, factors)
 

@@ -11,6 +11,7 @@ from gramjd.engine.rules import (
     index,
     linear,
     norm,
+    parallel,
     pointwise,
     recurrent,
     reduce,
@@ -33,6 +34,7 @@ TABLE: dict[str, Rule] = {
     **selection.RULES,
     **attention.RULES,
     **recurrent.RULES,
+    **parallel.RULES,
 }
 
 
