@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from gramjd.engine import driver
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor

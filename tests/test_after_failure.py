@@ -114,7 +114,7 @@ def test_a_scaler_skips_the_step_and_goes_on(update: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
     start, moved = net[0].weight.detach().clone(), []
-    for _ in range(14):
+    for _ in range(24):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.float16):
             losses = net(data).square().sum(1).half()

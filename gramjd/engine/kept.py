@@ -79,10 +79,9 @@ class Kept:
 
 
 def _sparse(graph: Graph) -> bool:
-    return any(
-        "Embedding" in name and _torch.has_saved(node, "sparse") and _torch.saved(node, "sparse")
-        for node, name in graph.names.items()
-    )
+    """Returns True if an embedding gives a sparse gradient."""
+    tables = (node for node, name in graph.names.items() if "Embedding" in name and _torch.has_saved(node, "sparse"))
+    return any(_torch.saved(node, "sparse") for node in tables)
 
 
 def weighted_factor(factor: Factor, w: Tensor) -> Tensor:

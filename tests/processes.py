@@ -1,0 +1,113 @@
+"""Scenes for `test_processes.py`: each is run by every process of a group, and fails by raising."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gramjd
+from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def batch(rank: int, step: int) -> Tensor:
+    return torch.randn(4, 5, generator=torch.Generator().manual_seed(10 * rank + step)).double()
+
+
+def losses_of(model: Callable[[Tensor], Tensor], data: Tensor) -> Tensor:
+    return model(data).square().sum(1)
+
+
+def reference(steps: int, rate: float) -> list[Tensor]:
+    """Parameters after steps with the mean over processes of each one's own update."""
+    net = network()
+    for step in range(steps):
+        updates = []
+        for rank in range(dist.get_world_size()):
+            L = losses_of(net, batch(rank, step))
+            w = gramjd.UPGrad()(gramjd.gramian(L))
+            updates.append(torch.autograd.grad(L, list(net.parameters()), w))
+        with torch.no_grad():
+            for p, *given in zip(net.parameters(), *updates, strict=True):
+                p -= rate * torch.stack(given).mean(0)
+    return [p.detach() for p in net.parameters()]
+
+
+def in_parallel(update: str, **options: bool) -> None:
+    """Parameters are alike on all processes, and those of the mean of the updates; no rows are dense."""
+    net = network()
+    model = DistributedDataParallel(net, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(4):
+            net.zero_grad()
+            gramjd.gram_backward(losses_of(model, batch(dist.get_rank(), step)), update=update)
+            with torch.no_grad():
+                for p in net.parameters():
+                    p -= 0.1 * p.grad
+    kinds = {w.category for w in caught}
+    assert DenseRowsWarning not in kinds, [str(w.message) for w in caught]
+    assert (FallbackWarning in kinds) == (update == "reuse")
+    torch.testing.assert_close([p.detach() for p in net.parameters()], reference(4, 0.1))
+
+
+def refused(losses: Callable[[], Tensor], words: str, inputs: Callable[[], object] = lambda: None) -> None:
+    try:
+        gramjd.gram_backward(losses(), inputs=inputs())
+    except GraphError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError("not refused")
+
+
+def fully_sharded(each: bool) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    net = network()
+    for layer in net if each else ():
+        if list(layer.parameters()):
+            fully_shard(layer)
+    fully_shard(net)
+    refused(lambda: losses_of(net, batch(dist.get_rank(), 0)), "FSDP")
+    dist.barrier()  # no process was left waiting, and no collective was begun
+
+
+def tensor_parallel() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    net = network()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    refused(lambda: losses_of(net, batch(0, 0)), "DTensor")
+    refused(lambda: losses_of(net, batch(0, 0)), "DTensor", lambda: net)
+    dist.barrier()
+
+
+SCENES = {
+    "data_parallel": lambda: in_parallel("backward"),
+    "data_parallel_reuse": lambda: in_parallel("reuse"),
+    "data_parallel_static_graph": lambda: in_parallel("backward", static_graph=True),
+    "data_parallel_static_graph_reuse": lambda: in_parallel("reuse", static_graph=True),
+    "data_parallel_unused": lambda: in_parallel("backward", find_unused_parameters=True),
+    "fully_sharded": lambda: fully_sharded(True),
+    "fully_sharded_root_only": lambda: fully_sharded(False),
+    "tensor_parallel": tensor_parallel,
+}
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    try:
+        SCENES[sys.argv[1]]()
+    finally:
+        dist.destroy_process_group()
