@@ -84,7 +84,6 @@ add(
         "layer-shared": shared_norm,
         "rms": on_rows(lambda: trained(nn.RMSNorm(8), 6, 8)),
         "rms-two-dims": on_tokens(lambda: trained(nn.RMSNorm((4, 8)), 3, 4, 8)),
-        "rms-fused": on_rows(lambda: lambda x: torch._fused_rms_norm(x, [8], param(8), 1e-6)[0]),
         "rms-hand-written": on_tokens(lambda: rms),
         "group": on_images(lambda: trained(nn.GroupNorm(2, 4), 4, 4, 3, 3)),
         "group-one": on_images(lambda: nn.GroupNorm(1, 4)),

@@ -90,7 +90,6 @@ add(
         "amax": of(lambda x: x.amax(1)),
         "amin-two": of(lambda x: x.amin((1, 2))),
         "amax-ties": of(lambda x: x.relu().amax(-1)),
-        "aminmax": of(lambda x: torch.sub(*x.aminmax(dim=-1))),
         "max-values": of(lambda x: x.max(1).values),
         "min-values": of(lambda x: x.min(-1).values * x.max(-1).values),
         "median": of(lambda x: x.median(-1).values),
@@ -191,7 +190,17 @@ def over_a_number() -> Tensor:
     """Reductions along "the" dimension of a tensor without any."""
     p = param()
     p = p.transpose(0, -1).exp().index_add(0, torch.tensor([0]), p.sin())
-    return p.mean(0).exp() + p.amax(0) * p.aminmax(dim=0).min + p.sum(0).sin() * p.max(0).values
+    return p.mean(0).exp() + p.amax(0) + p.sum(0).sin() * p.max(0).values
+
+
+def aminmax_of_a_number() -> Tensor:
+    p = param().exp()
+    return p.sin() * p.aminmax(dim=0).min
+
+
+if hasattr(torch._C._functions, "AminmaxBackward0"):  # torch 2.12 and later
+    add("reduce", "sample", {"aminmax": of(lambda x: torch.sub(*x.aminmax(dim=-1)))})
+    add("reduce", None, {"aminmax-of-a-number": aminmax_of_a_number})
 
 
 add(

@@ -56,7 +56,6 @@ add(
         "unsqueeze-squeeze": through(lambda x: x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
         "unsqueeze-squeeze-inplace": through(lambda x: (x * 2).unsqueeze_(1).sin().squeeze_()),
         "transpose-inplace": through(lambda x: (x[:, 0] * 2).t_().sin().t()),
-        "fill-by-parameter": through(lambda x: x.index_fill(1, torch.tensor([0, 2]), param())),
         "scatter-number": through(lambda x: x.scatter(1, torch.randint(0, T, (B, 2, D)), 0.5)),
         "squeeze-all": through(lambda x: x.unsqueeze(1).squeeze()),
         "squeeze-batch-of-one": through(lambda x: x.squeeze(0).unsqueeze(0).tanh(), 1, 3, 4),
@@ -138,6 +137,7 @@ add(
     "shuffle",
     None,
     {
+        "fill-by-parameter": through(lambda x: x.index_fill(1, torch.tensor([0, 2]), param())),
         "batch-into-features": through(lambda x: x.permute(1, 2, 0), batch_dim=1),
         "outer-sum": through(lambda x: (x[:, None] * x[None]).sum(1)),
         "expand-from-one-sample": through(lambda x: x[:1].expand(B, T, D) * torch.rand(B, 1, 1)),
