@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import gramjd
-from gramjd.engine import rules
-from gramjd.engine.rules import CUSTOM, TABLE
+from gramjd.engine import graph, pull, rules
+from gramjd.engine.rules import CUSTOM, TABLE, pointwise
 from gramjd.engine.visit import Visit
 from tests.engine.imitations import MODELS, losses_of, other_devices
 from tests.zoo import CASES
@@ -70,6 +70,14 @@ def test_lists_name_entries_of_the_table() -> None:
     assert set(SINCE) | set(UNTIL) <= set(operations())
     assert set(UNREACHABLE) <= live()
     assert {model.node for model in MODELS} <= set(entries())
+
+
+def test_nodes_that_are_named_elsewhere_exist() -> None:
+    """Those treated in a special way, beside the table."""
+    for names in (graph.PRODUCTS, pull.WRONG_UNDER_VMAP, pointwise.OVERWRITING):
+        assert names
+        assert {name for name in names if node_class(name) is None} == set()
+    assert set(rules.ISOMETRIES) <= set(entries())
 
 
 class Survey(NamedTuple):
