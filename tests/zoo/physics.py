@@ -189,22 +189,24 @@ def differentiated(f: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
 SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
     "gelu": F.gelu,
-    "glu": lambda z: F.glu(z, 1),
     "hardshrink": F.hardshrink,
     "hardswish": F.hardswish,
     "hardtanh": F.hardtanh,
     "leaky-relu": F.leaky_relu,
-    "log-softmax": lambda z: z.log_softmax(1),
     "logsigmoid": F.logsigmoid,
     "mish": F.mish,
     "relu": F.relu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
-    "softmax": lambda z: z.softmax(1),
     "softplus": F.softplus,
     "softshrink": F.softshrink,
     "tanh": torch.tanh,
     "threshold": lambda z: F.threshold(z, 0.1, 0.2),
+}
+SLOPES_ALONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": lambda z: F.glu(z, 1),
+    "log-softmax": lambda z: z.log_softmax(1),
+    "softmax": lambda z: z.softmax(1),
 }
 
 SAMPLE = {
@@ -237,4 +239,5 @@ DENSE = {
 for layout, table in (("sample", SAMPLE), (None, ANY), ("dense", DENSE)):
     add("pde", layout, {name: parameters_only(build) for name, build in table.items()})
 add("pde", "sample", {"points-too": lambda: poisson_1d()[0]})
-add("slope", None, {name: differentiated(f) for name, f in SLOPES.items()})
+for layout, slopes in (("sample", SLOPES), (None, SLOPES_ALONG)):
+    add("slope", layout, {name: differentiated(f) for name, f in slopes.items()})

@@ -173,7 +173,7 @@ norm = torch.ops.aten.norm
 
 add(
     "reduce",
-    None,
+    "sample",
     {
         "all-max": each(lambda x: x.max().exp()),
         "all-min": each(lambda x: x.min().exp()),
