@@ -193,6 +193,8 @@ def _stationary(draw: st.DrawFn, m: int, n: int, rank: int | None, largest: int)
 
 def _strong(draw: st.DrawFn, m: int, n: int, rank: int | None, largest: int) -> Tensor:
     J = _stationary(draw, m, n - 1, None if rank is None else rank - 1, largest)
+    if not bool(J.any()):
+        J[0, 0], J[-1, 0] = 1, -1
     return torch.cat([_STEEP * J, torch.ones(m, 1, dtype=torch.float64)], 1)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from gramjd import explain, gramian
 from tests.oracle import oracle_gramian, relative_error
+from tests.zoo.nodes import names_of
 
 KINDS = {
     "plain": {},
@@ -22,20 +23,9 @@ KINDS = {
 def test_fused_lstm_is_exact_and_stays_per_sample(kind: str) -> None:
     model = nn.LSTM(6, 5, **KINDS[kind])
     outputs, (hidden, cells) = model(torch.randn(7, 4, 6, requires_grad=True))
-    assert "MkldnnRnnLayerBackward0" in nodes(outputs)
+    assert "MkldnnRnnLayerBackward0" in names_of(outputs)
     batch = 0 if model.batch_first else 1
     losses = outputs.square().mean((1 - batch, 2)) + (hidden * cells).sum((0, 2))
     assert explain(losses).dense == ()
     inputs = list(model.parameters())
     assert relative_error(gramian(losses, inputs).double(), oracle_gramian(losses, inputs)) < 1e-5
-
-
-def nodes(tensor: torch.Tensor) -> set[str]:
-    """Names of all nodes below a tensor."""
-    stack, names = [tensor.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node.name() not in names:
-            names.add(node.name())
-            stack += [child for child, _ in node.next_functions]
-    return names

@@ -193,7 +193,8 @@ def test_two_saved_tensors_that_are_one_while_recording(layer: nn.Module) -> Non
     assert len(tapes()) == 1
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# torch.func.hessian calls it.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_saved_tensors_without_memory() -> None:
     layer = nn.Linear(4, 4)
     hessian = torch.func.vmap(torch.func.hessian(lambda x: layer(x).tanh().sum()))

@@ -33,6 +33,7 @@ def test_some_conflict(J):
 @given(jacobians((2, 6), (2, 5), conflict="strong", zero_rows=False))
 def test_strong_conflict_leaves_a_common_direction(J):
     assert (J[:, -1] > 0).all()
+    assert cosines(J).min() < 0
 
 
 @quick

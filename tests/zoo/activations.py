@@ -119,3 +119,97 @@ add(
         "inplace-chain": lambda: net(nn.Linear(6, 7), lambda x: x.mul_(0.5).add_(1.0).tanh_(), nn.Linear(7, 3)),
     },
 )
+
+
+def inside(f: Pointwise) -> Pointwise:
+    """``f`` of numbers between -0.8 and 0.8."""
+    return lambda x: f(0.8 * x.tanh())
+
+
+def above(least: float, f: Pointwise) -> Pointwise:
+    """``f`` of numbers above ``least``."""
+    return lambda x: f(x * x + least)
+
+
+def stepwise(f: Pointwise) -> Pointwise:
+    """``f`` has slope zero or one: the product with ``x`` depends on its values as well."""
+    return lambda x: x * f(x)
+
+
+def as_complex(f: Pointwise) -> Pointwise:
+    """Real and imaginary part of ``f`` of a complex number, side by side."""
+    return lambda x: torch.view_as_real(f(torch.complex(x, x.sin()))).flatten(1)
+
+
+MATHEMATICS: dict[str, Pointwise] = {
+    "acos": inside(torch.acos),
+    "acosh": above(1.5, torch.acosh),
+    "asin": inside(torch.asin),
+    "atanh": inside(torch.atanh),
+    "ceil": stepwise(torch.ceil),
+    "round": stepwise(torch.round),
+    "round-decimals": stepwise(lambda x: torch.round(x, decimals=1)),
+    "sgn": stepwise(torch.sgn),
+    "trunc": stepwise(torch.trunc),
+    "frac": stepwise(torch.frac),
+    "deg2rad": torch.deg2rad,
+    "rad2deg": torch.rad2deg,
+    "digamma": above(1.0, torch.digamma),
+    "lgamma": above(1.0, torch.lgamma),
+    "polygamma": above(1.0, lambda x: torch.polygamma(1, x)),
+    "polygamma-inplace": above(1.0, lambda x: x.polygamma_(1)),
+    "erfc": torch.erfc,
+    "erfcx": torch.special.erfcx,
+    "erfinv": inside(torch.erfinv),
+    "exp2": torch.exp2,
+    "log2": above(0.5, torch.log2),
+    "log10": above(0.5, torch.log10),
+    "logit": lambda x: torch.logit(x.sigmoid()),
+    "logit-clamped": lambda x: torch.logit(x.sigmoid(), eps=0.3),
+    "i0": torch.i0,
+    "i0e": torch.special.i0e,
+    "i1": torch.special.i1,
+    "i1e": torch.special.i1e,
+    "entropy": above(0.1, torch.special.entr),
+    "log-ndtr": torch.special.log_ndtr,
+    "ndtr": torch.special.ndtr,
+    "ndtri": lambda x: torch.special.ndtri(x.sigmoid()),
+    "xlog1py": lambda x: torch.special.xlog1py(x, x * x),
+    "xlog1py-of-number": above(0.1, lambda x: torch.special.xlog1py(0.7, x)),
+    "xlog1py-by-number": lambda x: torch.special.xlog1py(x, 0.7),
+    "xlogy-of-number": above(0.1, lambda x: torch.xlogy(0.7, x)),
+    "xlogy-by-number": lambda x: torch.xlogy(x, 0.7),
+    "logaddexp2": lambda x: torch.logaddexp2(x, x.flip(1)),
+    "fmax": lambda x: torch.fmax(x, x[:, :1]),
+    "fmin": lambda x: torch.fmin(x, param(7)),
+    "fmod-tensor": lambda x: torch.fmod(x, x.flip(1).abs() + 0.3),
+    "remainder": lambda x: torch.remainder(x, 0.7),
+    "remainder-tensor": lambda x: torch.remainder(x, x.flip(1).abs() + 0.3),
+    "div-floor": stepwise(lambda x: torch.div(x, x.flip(1).abs() + 0.3, rounding_mode="floor")),
+    "div-trunc": stepwise(lambda x: torch.div(x, 0.3, rounding_mode="trunc")),
+    "div-trunc-number": stepwise(lambda x: torch.ops.aten.div.Scalar_mode(x, 0.3, rounding_mode="trunc")),
+    "pow-tensor": lambda x: (x * x + 0.5) ** x.flip(1),
+    "copysign-number": lambda x: torch.copysign(x, -1.0),
+    "rsub-tensor": lambda x: torch.rsub(x, x.sin(), alpha=2),
+    "clamp-max": lambda x: x.clamp_max(0.1),
+    "clamp-max-tensor": lambda x: torch.clamp_max(x, x.flip(1)),
+    "clamp-min-tensor": lambda x: torch.clamp_min(x, param(7)),
+    "masked-fill-parameter": lambda x: x.masked_fill(torch.rand(5, 7) > 0.5, param()),
+    "native-dropout": lambda x: torch.native_dropout(x, 0.3, True)[0],
+    "elu-inplace": lambda x: F.elu(x, inplace=True),
+    "celu-inplace": lambda x: F.celu(x, inplace=True),
+    "leaky-relu-inplace": lambda x: F.leaky_relu(x, 0.2, inplace=True),
+    "threshold-inplace": lambda x: F.threshold(x, 0.1, -0.5, inplace=True),
+    "rrelu-inplace": lambda x: F.rrelu(x, training=True, inplace=True),
+}
+
+add("math", "sample", {name: sandwich(f) for name, f in MATHEMATICS.items()})
+
+add(
+    "math",
+    "sample",
+    {
+        "conj-physical": sandwich(as_complex(torch.ops.aten._conj_physical), 4, 8),
+        "conj-physical-inplace": sandwich(as_complex(torch.conj_physical_), 4, 8),
+    },
+)

@@ -59,6 +59,13 @@ def filters_from_data() -> Tensor:
     return fit(F.conv2d(param(1, 2, 6, 6), filters).squeeze(0))
 
 
+def called_directly() -> Tensor:
+    """The operation below the functions of ``torch.nn``, with an overload of its own."""
+    one, none = [1, 1], [0, 0]
+    options = (False, none, 1, False, False, False, False)
+    return fit(torch._convolution(torch.randn(4, 3, 5, 4), param(2, 3, 2, 2), param(2), one, none, one, *options))
+
+
 def same_filter_twice() -> Tensor:
     layer = nn.Conv2d(3, 3, 3, padding=1)
     return fit(layer(layer(torch.randn(4, 3, 5, 4)).tanh()))
@@ -129,6 +136,7 @@ add(
         "1d-same": conv(1, k=5, padding="same"),
         "1d-grouped-circular": conv(1, groups=2, padding=2, padding_mode="circular"),
         "2d": conv(2),
+        "2d-called-directly": called_directly,
         "2d-no-bias": conv(2, bias=False),
         "2d-pointwise": conv(2, k=1),
         "2d-pointwise-strided": conv(2, k=1, stride=2),

@@ -44,6 +44,13 @@ def ctc() -> Tensor:
     return F.ctc_loss(logits.log_softmax(2), target, torch.tensor([8, 7, 8, 6, 8]), lengths, reduction="none")
 
 
+def ctc_of_tensors() -> Tensor:
+    """The overload that takes the lengths as tensors, which other devices call."""
+    log_p = nn.Linear(7, C)(torch.randn(B, 8, 7)).transpose(0, 1).log_softmax(2)
+    lengths = torch.tensor([8, 7, 8, 6, 8]), torch.tensor([3, 2, 1, 3, 2])
+    return torch._ctc_loss(log_p, torch.randint(1, C, (B, 3)), *lengths)[0]
+
+
 def masked_tokens() -> Tensor:
     """Mean over unpadded tokens only."""
     target, mask = classes(B, T), torch.arange(T) < torch.randint(1, T + 1, (B, 1))
@@ -169,6 +176,7 @@ add(
             head(C), head(C), head(C), margin=3.0, swap=True, reduction="none"
         ),
         "ctc": ctc,
+        "ctc-tensors": ctc_of_tensors,
         "focal": focal,
         "dice": dice,
         "distillation": distillation,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.oracle import leaves
 from tests.zoo.registry import add, param
@@ -175,6 +176,39 @@ def cross_sample_gradient() -> tuple[Tensor, nn.Module]:
     return gradient((u - u.mean()).square().sum(), x).square().sum(1), model
 
 
+def differentiated(f: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    """The slope of ``f`` is part of the graph, and its backward node with it."""
+
+    def build() -> Tensor:
+        z = nn.Linear(4, H)(torch.randn(N, 4))
+        return (gradient(f(z).square().sum(1), z) + z).square().sum(1)
+
+    return build
+
+
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "hardshrink": F.hardshrink,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "leaky-relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "softshrink": F.softshrink,
+    "tanh": torch.tanh,
+    "threshold": lambda z: F.threshold(z, 0.1, 0.2),
+}
+SLOPES_ALONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": lambda z: F.glu(z, 1),
+    "log-softmax": lambda z: z.log_softmax(1),
+    "softmax": lambda z: z.softmax(1),
+}
+
 SAMPLE = {
     "poisson-1d": poisson_1d,
     "poisson-1d-sine": lambda: poisson_1d(nn.SiLU),
@@ -205,3 +239,5 @@ DENSE = {
 for layout, table in (("sample", SAMPLE), (None, ANY), ("dense", DENSE)):
     add("pde", layout, {name: parameters_only(build) for name, build in table.items()})
 add("pde", "sample", {"points-too": lambda: poisson_1d()[0]})
+for layout, slopes in (("sample", SLOPES), (None, SLOPES_ALONG)):
+    add("slope", layout, {name: differentiated(f) for name, f in slopes.items()})

@@ -78,6 +78,9 @@ add(
         "std": of(lambda x: x.std(-1)),
         "std-keepdim": of(lambda x: x / x.std(-1, keepdim=True)),
         "var-mean": of(lambda x: torch.cat(torch.var_mean(x, 1), -1)),
+        "std-mean": of(lambda x: torch.cat(torch.std_mean(x, 1), -1)),
+        "sort-stable": of(lambda x: x.sort(dim=-1, stable=True).values[..., ::2]),
+        "norm-as-type": of(lambda x: norm.ScalarOpt_dim_dtype(x, 3, [1], False, dtype=torch.float64).to(x.dtype)),
         "norm": of(lambda x: x.norm(dim=-1)),
         "norm-one": of(lambda x: x.norm(p=1, dim=(1, 2))),
         "norm-inf": of(lambda x: x.norm(p=float("inf"), dim=1)),
@@ -87,7 +90,6 @@ add(
         "amax": of(lambda x: x.amax(1)),
         "amin-two": of(lambda x: x.amin((1, 2))),
         "amax-ties": of(lambda x: x.relu().amax(-1)),
-        "aminmax": of(lambda x: torch.sub(*x.aminmax(dim=-1))),
         "max-values": of(lambda x: x.max(1).values),
         "min-values": of(lambda x: x.min(-1).values * x.max(-1).values),
         "median": of(lambda x: x.median(-1).values),
@@ -128,6 +130,9 @@ add(
         "slogdet": definite(lambda a: torch.linalg.slogdet(a)[1].unsqueeze(1)),
         "cholesky": definite(torch.linalg.cholesky),
         "eigenvalues": definite(torch.linalg.eigvalsh),
+        "eigenvalues-general": square(lambda a: torch.linalg.eigvals(a + torch.arange(3.0).to(a).diag()).abs()),
+        "eigenvectors-general": square(lambda a: torch.linalg.eig(a + torch.arange(3.0).to(a).diag())[1].abs()),
+        "lu-factor": square(lambda a: torch.linalg.lu_factor(a)[0]),
         "singular-values": square(torch.linalg.svdvals),
         "qr": square(lambda a: torch.linalg.qr(a)[1].abs()),
         "triangular-solve": square(lambda a: torch.linalg.solve_triangular(a.tril(), hidden(B, T, 2), upper=False)),
@@ -158,11 +163,44 @@ add(
 add("fourier", None, {"over-batch": of(lambda x: torch.fft.fft(x, dim=0).real)})
 
 
+def each(f: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    """Losses that are each ``f`` of all numbers of one sample."""
+    return lambda: torch.stack([f(sample) for sample in hidden().tanh()])
+
+
+# The overloads that torch's own functions no longer call.
+norm = torch.ops.aten.norm
+
+add(
+    "reduce",
+    "sample",
+    {
+        "all-max": each(lambda x: x.max().exp()),
+        "all-min": each(lambda x: x.min().exp()),
+        "all-median": each(lambda x: x.median().exp()),
+        "all-nanmedian": each(lambda x: x.nanmedian().exp()),
+        "all-prod": each(lambda x: (x + 1).prod().exp()),
+        "all-norm": each(lambda x: norm.Scalar(x, 3)),
+        "all-norm-as-type": each(lambda x: norm.ScalarOpt_dtype(x, 2, dtype=torch.float64)),
+    },
+)
+
+
 def over_a_number() -> Tensor:
     """Reductions along "the" dimension of a tensor without any."""
     p = param()
     p = p.transpose(0, -1).exp().index_add(0, torch.tensor([0]), p.sin())
-    return p.mean(0).exp() + p.amax(0) * p.aminmax(dim=0).min + p.sum(0).sin() * p.max(0).values
+    return p.mean(0).exp() + p.amax(0) + p.sum(0).sin() * p.max(0).values
+
+
+def aminmax_of_a_number() -> Tensor:
+    p = param().exp()
+    return p.sin() * p.aminmax(dim=0).min
+
+
+if hasattr(torch._C._functions, "AminmaxBackward0"):  # torch 2.12 and later
+    add("reduce", "sample", {"aminmax": of(lambda x: torch.sub(*x.aminmax(dim=-1)))})
+    add("reduce", None, {"aminmax-of-a-number": aminmax_of_a_number})
 
 
 add(

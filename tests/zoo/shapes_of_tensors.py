@@ -54,6 +54,9 @@ add(
             lambda x: x.transpose(0, 1).reshape(T * B * 2, 3).tanh().view(T, B, 2, 3), batch_dim=1
         ),
         "unsqueeze-squeeze": through(lambda x: x.unsqueeze(1).unsqueeze(-1).squeeze(1).squeeze(-1)),
+        "unsqueeze-squeeze-inplace": through(lambda x: (x * 2).unsqueeze_(1).sin().squeeze_()),
+        "transpose-inplace": through(lambda x: (x[:, 0] * 2).t_().sin().t()),
+        "scatter-number": through(lambda x: x.scatter(1, torch.randint(0, T, (B, 2, D)), 0.5)),
         "squeeze-all": through(lambda x: x.unsqueeze(1).squeeze()),
         "squeeze-batch-of-one": through(lambda x: x.squeeze(0).unsqueeze(0).tanh(), 1, 3, 4),
         "expand": through(lambda x: x.unsqueeze(1).expand(B, 2, T, D).tanh()),
@@ -74,6 +77,7 @@ add(
         "dstack": through(lambda x: torch.dstack([x, x.exp()])),
         "column-stack": through(lambda x: torch.column_stack([x[:, 0], x[:, 1, 0]])),
         "split": through(lambda x: x.split([1, 2, 3], -1)[2] * x.split([1, 2, 3], -1)[0]),
+        "unsafe-split": through(lambda x: torch.mul(*torch.unsafe_split_with_sizes(x, [3, 3], -1))),
         "split-unused": through(lambda x: x.split(2, -1)[1]),
         "split-positions": through(lambda x: x.split([1, 2], 1)[1]),
         "chunk": through(lambda x: torch.mul(*x.chunk(2, -1))),
@@ -89,6 +93,7 @@ add(
         "narrow": through(lambda x: x.narrow(2, 1, 3)),
         "unfold": through(lambda x: x.unfold(2, 3, 2)),
         "unfold-positions": through(lambda x: x.unfold(1, 2, 1).flatten(2)),
+        "as-strided-inplace": through(lambda x: (x * 2).as_strided_((B, 4), (T * D, 3), 1)),
         "as-strided": through(lambda x: x.as_strided((B, 4), (T * D, 3), 1)),
         "diagonal": through(lambda x: x.diagonal(dim1=1, dim2=2)),
         "diagonal-offset": through(lambda x: x.diagonal(1, 1, 2)),
@@ -132,6 +137,7 @@ add(
     "shuffle",
     None,
     {
+        "fill-by-parameter": through(lambda x: x.index_fill(1, torch.tensor([0, 2]), param())),
         "batch-into-features": through(lambda x: x.permute(1, 2, 0), batch_dim=1),
         "outer-sum": through(lambda x: (x[:, None] * x[None]).sum(1)),
         "expand-from-one-sample": through(lambda x: x[:1].expand(B, T, D) * torch.rand(B, 1, 1)),

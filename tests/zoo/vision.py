@@ -18,6 +18,10 @@ def above_conv(*layers: Callable[[Tensor], Tensor], o: int = 3) -> Callable[[], 
     )
 
 
+def above_conv3d(layer: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    return lambda: net(nn.Conv3d(2, 3, 1), layer, nn.Flatten(), nn.LazyLinear(2), shape=(3, 2, 4, 3, 4))
+
+
 def above_conv1d(*layers: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
     return lambda: net(nn.Conv1d(3, 4, 3), *layers, nn.Flatten(), nn.LazyLinear(2), shape=(4, 3, 11))
 
@@ -88,6 +92,11 @@ def grid_sampled(mode: str, padding: str) -> Callable[[], Tensor]:
     return build
 
 
+def grid_sampled_3d() -> Tensor:
+    x, grid = nn.Conv3d(2, 3, 2)(torch.randn(2, 2, 4, 4, 4)), torch.rand(2, 3, 2, 3, 3) * 2.4 - 1.2
+    return fit(F.grid_sample(x, grid, align_corners=False))
+
+
 def capsules() -> Tensor:
     x = nn.Conv2d(3, 4, 3, stride=2)(torch.randn(3, 3, 7, 7)).view(3, 2, 2, 9)
     length = x.norm(dim=2, keepdim=True)
@@ -121,10 +130,13 @@ add(
         "adaptive-avg": above_conv(nn.AdaptiveAvgPool2d((3, 2))),
         "adaptive-avg-one": above_conv(nn.AdaptiveAvgPool2d(1)),
         "adaptive-avg-1d": above_conv1d(nn.AdaptiveAvgPool1d(4)),
+        "adaptive-avg-3d": above_conv3d(nn.AdaptiveAvgPool3d(2)),
+        "adaptive-max-3d": above_conv3d(nn.AdaptiveMaxPool3d(2)),
         "adaptive-max": above_conv(nn.AdaptiveMaxPool2d((3, 2))),
         "adaptive-max-1d": above_conv1d(nn.AdaptiveMaxPool1d(4)),
         "lp-pool": above_conv(nn.LPPool2d(2, 2)),
         "fractional-pool": above_conv(nn.FractionalMaxPool2d(2, output_size=(3, 3))),
+        "fractional-pool-3d": above_conv3d(nn.FractionalMaxPool3d((2, 1, 2), output_size=2)),
         "upsample-nearest": above_conv(nn.Upsample(scale_factor=2, mode="nearest")),
         "upsample-exact": above_conv(nn.Upsample(size=(9, 11), mode="nearest-exact")),
         "upsample-bilinear": above_conv(nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=False)),
@@ -132,6 +144,11 @@ add(
         "upsample-bicubic": above_conv(nn.Upsample(scale_factor=2, mode="bicubic")),
         "upsample-linear": above_conv1d(nn.Upsample(scale_factor=2, mode="linear")),
         "downsample-antialias": above_conv(lambda x: F.interpolate(x, (4, 3), mode="bilinear", antialias=True)),
+        "downsample-antialias-bicubic": above_conv(lambda x: F.interpolate(x, (4, 3), mode="bicubic", antialias=True)),
+        "upsample-nearest-1d": above_conv1d(nn.Upsample(size=13, mode="nearest")),
+        "upsample-nearest-3d": above_conv3d(nn.Upsample(size=5, mode="nearest")),
+        "upsample-exact-1d": above_conv1d(nn.Upsample(size=13, mode="nearest-exact")),
+        "upsample-exact-3d": above_conv3d(nn.Upsample(size=5, mode="nearest-exact")),
         "upsample-area": above_conv(lambda x: F.interpolate(x, (4, 3), mode="area")),
         "upsample-trilinear": lambda: net(
             nn.Conv3d(2, 2, 1), nn.Upsample(scale_factor=2, mode="trilinear"), shape=(2, 2, 2, 3, 2)
@@ -146,6 +163,9 @@ add(
         "constant-pad": above_conv(nn.ConstantPad2d(1, 0.5)),
         "reflection-pad": above_conv(nn.ReflectionPad2d((2, 1, 0, 3))),
         "replication-pad": above_conv(nn.ReplicationPad2d(1)),
+        "reflection-pad-3d": above_conv3d(nn.ReflectionPad3d((1, 2, 0, 1, 1, 0))),
+        "replication-pad-1d": above_conv1d(nn.ReplicationPad1d((2, 1))),
+        "replication-pad-3d": above_conv3d(nn.ReplicationPad3d((1, 0, 2, 1, 0, 1))),
         "circular-pad": above_conv(nn.CircularPad2d((1, 2, 2, 1))),
         "residual-group-norm": lambda: residual_block(lambda: nn.GroupNorm(2, 4), shortcut=True),
         "residual-plain": lambda: residual_block(nn.Identity),
@@ -159,6 +179,7 @@ add(
         "spatial-transformer": spatial_transformer,
         "grid-bilinear": grid_sampled("bilinear", "zeros"),
         "grid-nearest": grid_sampled("nearest", "border"),
+        "grid-3d": grid_sampled_3d,
         "grid-bicubic": grid_sampled("bicubic", "reflection"),
         "capsules": capsules,
         "coordinates": coordinates,

@@ -109,13 +109,12 @@ _REDUCED = """
 """
 _ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort"
 _PLANES = {
-    1: "AdaptiveAvgPool1D AvgPool1D ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D "
-    "UpsampleNearestExact1D",
+    1: "ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D UpsampleNearestExact1D",
     2: "AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D FractionalMaxPool2D MaxPool2D MaxPool2DWithIndices MaxUnpool2D "
-    "MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D ReflectionPad2D ReplicationPad2D UpsampleBicubic2D UpsampleBicubic2DAa "
-    "UpsampleBilinear2D UpsampleBilinear2DAa UpsampleNearest2D UpsampleNearestExact2D",
-    3: "AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D FractionalMaxPool3D MaxPool3D MaxPool3DWithIndices "
-    "ReflectionPad3D ReplicationPad3D UpsampleNearest3D UpsampleNearestExact3D UpsampleTrilinear3D",
+    "ReflectionPad2D ReplicationPad2D UpsampleBicubic2D UpsampleBicubic2DAa UpsampleBilinear2D UpsampleBilinear2DAa "
+    "UpsampleNearest2D UpsampleNearestExact2D",
+    3: "AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D FractionalMaxPool3D MaxPool3DWithIndices ReflectionPad3D "
+    "ReplicationPad3D UpsampleNearest3D UpsampleNearestExact3D UpsampleTrilinear3D",
 }
 _SOLVED = "LinalgCholeskyEx LinalgInvEx LinalgMatrixExp LinalgQr LinalgSolveEx LinalgSolveTriangular"
 _DECOMPOSED = "LinalgDet LinalgEig LinalgEigh LinalgLuFactorEx LinalgPinv LinalgSlogdet LinalgSvd"

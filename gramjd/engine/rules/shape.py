@@ -313,7 +313,7 @@ def _read_part(visit: Visit, nr: int) -> Push:
     return lambda t: t.narrow(dim, sum(sizes[:nr]), sizes[nr])
 
 
-_COPIES = "Alias Clone ToCopy ViewAs"
+_COPIES = "Alias Clone ToCopy"
 _VIEWS = "ReshapeAlias UnsafeView View"
 _UNIT_DIMS = "Squeeze Unsqueeze"
 _PARTS = "Split SplitWithSizes Unbind UnsafeSplit UnsafeSplitWithSizes"
