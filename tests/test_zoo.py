@@ -181,18 +181,14 @@ def _at_least(losses: Losses, inputs: Sequence[Tensor] | None, budget: int) -> t
     raise AssertionError(f"{enough} bytes are not enough")
 
 
-FIRST_PAIR = pytest.mark.xfail(strict=True, reason="the budget named is that of the first pair of blocks")
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "attention-wrong-batch-first",
         "vision-residual-batch-norm",
-        *(
-            pytest.param(n, marks=FIRST_PAIR)
-            for n in ("shuffle-vstack", "shape-sample-tasks-list", "route-top-one-put")
-        ),
+        "shuffle-vstack",
+        "shape-sample-tasks-list",
+        "route-top-one-put",
     ],
 )
 def test_a_refused_budget_names_a_larger_one(name: str) -> None:

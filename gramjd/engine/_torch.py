@@ -78,14 +78,19 @@ def needs_gradient(node: Node) -> Sequence[bool]:
     return found
 
 
+def saved_attribute(name: str) -> str:
+    """The attribute through which a node shows a saved value."""
+    return f"_saved_{name}"
+
+
 def has_saved(node: Node, name: str) -> bool:
     """Returns True if nodes of this kind save a value of this name."""
-    return hasattr(type(node), f"_saved_{name}")
+    return hasattr(type(node), saved_attribute(name))
 
 
 def saved(node: Node, name: str) -> Any:
     """A value that a node saved. Raises AttributeError if nodes of this kind save none of this name."""
-    return getattr(node, f"_saved_{name}")
+    return getattr(node, saved_attribute(name))
 
 
 @cache

@@ -169,7 +169,7 @@ def _in_blocks(
 ) -> list[Loss]:
     """The sums block by block, with the fewest blocks of losses of which those walked for together fit."""
     total = next(iter(totals.values()))
-    blocks, needed = 2, 0
+    blocks, needed = 2, dense_peak(graph, losses)
     while blocks < total.m:
         blocks = min(2 * blocks, total.m)
         visits = total.visits(np.array_split(np.arange(total.m), blocks))
@@ -177,13 +177,20 @@ def _in_blocks(
         if needed <= limit:
             try:
                 return _blockwise(graph, losses, totals, Budget(limit, temporaries=memory_budget), visits)
-            except OverBudgetError:
-                continue
-    needed = max(needed, dense_peak(graph, losses, _mask(total.m, np.arange(min(2, total.m)))))
+            except _BlocksOverBudgetError as over:
+                needed = over.needed
     raise BudgetError(
         f"the rows of two losses alone need {in_bytes(needed)}, but memory_budget is {in_bytes(limit)}: raise it to at "
         f"least {int(needed)} bytes"
     )
+
+
+class _BlocksOverBudgetError(Exception):
+    """A walk for some blocks of losses would need more than the budget: at least `needed` bytes."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__()
+        self.needed = needed
 
 
 def _mask(m: int, *parts: Rows) -> Mask:
@@ -205,7 +212,11 @@ def _blockwise(
         fresh = {total: total.fresh() for total in totals.values()}
         partial = {edge: fresh[total] for edge, total in totals.items()}
         m = next(iter(fresh)).m
-        noticed = add_shares(graph, losses, partial, replace(budget), _mask(m, *blocks))
+        mask, mine = _mask(m, *blocks), replace(budget)
+        try:
+            noticed = add_shares(graph, losses, partial, mine, mask)
+        except OverBudgetError:
+            raise _BlocksOverBudgetError(max(mine.peak, dense_peak(graph, losses, mask))) from None
         for total, part in fresh.items():
             for rows, columns in itertools.product(blocks, repeat=2):
                 total.paste(part, rows, columns)

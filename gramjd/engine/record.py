@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gramjd.engine._torch import is_zero_tensor, storage_of
+from gramjd.engine._torch import is_zero_tensor, saved_attribute, storage_of
 from gramjd.engine.graph import Node
 from gramjd.engine.tape import Register, Script, Tape, signature
 
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
         """A rule read what a node saved. Returns what it is to work with."""
         if self.refused is not None or self._quiet:
             return value
-        attribute, place = f"_saved_{name}", self._places.get(node)
+        attribute, place = saved_attribute(name), self._places.get(node)
         if place is None:
             self.refuse("a graph within the graph")
         elif isinstance(value, Tensor):

@@ -101,7 +101,7 @@ def _batch_statistics(visit: Visit) -> tuple[Tensor, Tensor]:
     if visit.saved("training"):
         mean, invstd = visit.saved("result1"), visit.saved("result2")
     else:
-        eps = visit.saved("eps") if hasattr(visit.node, "_saved_eps") else visit.saved("epsilon")
+        eps = visit.saved("eps") if visit.has_saved("eps") else visit.saved("epsilon")
         mean, invstd = visit.saved("running_mean"), torch.rsqrt(visit.saved("running_var") + eps)
     return _per_channel_view(visit, mean), _per_channel_view(visit, invstd)
 

@@ -10,7 +10,7 @@ from gramjd.engine.visit import Visit
 
 def _dims(visit: Visit) -> list[int]:
     """Saved reduction dimensions of the input: one, several, or none for all."""
-    saved = visit.saved("dim") if hasattr(visit.node, "_saved_dim") else None
+    saved = visit.saved("dim") if visit.has_saved("dim") else None
     count = len(visit.input(0).shape)
     if saved is None:
         return list(range(count))
@@ -19,7 +19,7 @@ def _dims(visit: Visit) -> list[int]:
 
 
 def _keepdim(visit: Visit) -> bool:
-    return hasattr(visit.node, "_saved_keepdim") and bool(visit.saved("keepdim"))
+    return visit.has_saved("keepdim") and bool(visit.saved("keepdim"))
 
 
 def _reduced(visit: Visit) -> list[DimMap | None]:
