@@ -1,0 +1,57 @@
+"""Names of a package that are imported when they are first used (PEP 562)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+
+def attributes(
+    package: str, homes: Mapping[str, str], submodules: Collection[str] = (), foreign: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` for the `__init__.py` of `package`.
+
+    Args:
+        package: its `__name__`.
+        homes: public name to the module that defines it.
+        submodules: names of modules of the package that are imported as attributes.
+        foreign: names of other libraries, each with a sentence that says what to use here.
+
+    Returns:
+        The two functions. The first raises AttributeError for any other name, and names the nearest public one.
+
+    >>> find, names = attributes("gramjd", {"LossError": "gramjd.errors"})
+    >>> find("LossError").__name__
+    'LossError'
+    >>> find("losserror")
+    Traceback (most recent call last):
+    AttributeError: module 'gramjd' has no attribute 'losserror'; did you mean LossError?
+    """
+
+    def find(name: str) -> Any:
+        if name in homes:
+            found = getattr(import_module(homes[name]), name)
+        elif name in submodules:
+            found = import_module(f"{package}.{name}")
+        else:
+            hint = _hint(name, [*homes, *submodules], foreign or {})
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
+        setattr(sys.modules[package], name, found)  # the next use does not come here
+        return found
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes, *submodules})
+
+    return find, names
+
+
+def _hint(name: str, known: Collection[str], foreign: Mapping[str, str]) -> str:
+    if name in foreign:
+        return f"; {foreign[name]}"
+    by_lower = {one.lower(): one for one in known}
+    stem = name.lower().removesuffix("weighting")  # TorchJD calls a function of the Gramian UPGradWeighting
+    near = [stem] if stem in by_lower else get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    return f"; did you mean {by_lower[near[0]]}?" if near and not name.startswith("_") else ""
