@@ -6,7 +6,11 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+MAPPED = ("gramjd.kernels", "gramjd.profiling")  # their folders stand beside gramjd/ until it is installed
 
 
 def attributes(
@@ -33,9 +37,9 @@ def attributes(
 
     def find(name: str) -> Any:
         if name in homes:
-            found = getattr(import_module(homes[name]), name)
+            found = getattr(_imported(homes[name]), name)
         elif name in submodules:
-            found = import_module(f"{package}.{name}")
+            found = _imported(f"{package}.{name}")
         else:
             hint = _hint(name, [*homes, *submodules], foreign or {})
             raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
@@ -46,6 +50,20 @@ def attributes(
         return sorted({*vars(sys.modules[package]), *homes, *submodules})
 
     return find, names
+
+
+def _imported(module: str) -> ModuleType:
+    """The module; in a checkout that is not installed an error that says so."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in MAPPED:
+            raise
+        root = Path(__file__).resolve().parent.parent
+        raise ImportError(
+            f"gramjd was found in {root} but is not installed there, so {error.name} is missing: run"
+            f" pip install -e {root}"
+        ) from None
 
 
 def _hint(name: str, known: Collection[str], foreign: Mapping[str, str]) -> str:
