@@ -103,6 +103,11 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
     __getattr__, __dir__ = attributes(
         __name__,
         {name: _HOMES.get(name, "gramjd.aggregation") for name in __all__},
-        ("aggregation", "engine", "errors", "kernels", "profiling"),
+        # With one of the inner packages the whole library is loaded, so that gramjd.kernels.cost is there.
+        {
+            **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.backward"),
+            "errors": "gramjd.errors",
+            "profiling": "gramjd.profiling",
+        },
         _FOREIGN,
     )

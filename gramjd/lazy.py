@@ -14,14 +14,18 @@ MAPPED = ("gramjd.kernels", "gramjd.profiling")  # their folders stand beside gr
 
 
 def attributes(
-    package: str, homes: Mapping[str, str], submodules: Collection[str] = (), foreign: Mapping[str, str] | None = None
+    package: str,
+    homes: Mapping[str, str],
+    submodules: Mapping[str, str] | None = None,
+    foreign: Mapping[str, str] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` for the `__init__.py` of `package`.
 
     Args:
         package: its `__name__`.
         homes: public name to the module that defines it.
-        submodules: names of modules of the package that are imported as attributes.
+        submodules: modules of the package that are attributes, to the module that is imported for them: itself, or
+            one that loads the modules inside it as well.
         foreign: names of other libraries, each with a sentence that says what to use here.
 
     Returns:
@@ -35,19 +39,22 @@ def attributes(
     AttributeError: module 'gramjd' has no attribute 'losserror'; did you mean LossError?
     """
 
+    inside = submodules or {}
+
     def find(name: str) -> Any:
         if name in homes:
             found = getattr(_imported(homes[name]), name)
-        elif name in submodules:
+        elif name in inside:
+            _imported(inside[name])
             found = _imported(f"{package}.{name}")
         else:
-            hint = _hint(name, [*homes, *submodules], foreign or {})
+            hint = _hint(name, [*homes, *inside], foreign or {})
             raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
         setattr(sys.modules[package], name, found)  # the next use does not come here
         return found
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes, *submodules})
+        return sorted({*vars(sys.modules[package]), *homes, *inside})
 
     return find, names
 

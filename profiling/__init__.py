@@ -20,4 +20,4 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for granted
-    __getattr__, __dir__ = attributes(__name__, _HOMES)
+    __getattr__, __dir__ = attributes(__name__, _HOMES, {"monitor_figures": "gramjd.profiling.monitor_figures"})
