@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
 from gramjd.profiling.figures import figure_of
+from gramjd.profiling.memory_figure import COLOURS, memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,64 +23,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path("docs/figures")
 STAMP = re.compile(r"sha256 ([0-9a-f]{64})")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 CONTENDER_COLOURS = {"gramjd": "#0072b2", "torchjd": "#d55e00"}
 LIBRARIES = {"gramjd": "gramjd, UPGrad", "torchjd": "TorchJD (autogram), UPGrad"}
 
 
-def draw_memory(axes: Axes, results: Mapping[str, Any], kind: str) -> Axes:
-    """Peak memory of a step over the plain step's, against m, a line a model; dotted what was predicted.
-
-    Args:
-        axes: where to draw.
-        results: of `bench_memory`.
-        kind: "gramjd" or "gramjd reuse".
-    """
-    ticker = require("matplotlib.ticker", "profile")
-    for colour, marker, model in zip(COLOURS, "osD^vP", results["models"].values(), strict=False):
-        ms = [point["m"] for point in model["points"]]
-        axes.plot(
-            ms,
-            [point[kind] / point["plain"] for point in model["points"]],
-            color=colour,
-            marker=marker,
-            ms=4.5,
-            lw=1.5,
-            label=model["title"],
-        )
-        if kind == "gramjd":
-            told = [point["predicted"] / point["plain"] for point in model["points"]]
-            axes.plot(ms, told, color=colour, lw=1, ls=":", zorder=1)
-    axes.axhline(1, color="#444444", lw=0.8)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(ms, [str(m) for m in ms])
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.set_xlabel("number of losses m")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def memory(results: Mapping[str, Any]) -> Figure:
-    """Both ways to update side by side."""
-    figure = figure_of(10, 4.6)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, kind, title in zip(
-        panels, ("gramjd", "gramjd reuse"), ('update="backward" (dotted: predicted)', 'update="reuse"'), strict=True
-    ):
-        draw_memory(axes, results, kind).set_title(title, fontsize=10)
-    panels[0].set_ylabel("peak memory of a step over plain training")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=8.5)
-    return figure
-
-
 def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
-    """Time of a step over the plain step's: a point a contender and case, its quartiles as a bar.
+    """Time of a step over the plain step's: a point per contender and case, its quartiles as a bar.
 
     Args:
         axes: where to draw.
@@ -221,7 +170,7 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
 
 
 def growth(results: Mapping[str, Any]) -> Figure:
-    """A panel a sweep."""
+    """A panel per sweep."""
     figure = figure_of(11, 4.0)
     panels = figure.subplots(1, len(results["sweeps"]))
     for axes, sweep in zip(panels, results["sweeps"].values(), strict=True):

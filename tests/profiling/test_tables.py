@@ -97,6 +97,22 @@ def test_overview_figure_shows_the_largest_m_and_says_what_was_refused():
     assert all(low < text.xy[1] < high for text in time.texts)
 
 
+def test_memory_figure_shows_every_point():
+    def model(*ratios):
+        points = [
+            {"m": 8 * 2**k, "plain": 2.0, "gramjd": 2 * r, "gramjd reuse": 3 * r, "predicted": 2 * r}
+            for k, r in enumerate(ratios)
+        ]
+        return {"title": f"up to {max(ratios)}", "points": points}
+
+    figure = tables.readme_figures.memory({"models": {"a": model(1.0, 1.1), "b": model(2.0, 9.0)}})
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for line in axes.lines for y in line.get_ydata())
+    assert [[text.get_text() for text in legend.texts] for legend in figure.legends] == [["up to 9.0", "up to 1.1"]]
+
+
 def test_memory():
     assert "| an MLP | 4 | 2.0 | 1.50 | refused |" in tables.step_memory(REPORT)
 
