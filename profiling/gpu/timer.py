@@ -59,7 +59,7 @@ def launches(work: Work, device: str) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to stderr at its start and end
     work()
     on_gpu = device == "cuda"
-    with profile(use_device="cuda" if on_gpu else None, use_cpu=not on_gpu) as recording:
+    with profile(use_device="cuda" if on_gpu else None, use_cpu=not on_gpu, use_kineto=True) as recording:
         work()
         if on_gpu:
             torch.cuda.synchronize()
