@@ -13,11 +13,11 @@ from typing import Any
 MAPPED = ("gramjd.kernels", "gramjd.profiling")  # their folders stand beside gramjd/ until it is installed
 
 
+Names = Mapping[str, str]
+
+
 def attributes(
-    package: str,
-    homes: Mapping[str, str],
-    submodules: Mapping[str, str] | None = None,
-    foreign: Mapping[str, str] | None = None,
+    package: str, homes: Names, submodules: Names | None = None, foreign: Names | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` for the `__init__.py` of `package`.
 
@@ -29,7 +29,7 @@ def attributes(
         foreign: names of other libraries, each with a sentence that says what to use here.
 
     Returns:
-        The two functions. The first raises AttributeError for any other name, and names the nearest public one.
+        The two functions. The first raises AttributeError for any other name, with the nearest public one.
 
     >>> find, names = attributes("gramjd", {"LossError": "gramjd.errors"})
     >>> find("LossError").__name__
@@ -38,7 +38,6 @@ def attributes(
     Traceback (most recent call last):
     AttributeError: module 'gramjd' has no attribute 'losserror'; did you mean LossError?
     """
-
     inside = submodules or {}
 
     def find(name: str) -> Any:
