@@ -1,22 +1,77 @@
 """Jacobian descent at the price of gradient descent.
 
-`gram_backward(losses, UPGrad())` stands where `losses.mean().backward()` stood.
+`gram_backward(losses, UPGrad())` stands where `losses.mean().backward()` stood. Names are imported at their first use,
+so that `import gramjd` costs nothing and the command line can print its help without loading torch.
 """
 
-from gramjd.aggregation import Constant, Mean, Sum, UPGrad
-from gramjd.backward import GramStep, gram_backward
-from gramjd.capture import capture
-from gramjd.engine.rules import register_rule
-from gramjd.explain import Explanation, explain
-from gramjd.gramians import gradient_norms, gramian
-from gramjd.multitask import mtl_backward
+from typing import TYPE_CHECKING
+
+from gramjd.lazy import attributes
+
+if TYPE_CHECKING:
+    from gramjd._capture import capture
+    from gramjd._explain import Explanation, explain
+    from gramjd.aggregation import (
+        CRMOGM,
+        IMTLG,
+        MGDA,
+        PCD,
+        AlignedMTL,
+        CAGrad,
+        ConFIG,
+        Constant,
+        DualProj,
+        ExcessMTL,
+        FairGrad,
+        GaussNewton,
+        GradDrop,
+        GradVac,
+        Krum,
+        Mean,
+        MoDo,
+        NashMTL,
+        Nested,
+        PCGrad,
+        Random,
+        SDMGrad,
+        Sum,
+        Sven,
+        TrimmedMean,
+        UPGrad,
+    )
+    from gramjd.backward import GramStep, gram_backward
+    from gramjd.engine.rules import register_rule
+    from gramjd.gramians import gradient_norms, gramian
+    from gramjd.multitask import mtl_backward
 
 __all__ = [
+    "CRMOGM",
+    "IMTLG",
+    "MGDA",
+    "PCD",
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
     "Constant",
+    "DualProj",
+    "ExcessMTL",
     "Explanation",
+    "FairGrad",
+    "GaussNewton",
+    "GradDrop",
+    "GradVac",
     "GramStep",
+    "Krum",
     "Mean",
+    "MoDo",
+    "NashMTL",
+    "Nested",
+    "PCGrad",
+    "Random",
+    "SDMGrad",
     "Sum",
+    "Sven",
+    "TrimmedMean",
     "UPGrad",
     "capture",
     "explain",
@@ -26,4 +81,34 @@ __all__ = [
     "mtl_backward",
     "register_rule",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+_HOMES = {
+    "Explanation": "gramjd._explain",
+    "GramStep": "gramjd.backward",
+    "capture": "gramjd._capture",
+    "explain": "gramjd._explain",
+    "gradient_norms": "gramjd.gramians",
+    "gram_backward": "gramjd.backward",
+    "gramian": "gramjd.gramians",
+    "mtl_backward": "gramjd.multitask",
+    "register_rule": "gramjd.engine.rules",
+}
+_FOREIGN = {
+    "Engine": "gramjd.gramian(losses) needs no engine",
+    "backward": "use gramjd.gram_backward(losses, aggregator)",
+    "jac_to_grad": "gramjd.gram_backward(losses, aggregator) fills .grad in one call",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for granted
+    __getattr__, __dir__ = attributes(
+        __name__,
+        {name: _HOMES.get(name, "gramjd.aggregation") for name in __all__},
+        # With one of the inner packages the whole library is loaded, so that gramjd.kernels.cost is there.
+        {
+            **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.multitask"),
+            "errors": "gramjd.errors",
+            "profiling": "gramjd.profiling",
+        },
+        _FOREIGN,
+    )

@@ -2,10 +2,12 @@
 
 Every sub-command is one line in `COMMANDS`: its words, its help text, and the module that holds
 
-    add_arguments(parser)   declares its options
     run(args) -> int        does the work, returns the exit status
+    add_arguments(parser)   declares its options
 
-Those modules must be cheap to import: whatever needs an extra is imported inside `run`.
+Only the options of the command that was typed are declared, so that help and typing errors are answered without torch.
+The options of a module that imports torch stand in `gramjd.arguments` instead, in a function named like the words
+(`demo iwrm`: `demo_iwrm`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from gramjd import __version__, arguments
 from gramjd.errors import GramjdError
 
 
@@ -26,12 +29,21 @@ class Command:
     Args:
         words: what is typed after `gramjd`; all but the last word name a group, as in `demo iwrm`.
         help: one line for `--help`.
-        module: the module with `add_arguments` and `run`.
+        module: the module with `run`.
     """
 
     words: str
     help: str
     module: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the options of the command."""
+        declare = getattr(arguments, self.words.replace(" ", "_"), None)
+        (declare or import_module(self.module).add_arguments)(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work; returns the exit status."""
+        return int(import_module(self.module).run(args))
 
 
 GROUPS = {
@@ -54,22 +66,28 @@ COMMANDS = (
 )
 
 
-def build_parser(commands: Sequence[Command] = COMMANDS) -> argparse.ArgumentParser:
-    """The argument parser with one sub-parser per command of the table."""
+def build_parser(commands: Sequence[Command] = COMMANDS, argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The argument parser with one sub-parser per command of the table.
+
+    Args:
+        commands: the table.
+        argv: if given, only the command that these words begin with gets its options.
+    """
     parser = argparse.ArgumentParser(prog="gramjd", description="Jacobian descent at the price of gradient descent.")
+    parser.add_argument("--version", action="version", version=f"gramjd {__version__}")
     levels = {"": parser.add_subparsers(title="commands", required=True, metavar="COMMAND")}
     for command in commands:
-        *groups, name = command.words.split()
+        *groups, name = words = command.words.split()
         level = ""
         for group in groups:
             parent, level = level, f"{level} {group}".strip()
             if level not in levels:
                 sub = levels[parent].add_parser(group, help=GROUPS.get(level), description=GROUPS.get(level))
                 levels[level] = sub.add_subparsers(title="commands", required=True, metavar="COMMAND")
-        module = import_module(command.module)
         leaf = levels[level].add_parser(name, help=command.help, description=command.help)
-        module.add_arguments(leaf)
-        leaf.set_defaults(run=module.run)
+        if argv is None or list(argv[: len(words)]) == words:
+            command.add_arguments(leaf)
+            leaf.set_defaults(run=command.run)
     return parser
 
 
@@ -79,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `gramjd`; those of the process when not given.
     """
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv=words).parse_args(words)
     try:
         return int(args.run(args))
     except GramjdError as error:

@@ -15,8 +15,10 @@ from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
 from gramjd.errors import LossError, graph_errors
 from gramjd.losses import Inputs, Losses, as_given, as_inputs, as_losses
+from gramjd.renamed import MTL_WORDS, foreign_words
 
 
+@foreign_words(MTL_WORDS)
 def mtl_backward(
     losses: Losses, aggregator: Aggregator | None = None, *, shared: Inputs = None, retain_graph: bool = False
 ) -> GramStep:

@@ -13,10 +13,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from gramjd import arguments
 from gramjd.kernels import cost, products
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -27,10 +27,7 @@ SMALL = (8, 16, 32, 64)
 PIECE = 5e-4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), action="append", help="default: all that there are")
-    parser.add_argument("--output", type=Path, help="file to write; default: gramjd/devices.json in the XDG folder")
+add_arguments = arguments.calibrate
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gramjd._explain import Explanation, explain
 from gramjd.engine import driver
 from gramjd.engine.accumulate import settle
 from gramjd.engine.cotangent import Group
@@ -18,7 +19,6 @@ from gramjd.engine.graph import Edge
 from gramjd.engine.sums import Gramian
 from gramjd.engine.task import in_graph_task
 from gramjd.engine.walk import Budget, Walk, seeds_for
-from gramjd.explain import Explanation, explain
 from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
 

@@ -1,16 +1,21 @@
-"""The figures in docs/figures, made from committed results. Each carries the hash of the result it was made from."""
+"""The figures of README.md and docs/benchmarks.md, made from committed results.
+
+Each carries the hash of the result that it was made from.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
 from gramjd.profiling.figures import figure_of
+from gramjd.profiling.memory_figure import COLOURS, memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,63 +23,12 @@ if TYPE_CHECKING:
 
 FOLDER = Path("docs/figures")
 STAMP = re.compile(r"sha256 ([0-9a-f]{64})")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 CONTENDER_COLOURS = {"gramjd": "#0072b2", "torchjd": "#d55e00"}
-
-
-def draw_memory(axes: Axes, results: Mapping[str, Any], kind: str) -> Axes:
-    """Peak memory of a step over the plain step's, against m, a line a model; dotted what was predicted.
-
-    Args:
-        axes: where to draw.
-        results: of `bench_memory`.
-        kind: "gramjd" or "gramjd reuse".
-    """
-    ticker = require("matplotlib.ticker", "profile")
-    for colour, marker, model in zip(COLOURS, "osD^vP", results["models"].values(), strict=False):
-        ms = [point["m"] for point in model["points"]]
-        axes.plot(
-            ms,
-            [point[kind] / point["plain"] for point in model["points"]],
-            color=colour,
-            marker=marker,
-            ms=4.5,
-            lw=1.5,
-            label=model["title"],
-        )
-        if kind == "gramjd":
-            told = [point["predicted"] / point["plain"] for point in model["points"]]
-            axes.plot(ms, told, color=colour, lw=1, ls=":", zorder=1)
-    axes.axhline(1, color="#444444", lw=0.8)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(ms, [str(m) for m in ms])
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.set_xlabel("number of losses m")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
-def memory(results: Mapping[str, Any]) -> Figure:
-    """Both ways to update side by side."""
-    figure = figure_of(10, 4.6)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, kind, title in zip(
-        panels, ("gramjd", "gramjd reuse"), ('update="backward" (dotted: predicted)', 'update="reuse"'), strict=True
-    ):
-        draw_memory(axes, results, kind).set_title(title, fontsize=10)
-    panels[0].set_ylabel("peak memory of a step over plain training")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=3, fontsize=8.5)
-    return figure
+LIBRARIES = {"gramjd": "gramjd, UPGrad", "torchjd": "TorchJD (autogram), UPGrad"}
 
 
 def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
-    """Time of a step over the plain step's: a point a contender and case, its quartiles as a bar.
+    """Time of a step over the plain step's: a point per contender and case, its quartiles as a bar.
 
     Args:
         axes: where to draw.
@@ -94,11 +48,12 @@ def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
         spans = [[r["median"] - r["low"] for _, r in points], [r["high"] - r["median"] for _, r in points]]
         marker = "s" if "reuse" in name else "o"
         axes.errorbar(medians, ys, xerr=spans, fmt=marker, color=colour, mfc=filled, ms=5, lw=1.1, label=name)
+    for place, case in enumerate(results["cases"].values()):
+        if _refused(case, "torchjd"):
+            axes.text(2.4, place, "TorchJD: refused", va="center", fontsize=8, color=CONTENDER_COLOURS["torchjd"])
     axes.set_yticks(range(len(results["cases"])), [f"{c['title']}, m = {c['m']}" for c in results["cases"].values()])
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.axvline(1, color="#444444", lw=0.8)
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    _times_over_plain(axes, ticker)
     axes.set_xlabel("time of a step over plain training (median and quartiles)")
     axes.grid(alpha=0.25, axis="x", which="both")
     axes.spines[["top", "right"]].set_visible(False)
@@ -111,6 +66,77 @@ def steps(results: Mapping[str, Any]) -> Figure:
     handles, labels = draw_steps(figure.subplots(), results).get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(labels), fontsize=9)
     return figure
+
+
+def _refused(case: Mapping[str, Any], library: str) -> bool:
+    return any("refused" in outcome for name, outcome in case["contenders"].items() if name.startswith(library))
+
+
+def _times_over_plain(axes: Axes, ticker: ModuleType) -> None:
+    """A logarithmic axis of ratios to plain training, with plain numbers at 1, 2 and 5 of each decade."""
+    axes.set_xscale("log")
+    axes.axvline(1, color="#444444", lw=0.8)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def draw_overview(
+    axes: Axes, cases: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any], str], float]
+) -> Axes:
+    """One quantity of a step over plain training, a row per case: gramjd and TorchJD, both with UPGrad.
+
+    Args:
+        axes: where to draw.
+        cases: of `bench_step`.
+        value: the ratio, from a case's outcomes and the name of a contender.
+    """
+    for library, shift in (("gramjd", -0.13), ("torchjd", 0.13)):
+        name, colour = f"{library} UPGrad", CONTENDER_COLOURS[library]
+        shown = [(k + shift, value(case, name)) for k, case in enumerate(cases) if not _refused(case, library)]
+        ys, ratios = [y for y, _ in shown], [ratio for _, ratio in shown]
+        axes.hlines(ys, 1, ratios, color=colour, lw=2.2, alpha=0.5)
+        axes.plot(ratios, ys, "o", color=colour, ms=6, label=LIBRARIES[library])
+        for y, ratio in shown:
+            text = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.95 else f"{ratio:.2f}"
+            axes.annotate(text, (ratio, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+    for k, case in enumerate(cases):
+        if _refused(case, "torchjd"):
+            axes.annotate(
+                *("refused", (1, k + 0.13), (6, 0)),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=CONTENDER_COLOURS["torchjd"],
+            )
+    _times_over_plain(axes, require("matplotlib.ticker", "profile"))
+    axes.set_xlim(0.9, 2 * axes.get_xlim()[1])
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.grid(alpha=0.25, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def overview(results: Mapping[str, Any]) -> Figure:
+    """Time and memory side by side, of each model at its largest m."""
+    largest: dict[str, Mapping[str, Any]] = {}
+    for case in results["cases"].values():
+        largest[case["title"]] = max(case, largest.get(case["title"], case), key=lambda c: c["m"])
+    cases = list(largest.values())
+    figure = figure_of(10, 1.4 + 0.45 * len(cases))
+    time, space = figure.subplots(1, 2, sharey=True)
+    draw_overview(time, cases, lambda case, name: case["contenders"][name]["ratio"]["median"])
+    draw_overview(space, cases, _memory_over_plain)
+    time.set_xlabel("time of a step (plain training = 1)")
+    space.set_xlabel("peak memory (plain training = 1)")
+    time.set_yticks(range(len(cases)), [f"{case['title']}, m = {case['m']}" for case in cases])
+    handles, labels = time.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=2, fontsize=9.5)
+    return figure
+
+
+def _memory_over_plain(case: Mapping[str, Any], name: str) -> float:
+    return float(case["contenders"][name]["peak_bytes"] / case["contenders"]["plain"]["peak_bytes"])
 
 
 def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
@@ -134,6 +160,8 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
     axes.set_ylim(bottom=0.5 * min(1e3 * min(p["gramian"], p["backward"]) for p in sweep["points"]))
     axes.set_xticks(sizes, [str(n) for n in sizes], fontsize=8)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
     axes.set_xlabel(sweep["title"])
     axes.grid(alpha=0.25)
@@ -142,7 +170,7 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
 
 
 def growth(results: Mapping[str, Any]) -> Figure:
-    """A panel a sweep."""
+    """A panel per sweep."""
     figure = figure_of(11, 4.0)
     panels = figure.subplots(1, len(results["sweeps"]))
     for axes, sweep in zip(panels, results["sweeps"].values(), strict=True):
@@ -154,6 +182,7 @@ def growth(results: Mapping[str, Any]) -> Figure:
 
 
 FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "overview.svg": ("step_cpu.json", overview),
     "memory.svg": ("memory_cpu.json", memory),
     "step_time.svg": ("step_cpu.json", steps),
     "growth.svg": ("growth_cpu.json", growth),

@@ -1,6 +1,6 @@
-"""The README's tables and the figures in docs/figures, made from the results in profiling/results.
+"""The tables of docs/benchmarks.md, a sentence of README.md and their figures, made from profiling/results.
 
-    python -m gramjd.profiling.tables           # rewrite the tables in README.md, redraw the figures
+    python -m gramjd.profiling.tables           # rewrite the tables, redraw the figures
     python -m gramjd.profiling.tables --check   # exit 1 if they do not match the results
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `TABLES` says what makes it.
@@ -21,9 +21,22 @@ from gramjd.profiling import readme_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("profiling/results")
+PAGES = (Path("README.md"), Path("docs/benchmarks.md"))
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 DIFFERENT = 1e-3  # relative distance of two Gramians; rounding of float32 stays far below
 WEIGHTS_SIZES = (16, 32, 128, 256, 512)
+
+
+def overview(results: Mapping[str, Any]) -> str:
+    """One sentence: what a step with UPGrad costs over a plain step, with gramjd and with TorchJD."""
+    ours, theirs = (_ranges(results, f"{library} UPGrad") for library in ("gramjd", "torchjd"))
+    facts = results["environment"]
+    return (
+        f"On {ours['count']} benchmark cases a step with UPGrad takes {ours['time']} times as long as plain training"
+        f" and {ours['memory']} times its memory;\nTorchJD's engine runs {theirs['count']} of them, with"
+        f" {theirs['time']} times the time and {theirs['memory']} times the memory ({facts['date']}, {facts['cpu']},"
+        f"\n{facts['cores']} cores; [all numbers](docs/benchmarks.md)). The figure shows each model at its largest m."
+    )
 
 
 def step_time(results: Mapping[str, Any]) -> str:
@@ -79,6 +92,7 @@ def weights_others(results: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "overview": ("step_cpu.json", overview),
     "step-time": ("step_cpu.json", step_time),
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-time-torch": ("step_cpu_torch.json", step_time),
@@ -138,24 +152,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gramjd.profiling.tables", description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
     args = parser.parse_args(argv)
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        print("README.md is not here: run this from a checkout of the repository", file=sys.stderr)
+    missing = [page for page in PAGES if not (ROOT / page).is_file()]
+    if missing:
+        print(f"{missing[0]} is not here: run this from a checkout of the repository", file=sys.stderr)
         return 1
-    before = readme.read_text()
-    after = render(before)
+    before = {page: (ROOT / page).read_text() for page in PAGES}
+    after = {page: render(text) for page, text in before.items()}
+    changed = [page for page in PAGES if before[page] != after[page]]
     stale = readme_figures.outdated(ROOT, RESULTS)
-    if args.check and before != after:
-        print("README.md does not match profiling/results: run python -m gramjd.profiling.tables", file=sys.stderr)
+    if args.check and changed:
+        print(f"{changed[0]} does not match profiling/results: run python -m gramjd.profiling.tables", file=sys.stderr)
         return 1
     if args.check and stale:
         print(f"docs/figures do not match profiling/results ({', '.join(stale)}): run the same", file=sys.stderr)
         return 1
-    if before != after:
-        readme.write_text(after)
+    for page in changed:
+        (ROOT / page).write_text(after[page])
     if stale:
         readme_figures.write(ROOT, RESULTS)
     return 0
+
+
+def _ranges(results: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Number of cases that a contender runs, its least and greatest time and memory over the plain step."""
+    cases = [case["contenders"] for case in results["cases"].values() if "refused" not in case["contenders"][name]]
+    times = [case[name]["ratio"]["median"] for case in cases]
+    peaks = [case[name]["peak_bytes"] / case["plain"]["peak_bytes"] for case in cases]
+    spans = {key: f"{_short(min(of))} to {_short(max(of))}" for key, of in (("time", times), ("memory", peaks))}
+    return {"count": str(len(cases)), **spans}
 
 
 def _contenders(results: Mapping[str, Any]) -> list[str]:
@@ -227,16 +251,21 @@ def _placed(results: Mapping[str, Any]) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> str:
-    """Which models TorchJD refused and why; where its Gramian is not ours."""
-    lines = []
+    """Which models TorchJD refused and why, a line per reason; where its Gramian is not ours."""
+    reasons: dict[str, tuple[str, dict[str, None], dict[str, None]]] = {}
+    differing = []
     for name, case in results["cases"].items():
         for contender, outcome in case["contenders"].items():
             if "refused" in outcome:
-                lines.append(f"{name}: {contender} refused. `{outcome['refused']}`")
+                text = outcome["refused"]
+                # Messages that differ in their numbers only have one reason.
+                _, names, who = reasons.setdefault(re.sub(r"\d+", "0", text), (text, {}, {}))
+                names[name], who[contender] = None, None
         difference = case.get("torchjd_gramian_difference")
         if difference is not None and difference > DIFFERENT:
-            lines.append(f"{name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
-    return _listed(lines)
+            differing.append(f"{name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
+    refused = [f"{', '.join(n)}: {', '.join(who)} refused. `{text}`" for text, n, who in reasons.values()]
+    return _listed([*refused, *differing])
 
 
 if __name__ == "__main__":

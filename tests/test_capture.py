@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gramjd
 from gramjd import losses as checks
-from gramjd.capture import check_like
+from gramjd._capture import check_like
 from gramjd.engine.rows import placed
 from gramjd.errors import InputError
 

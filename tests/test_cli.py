@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 
+from gramjd import arguments
 from gramjd.cli import COMMANDS, GROUPS, Command, build_parser, main
 
 
@@ -36,10 +37,11 @@ def test_commands_of_one_group_share_its_parser():
         ([], "COMMAND"),
         (["demo"], "COMMAND"),
         (["dmeo"], "invalid choice: 'dmeo'"),
-        (["demo", "iwrm", "--aggregator", "nosuch"], "invalid choice: 'nosuch'"),
+        (["demo", "iwrm", "--aggregator", "nosuch"], "got 'nosuch', expected one of: UPGrad, "),
+        (["demo", "iwrm", "--ridge", "-1"], "got -1, expected a number, 0 or more"),
         (["demo", "iwrm", "--epochs", "0"], "expected 1 or more"),
         (["demo", "iwrm", "--rates", "0.1,-1"], "expected positive numbers"),
-        (["demo", "iwrm", "--rates", "fast"], "invalid _rates value: 'fast'"),
+        (["demo", "iwrm", "--rates", "fast"], "invalid rates value: 'fast'"),
     ],
 )
 def test_wrong_usage_is_explained(argv, message, capsys):
@@ -61,10 +63,47 @@ def test_missing_extra_is_named(package, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_building_the_parser_loads_no_extra():
+def after(argv: list[str]) -> set[str]:
+    """The packages that `gramjd ARGV` has imported when it ends."""
     code = (
-        "import sys, gramjd.cli; gramjd.cli.build_parser();"
-        "print({'matplotlib', 'sklearn', 'scipy', 'triton', 'torchjd'} & set(sys.modules))"
+        "import sys\nfrom gramjd.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('\\nLOADED', *{name.split('.')[0] for name in sys.modules})"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "set()"
+    found = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    return set(found.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["dmeo"],
+        ["demo", "iwrn"],
+        *([*command.words.split(), "--help"] for command in COMMANDS),
+        *([*command.words.split(), "--nosuch"] for command in COMMANDS),
+    ],
+    ids=" ".join,
+)
+def test_help_and_typing_errors_load_no_torch(argv):
+    found = after(argv)
+    assert "LOADED" in found
+    assert found & {"torch", "numpy", "matplotlib", "sklearn", "scipy", "triton", "torchjd"} == set()
+
+
+def test_options_that_name_things_name_all_of_them():
+    sets = import_module("gramjd.paper.data.sets")
+    assert set(sets.DATA) == set(arguments.IMAGE_SETS)
+    assert set(sets.OPTIMIZERS) == set(arguments.OPTIMIZERS)
+    assert set(import_module("gramjd.paper.cost").SHAPES) == set(arguments.COST_SETS)
+    assert set(import_module("gramjd.demos.iwrm").AGGREGATORS) == set(arguments.AGGREGATORS)
+    plan = import_module("gramjd.paper.protocol").Plan()
+    args = build_parser().parse_args(["paper", "iwrm"])
+    assert (args.rates_from, args.rates_to) == (plan.low, plan.high)
+    assert (args.fine, args.search_seeds, args.seeds) == (plan.fine, plan.search_seeds, plan.seeds)
+
+
+def test_options_of_another_command_are_not_declared():
+    parser = build_parser(argv=["paper", "cost"])
+    assert parser.parse_args(["paper", "cost", "--quick"]).quick
+    assert not hasattr(parser.parse_args(["demo", "iwrm"]), "seed")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import gramjd
+from gramjd.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,15 +51,37 @@ def test_documented_commands_are_found_by_ci(name):
     assert found.stdout.count("\n") == 1
 
 
-def test_local_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+?)\)", README)
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_local_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+?)\)", page.read_text())
     local = [link for link in links if not link.startswith("https://")]
-    assert local
-    assert [link for link in local if not (ROOT / link).exists()] == []
+    assert local or page.name != "README.md"
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_readme_is_one_page_with_one_figure_and_five_ways_on():
+    assert README.count("\n") <= 120
+    assert README.count("![") == 1
+    assert len(re.findall(r"^- .*\]\(", README.split("## Read on")[1], re.MULTILINE)) == 5
+
+
+def test_number_of_aggregators():
+    bases = {"Coordinatewise", "LossWeighting", "Weighting"}
+    assert f"({len(set(gramjd.aggregation.__all__) - bases)} aggregators)" in README
 
 
 def test_interface_table_names_exist():
-    table = README.split("## Interface")[1].split("\n\n")[1]
+    table = (ROOT / "docs/guide.md").read_text().split("## Interface")[1].split("\n\n")[1]
     names = set(re.findall(r"`(\w+)\(", table)) | set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     assert {"gram_backward", "mtl_backward", "gramian", "explain", "UPGrad", "register_rule"} <= names
     assert [name for name in names if not hasattr(gramjd, name)] == []
+
+
+def test_commands_of_the_guide_exist():
+    table = (ROOT / "docs/guide.md").read_text().split("On the command line:")[1].split("\n\n")[1]
+    named = re.findall(r"^\| `gramjd ((?:demo |paper )?[a-z]+)", table, re.MULTILINE)
+    assert set(named) <= {command.words for command in COMMANDS}
+    assert {command.words.split()[0] for command in COMMANDS} == {words.split()[0] for words in named}

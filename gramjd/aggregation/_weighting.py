@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gramjd.aggregation._check import check_jacobian
 from gramjd.errors import AggregatorError
+from gramjd.renamed import WEIGHTING_WORDS, foreign_words
 
 
 class Weighting(ABC):
@@ -18,6 +19,13 @@ class Weighting(ABC):
 
     # Where True, the weighting is called with `(G, losses)`: see LossWeighting.
     takes_losses: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Let the constructor name the right word for an argument of TorchJD's."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            named = foreign_words(WEIGHTING_WORDS, cls.__name__)
+            cls.__init__ = named(cls.__init__)  # type: ignore[method-assign]  # the same signature
 
     @abstractmethod
     def __call__(self, G: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from gramjd.demos.images import Images
 from gramjd.demos.networks import NETWORKS, build
-from gramjd.demos.training import BATCH, Method
+from gramjd.demos.training import Method
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import Spread, interleave, ratio, spread
 
@@ -26,7 +26,9 @@ class StepCost:
     peak_bytes: int
 
 
-def step_costs(network: str, methods: Sequence[Method], data: Images, *, seed: int, rounds: int) -> list[StepCost]:
+def step_costs(
+    network: str, methods: Sequence[Method], data: Images, *, batch: int, seed: int, rounds: int
+) -> list[StepCost]:
     """Cost of a step with each method, from the same weights and on the same batch.
 
     Times come from steps taken in turns; memory from one further step, as counting allocations takes time.
@@ -34,11 +36,12 @@ def step_costs(network: str, methods: Sequence[Method], data: Images, *, seed: i
     Args:
         network: a key of `NETWORKS`.
         methods: compared with the first of them.
-        data: the first batch of its training images is used.
+        data: its first training images are used.
+        batch: images per step.
         seed: of the initial weights.
         rounds: timed steps of each method.
     """
-    steps = {method.name: _step(network, method, data, seed) for method in methods}
+    steps = {method.name: _step(network, method, data, batch, seed) for method in methods}
     times = interleave({name: take for name, (_, take) in steps.items()}, rounds=rounds)
     costs = []
     for name, (clear, take) in steps.items():
@@ -55,11 +58,13 @@ def step_costs(network: str, methods: Sequence[Method], data: Images, *, seed: i
     return costs
 
 
-def _step(network: str, method: Method, data: Images, seed: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def _step(
+    network: str, method: Method, data: Images, batch: int, seed: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """`clear()` drops the gradients, `take()` takes one step."""
     model = build(NETWORKS[network], seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    images, labels = data.train_images[:BATCH], data.train_labels[:BATCH]
+    images, labels = data.train_images[:batch], data.train_labels[:batch]
 
     def take() -> None:
         optimizer.zero_grad()

@@ -12,41 +12,42 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from gramjd import aggregation
-from gramjd.aggregation import Weighting
+from gramjd import aggregation, arguments
+from gramjd.aggregation import Coordinatewise, Weighting
 from gramjd.demos.cost import StepCost, step_costs
 from gramjd.demos.digits import load_digits
 from gramjd.demos.extras import require
 from gramjd.demos.images import TRAIN_SIZE, Images
 from gramjd.demos.networks import NETWORKS, build
 from gramjd.demos.plots import save_figure
-from gramjd.demos.report import format_report
-from gramjd.demos.training import BATCH, Method, Run, train
+from gramjd.demos.report import conclusion, format_report
+from gramjd.demos.training import Method, Run, train
+from gramjd.errors import InputError
 
-RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
-AGGREGATORS: dict[str, type[Weighting]] = {
-    weighting.__name__.lower(): weighting for weighting in (aggregation.UPGrad, aggregation.Mean, aggregation.Sum)
+# Name to what makes the aggregator from a seed; options without a default are in the middle of what is allowed.
+AGGREGATORS: dict[str, Callable[[int], Weighting | Coordinatewise]] = {
+    **{
+        make.__name__: lambda seed, make=make: make()  # type: ignore[misc]
+        for make in (
+            *(aggregation.UPGrad, aggregation.DualProj, aggregation.MGDA, aggregation.NashMTL, aggregation.IMTLG),
+            *(aggregation.AlignedMTL, aggregation.ConFIG, aggregation.Mean, aggregation.Sum),
+        )
+    },
+    "CAGrad": lambda seed: aggregation.CAGrad(0.5),
+    "FairGrad": lambda seed: aggregation.FairGrad(1.0),
+    "PCGrad": aggregation.PCGrad,
+    "GradVac": lambda seed: aggregation.GradVac(seed=seed),
+    "Random": aggregation.Random,
+    "GradDrop": lambda seed: aggregation.GradDrop(seed=seed),
 }
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--epochs", type=_positive, default=10, help="passes over the 1024 images (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the subset, weights and batches (default: 0)")
-    parser.add_argument("--aggregator", choices=AGGREGATORS, default="upgrad", help="beside SGD (default: upgrad)")
-    parser.add_argument("--rates", type=_rates, default=RATES, metavar="R,R", help="learning rates, each with both")
-    parser.add_argument("--rounds", type=_positive, default=30, help="timed steps of each method (default: 30)")
-    # These networks are too small to share out: more threads only wait for each other.
-    parser.add_argument("--threads", type=_positive, default=1, help="threads of PyTorch (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/iwrm"), help="folder for the plot and results.json")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+add_arguments = arguments.demo_iwrm
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,17 +63,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
+    methods = make_methods(args)
     data = load_digits(args.seed)
-    aggregator = AGGREGATORS[args.aggregator]
-    methods = [Method("SGD"), Method(aggregator.__name__, aggregator())]
-    runs = _train_all(methods, args, data)
-    costs = [cost for name in NETWORKS for cost in step_costs(name, methods, data, seed=args.seed, rounds=args.rounds)]
+    if args.batch > TRAIN_SIZE:
+        raise InputError(f"got --batch {args.batch}, and there are {TRAIN_SIZE} training images")
+    runs = _train_all(args, data)
+    measured = {"batch": args.batch, "seed": args.seed, "rounds": args.rounds}
+    costs = [cost for name in NETWORKS for cost in step_costs(name, methods, data, **measured)]
     args.out.mkdir(parents=True, exist_ok=True)
-    plot = save_figure(runs, best_runs(runs), args.out / "iwrm.png")
+    best = best_runs(runs)
+    plot = save_figure(runs, best, args.out / "iwrm.png", args.batch)
     results = {
-        "settings": _settings(args, aggregator.__name__),
+        "settings": _settings(args, methods[1].name),
         "seconds": round(time.perf_counter() - start, 1),
-        "best": [_plain(run) for run in best_runs(runs)],
+        "conclusion": conclusion(best, costs, args.batch),
+        "best": [_plain(run) for run in best],
         "runs": [_plain(run) for run in runs],
         "costs": [dataclasses.asdict(cost) for cost in costs],
         "plot": str(plot),
@@ -80,7 +85,20 @@ def _run(args: argparse.Namespace) -> int:
     text = json.dumps(results, indent=2, allow_nan=False)
     (args.out / "results.json").write_text(text + "\n")
     print(text if args.json else _summary(runs, costs, results))
-    return 0 if all(math.isfinite(best.area) for best in best_runs(runs)) else 1
+    return 0 if all(math.isfinite(run.area) for run in best) else 1
+
+
+def make_methods(args: argparse.Namespace) -> list[Method]:
+    """SGD, and the aggregator of the options beside it, made anew so that one that draws starts from its seed.
+
+    Raises:
+        InputError: a ridge for another aggregator than UPGrad.
+    """
+    if args.ridge is None:
+        return [Method("SGD"), Method(args.aggregator, AGGREGATORS[args.aggregator](args.seed))]
+    if args.aggregator != "UPGrad":
+        raise InputError(f"got --ridge for {args.aggregator}; it is an option of UPGrad")
+    return [Method("SGD"), Method(f"UPGrad, ridge {args.ridge:g}", aggregation.UPGrad(ridge=args.ridge))]
 
 
 def best_runs(runs: Sequence[Run]) -> list[Run]:
@@ -93,29 +111,28 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
     return list(best.values())
 
 
-def _train_all(methods: Sequence[Method], args: argparse.Namespace, data: Images) -> list[Run]:
-    steps_per_run = args.epochs * math.ceil(TRAIN_SIZE / BATCH)
-    total = len(NETWORKS) * len(args.rates) * len(methods) * steps_per_run
+def _train_all(args: argparse.Namespace, data: Images) -> list[Run]:
+    total = len(NETWORKS) * len(args.rates) * 2 * args.epochs * math.ceil(TRAIN_SIZE / args.batch)
+    shared = {"epochs": args.epochs, "seed": args.seed, "batch": args.batch}
     runs = []
     # disable=None: no bar where stderr is a file and not a terminal.
     with require("tqdm", "demo").tqdm(total=total, unit="step", disable=None, file=sys.stderr) as bar:
-        for (network, make), rate, method in product(NETWORKS.items(), args.rates, methods):
-            bar.set_description(f"{network} {method.name} {rate:g}")
-            model = build(make, args.seed)
-            run = train(network, model, method, rate, data, epochs=args.epochs, seed=args.seed, tick=bar.update)
-            runs.append(run)
+        for (network, make), rate in product(NETWORKS.items(), args.rates):
+            for method in make_methods(args):
+                bar.set_description(f"{network} {method.name} {rate:g}")
+                runs.append(train(network, build(make, args.seed), method, rate, data, tick=bar.update, **shared))
     return runs
 
 
 def _summary(runs: Sequence[Run], costs: Sequence[StepCost], results: dict[str, Any]) -> str:
     table = format_report(best_runs(runs), runs, costs)
-    return f"{table}\n\n{results['seconds']:.0f} s in all. Curves: {results['plot']}"
+    return f"{table}\n\n{results['conclusion']}\n\n{results['seconds']:.0f} s in all. Curves: {results['plot']}"
 
 
-def _settings(args: argparse.Namespace, aggregator: str) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, method: str) -> dict[str, Any]:
     return {
-        "aggregator": aggregator,
-        "batch": BATCH,
+        "aggregator": method,
+        "batch": args.batch,
         "epochs": args.epochs,
         "rates": list(args.rates),
         "seed": args.seed,
@@ -134,17 +151,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    rates = tuple(float(part) for part in text.split(","))
-    if not all(0 < rate < math.inf for rate in rates):
-        raise argparse.ArgumentTypeError(f"got {text}, expected positive numbers separated by commas")
-    return rates

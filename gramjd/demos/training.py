@@ -84,7 +84,7 @@ def train(
         epochs: passes over the training images.
         seed: of the batches, so that runs that share it differ in method and rate alone.
         tick: called with the number of steps done (or skipped), for a progress bar.
-        batch: images a step.
+        batch: images per step.
         optimizer: what does the step; without options beside the rate.
     """
     step = optimizer(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes lr

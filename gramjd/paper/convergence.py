@@ -10,11 +10,11 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gramjd import arguments
 from gramjd.demos.report import align
 from gramjd.extras import require
 from gramjd.paper import options, weightings
@@ -40,14 +40,7 @@ HEADER = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--weightings", default="upgrad,dualproj,mgda,mean", help="names of Table 1 by commas")
-    parser.add_argument("--steps", type=options.positive, default=1000, help="steps of each run (default: 1000)")
-    parser.add_argument("--seeds", type=options.positive, default=3, help="drawn problems per size (default: 3)")
-    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plot and results")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+add_arguments = arguments.paper_convergence
 
 
 def run(args: argparse.Namespace) -> int:

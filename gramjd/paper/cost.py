@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from gramjd import arguments
 from gramjd.demos.report import align
 from gramjd.errors import InputError
 from gramjd.extras import require
@@ -37,19 +37,7 @@ SWEPT = ("Mean", "UPGrad")
 BASE = "SGD"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--sets", default="svhn,cifar10,mnist", help=f"by commas, among: {', '.join(SHAPES)}")
-    parser.add_argument("--weightings", default="all", help="names of Table 1 by commas (default: all)")
-    parser.add_argument("--sizes", type=options.positives, default=(32, 64, 128, 256, 512), help="batch sizes")
-    parser.add_argument("--swept", default="cifar10", choices=SHAPES, help="the set of the second table")
-    parser.add_argument("--jacobian-up-to", type=options.count, default=64, help="batch size; it costs its square")
-    parser.add_argument("--rounds", type=options.positive, default=4, help="timed steps of each (default: 4)")
-    parser.add_argument("--quick", action="store_true", help="digits only, batch sizes 32 and 64, a few seconds")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=options.positive, help="threads of PyTorch (default: all cores)")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plot and cost.json")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of tables")
+add_arguments = arguments.paper_cost
 
 
 def run(args: argparse.Namespace) -> int:

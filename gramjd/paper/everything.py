@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from types import ModuleType
 
+from gramjd import arguments
 from gramjd.paper import convergence, cost, iwrm, properties, trajectories
-from gramjd.paper.data.sets import DATA
 
 # The digits' protocol that profiling/results/paper was made with: 13 of the paper's 22 rates, 8 instead of 50 in the
 # second stage, searched with one seed, four seeds at the best rate.
@@ -23,13 +22,7 @@ STAGES: tuple[tuple[ModuleType, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--data", choices=DATA, default="digits", help="image set of iwrm (default: digits)")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with a folder of files per set")
-    parser.add_argument("--budget", default="10m", metavar="20m", help="of iwrm, which goes on where it stopped")
-    parser.add_argument("--full", action="store_true", help="the paper's sizes and protocol: hours")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of all results and plots")
+add_arguments = arguments.paper_all
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,38 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from itertools import product
-from pathlib import Path
 
+from gramjd import arguments
 from gramjd.errors import InputError
 from gramjd.extras import require
 from gramjd.paper import iwrm_report, options, weightings
-from gramjd.paper.data.sets import DATA, OPTIMIZERS, epochs_of
+from gramjd.paper.data.sets import epochs_of
 from gramjd.paper.journal import Journal
 from gramjd.paper.protocol import Plan
 from gramjd.paper.results import as_text
 from gramjd.paper.studies import Study, advance, count, studies
 from gramjd.profiling.environment import describe
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    paper = Plan()
-    parser.add_argument("--data", choices=DATA, default="digits", help="image set (default: digits)")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with a folder of files per set")
-    parser.add_argument("--weightings", default="all", help="names of Table 1 by commas, the most important first")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="what does the step (default: sgd)")
-    parser.add_argument("--batch", type=options.positives, default=(32,), metavar="N,N", help="batch sizes")
-    parser.add_argument("--epochs", type=options.positive, help="passes over the images (default: the paper's)")
-    parser.add_argument("--rates-from", type=options.rate, default=paper.low, help="least rate of the first stage")
-    parser.add_argument("--rates-to", type=options.rate, default=paper.high, help="greatest rate of the first stage")
-    parser.add_argument("--fine", type=options.count, default=paper.fine, help="rates of the second stage")
-    parser.add_argument("--search-seeds", type=options.positive, default=paper.search_seeds, help="seeds per rate")
-    parser.add_argument("--seeds", type=options.positive, default=paper.seeds, help="seeds of the best rate")
-    parser.add_argument("--budget", type=options.seconds, default=None, metavar="20m", help="stop after this long")
-    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
-    parser.add_argument("--journal", type=Path, default=Path("runs/paper/iwrm.jsonl"), help="where the runs are kept")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plots")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+add_arguments = arguments.paper_iwrm
 
 
 def run(args: argparse.Namespace) -> int:

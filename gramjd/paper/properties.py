@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from gramjd import arguments
 from gramjd.extras import require
 from gramjd.paper import options
 from gramjd.paper.results import write
 from gramjd.profiling.environment import describe
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--examples", type=options.positive, default=100, help="matrices per cell (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
-    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of properties.json")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+add_arguments = arguments.paper_properties
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
     python -m gramjd.paper.tables           # rewrite the tables
     python -m gramjd.paper.tables --check   # exit 1 if they do not match the results
 
-A table stands between `<!-- table: NAME -->` and `<!-- end table -->`, as in the README; `TABLES` says what makes it.
+A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `TABLES` says what makes it.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from gramjd import arguments
 from gramjd.demos.report import align
 from gramjd.extras import require
 from gramjd.paper import options, trajectory_plots, weightings
@@ -25,13 +25,7 @@ STALLED = 5.0
 HEADER = ("aggregator", "problem", "least gain", "largest increase", "steps with an increase", "stalled starts")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument("--weightings", default="all", help="names of Table 1 by commas (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random aggregators (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plots and results")
-    parser.add_argument("--threads", type=options.positive, default=1, help="threads of PyTorch (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+add_arguments = arguments.paper_trajectories
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,18 +2,24 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.text import Annotation
 
 import gramjd
 from gramjd.cli import main
+from gramjd.demos.cost import StepCost
 from gramjd.demos.digits import load_digits
-from gramjd.demos.iwrm import best_runs
+from gramjd.demos.iwrm import AGGREGATORS, best_runs
 from gramjd.demos.networks import NETWORKS, build
+from gramjd.demos.plots import draw
+from gramjd.demos.report import conclusion
 from gramjd.demos.training import Method, Run, train
+from gramjd.profiling.timing import Spread
 
-SHORT = ["demo", "iwrm", "--epochs", "2", "--rates", "0.05,0.1", "--rounds", "5"]
+SHORT = ["demo", "iwrm", "--batch", "32", "--epochs", "2", "--rates", "0.05,0.1", "--rounds", "5"]
 
 
 def mlp(seed):
@@ -90,11 +96,105 @@ def test_table_shows_best_and_same_rate_rows(capsys, tmp_path):
 
 
 def test_a_run_that_diverges_is_reported_not_hidden(capsys, tmp_path):
-    assert main(["demo", "iwrm", "--epochs", "1", "--rates", "0.05,1000", "--rounds", "5", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("diverged") == 4
-    fixed = ["demo", "iwrm", "--epochs", "1", "--rates", "1000", "--rounds", "5", "--json", "--out", str(tmp_path)]
-    assert main(fixed) == 1
-    assert all(run["diverged"] for run in json.loads(capsys.readouterr().out)["best"])
+    few = ["demo", "iwrm", "--batch", "32", "--epochs", "1", "--rounds", "5", "--out", str(tmp_path)]
+    assert main([*few, "--rates", "0.05,1000"]) == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if line.startswith(("cnn", "mlp")) and "diverged" in line]) == 4
+    named = "cnn SGD at 1000; cnn UPGrad at 1000; mlp SGD at 1000; mlp UPGrad at 1000"
+    assert f"Runs that diverged: {named}." in out
+    assert main([*few, "--rates", "1000", "--json"]) == 1
+    results = json.loads(capsys.readouterr().out)
+    assert all(run["diverged"] for run in results["best"])
+    assert "UPGrad and SGD both diverged at every rate on the CNN and on the MLP" in results["conclusion"]
+
+
+def test_batch_and_ridge_are_used(capsys, tmp_path):
+    results = run_json(capsys, tmp_path, "--batch", "512", "--ridge", "1e-4", "--rates", "0.1", "--epochs", "1")
+    assert (results["settings"]["batch"], results["settings"]["aggregator"]) == (512, "UPGrad, ridge 0.0001")
+    exact = run_json(capsys, tmp_path, "--batch", "512", "--rates", "0.1", "--epochs", "1")
+    ridged, unridged = (next(r for r in found["runs"] if r["method"] != "SGD") for found in (results, exact))
+    assert ridged["loss"][0] == unridged["loss"][0]
+    assert ridged["loss"][-1] != unridged["loss"][-1]
+    assert results["conclusion"].startswith("With 512 losses per step")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ridge", "1e-4", "--aggregator", "MGDA"], "got --ridge for MGDA; it is an option of UPGrad"),
+        (["--batch", "1025"], "got --batch 1025, and there are 1024 training images"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, capsys, tmp_path):
+    assert main(["demo", "iwrm", "--out", str(tmp_path), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_every_aggregator_takes_a_step(name):
+    runs = [
+        train(
+            "mlp",
+            mlp(0),
+            Method(name, AGGREGATORS[name](0)),
+            1e-3,
+            load_digits(0),
+            epochs=1,
+            seed=0,
+            tick=lambda _: None,
+            batch=512,
+        )
+        for _ in range(2)
+    ]
+    assert not runs[0].diverged
+    assert runs[0].loss[-1] != runs[0].loss[0]
+    assert runs[0] == runs[1]  # those that draw are made anew from the seed
+
+
+def outcome(network, method, last, accuracy=0.9, **more):
+    return Run(network, method, 0.1, loss=[2.0, last], accuracy=accuracy, **more)
+
+
+def cost(network, method, over):
+    return StepCost(network, method, Spread(1.0, 1.0, 1.0), Spread(over, over, over), 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        (outcome("net", "Ours", 0.1, 0.97), "Ours was ahead of SGD on the NET (training loss 0.1 against 0.5"),
+        (outcome("net", "Ours", 0.9), "Ours was behind SGD on the NET (training loss 0.9 against 0.5"),
+        (outcome("net", "Ours", 0.51), "Ours was level with SGD on the NET (training loss 0.51 against 0.5"),
+        (outcome("net", "Ours", 0.1, diverged=True), "Ours was behind SGD, as it diverged at every rate, on the NET"),
+    ],
+)
+def test_the_conclusion_follows_the_numbers(ours, said):
+    text = conclusion([outcome("net", "SGD", 0.5), ours], [cost("net", "SGD", 1), cost("net", "Ours", 3.25)], 64)
+    assert text.startswith(f"With 64 losses per step and each method at its best rate, {said}")
+    assert text.endswith("one of its steps took as long as 3.2 of SGD's on the NET.")
+
+
+def test_the_conclusion_keeps_networks_apart():
+    best = [outcome("a", "SGD", 0.5), outcome("a", "Ours", 0.1), outcome("b", "SGD", 0.5), outcome("b", "Ours", 0.9)]
+    text = conclusion(best, [cost("a", "Ours", 2), cost("b", "Ours", 4)], 8)
+    assert "was ahead of SGD on the A (" in text
+    assert ", and was behind SGD on the B (" in text
+    assert text.endswith("as long as 2.0 of SGD's on the A and 4.0 of SGD's on the B.")
+
+
+def test_labels_stand_at_the_ends_of_their_curves():
+    runs = [Run("n", "SGD", rate, loss=[2.3, last]) for rate, last in ((0.1, 0.5), (0.2, 0.49), (0.4, 0.05))]
+    runs += [Run("n", "Ours", 0.1, loss=[2.3, 0.2]), Run("n", "Ours", 1.6, loss=[2.3], diverged=True)]
+    upper, _ = draw(runs, [runs[2], runs[3]], 256).axes
+    labels = [text for text in upper.texts if isinstance(text, Annotation)]
+    ends = {(text.get_text(), text.xy) for text in labels}
+    assert ends == {(f"{run.rate:g}", (1, run.loss[-1])) for run in runs if not run.diverged}
+    low, high = (math.log10(limit) for limit in upper.get_ylim())
+    heights = sorted(text.get_position()[1] for text in labels)
+    assert all(b - a >= 0.0449 for a, b in pairwise(heights))
+    for text in labels:  # none is further from its end than crowding explains
+        assert abs(text.get_position()[1] - (math.log10(text.xy[1]) - low) / (high - low)) < 0.045
+    assert [text.get_text() for text in upper.texts if text not in labels] == ["diverged: Ours at 1.6"]
 
 
 def test_split_is_a_partition():

@@ -1,6 +1,7 @@
-"""The README's tables match the results they are made from."""
+"""The tables of the pages match the results they are made from."""
 
 import json
+import re
 
 import pytest
 
@@ -35,13 +36,19 @@ REPORT = {
 }
 
 
-def test_readme_is_up_to_date():
-    assert tables.main(["--check"]) == 0, "run python -m gramjd.profiling.tables and commit README.md"
+def test_pages_are_up_to_date():
+    assert tables.main(["--check"]) == 0, "run python -m gramjd.profiling.tables and commit what it changed"
 
 
-def test_every_table_is_in_the_readme():
-    found = [match["name"] for match in tables.MARKED.finditer((tables.ROOT / "README.md").read_text())]
-    assert sorted(found) == sorted(tables.TABLES)
+def test_every_table_is_on_one_page():
+    text = "".join((tables.ROOT / page).read_text() for page in tables.PAGES)
+    assert sorted(match["name"] for match in tables.MARKED.finditer(text)) == sorted(tables.TABLES)
+
+
+def test_every_figure_is_on_one_page():
+    text = "".join((tables.ROOT / page).read_text() for page in tables.PAGES)
+    shown = re.findall(r"!\[[^]]*\]\((?:docs/)?figures/([^)]*)\)", text)
+    assert sorted(shown) == sorted(tables.readme_figures.FIGURES)
 
 
 def test_times():
@@ -50,6 +57,60 @@ def test_times():
     assert "2001-02-03; a CPU, 2 cores, Linux; torch 9; allocator: default." in text
     assert "theirs refused. `ValueError: no`" in text
     assert "differs from the exact one by 0.25" in text
+
+
+def test_refusals_that_differ_in_numbers_are_one_line():
+    case = REPORT["cases"]["mlp-4"]
+    cases = {
+        name: {**case, "contenders": {**case["contenders"], "theirs": {"refused": f"ValueError: size {m}"}}}
+        for name, m in (("mlp-4", 4), ("mlp-8", 8))
+    }
+    text = tables.step_time({**REPORT, "cases": cases})
+    assert "- mlp-4, mlp-8: theirs refused. `ValueError: size 4`" in text
+    assert text.count("ValueError") == 1
+
+
+def overview_report():
+    both = {"plain": result(1, 2e6), "gramjd UPGrad": result(1.5, 3e6), "torchjd UPGrad": result(40, 8e6)}
+    refused = {**both, "gramjd UPGrad": result(2.5, 2e6), "torchjd UPGrad": {"refused": "no"}}
+    cases = {
+        "a-4": {"title": "a", "m": 4, "contenders": {**both, "gramjd UPGrad": result(9, 2e6)}},
+        "a-8": {"title": "a", "m": 8, "contenders": both},
+        "b-8": {"title": "b", "m": 8, "contenders": refused},
+    }
+    return {**REPORT, "cases": cases}
+
+
+def test_overview_counts_what_each_library_runs():
+    text = " ".join(tables.overview(overview_report()).split())
+    assert "On 3 benchmark cases a step with UPGrad takes 1.50 to 9.00 times as long as plain training" in text
+    assert "and 1.00 to 1.50 times its memory" in text
+    assert "TorchJD's engine runs 2 of them, with 40 to 40 times the time and 4.00 to 4.00 times the memory" in text
+
+
+def test_overview_figure_shows_the_largest_m_and_says_what_was_refused():
+    time, space = tables.readme_figures.overview(overview_report()).axes
+    assert [label.get_text() for label in time.get_yticklabels()] == ["a, m = 8", "b, m = 8"]
+    assert [text.get_text() for text in time.texts] == ["1.50", "2.5", "40", "refused"]
+    assert [text.get_text() for text in space.texts] == ["1.50", "1.00", "4.0", "refused"]
+    low, high = sorted(time.get_ylim())
+    assert all(low < text.xy[1] < high for text in time.texts)
+
+
+def test_memory_figure_shows_every_point():
+    def model(*ratios):
+        points = [
+            {"m": 8 * 2**k, "plain": 2.0, "gramjd": 2 * r, "gramjd reuse": 3 * r, "predicted": 2 * r}
+            for k, r in enumerate(ratios)
+        ]
+        return {"title": f"up to {max(ratios)}", "points": points}
+
+    figure = tables.readme_figures.memory({"models": {"a": model(1.0, 1.1), "b": model(2.0, 9.0)}})
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for line in axes.lines for y in line.get_ydata())
+    assert [[text.get_text() for text in legend.texts] for legend in figure.legends] == [["up to 9.0", "up to 1.1"]]
 
 
 def test_memory():
@@ -70,9 +131,11 @@ def test_render_replaces_what_is_between_the_markers_only(tmp_path):
 def test_check_fails_on_drift(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables.render, "__defaults__", (tmp_path,))
-    (tmp_path / "README.md").write_text("<!-- table: step-time -->\nstale\n<!-- end table -->\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("nothing to fill\n")
+    (tmp_path / "docs/benchmarks.md").write_text("<!-- table: step-time -->\nstale\n<!-- end table -->\n")
     assert tables.main(["--check"]) == 1
-    assert "does not match" in capsys.readouterr().err
+    assert "docs/benchmarks.md does not match" in capsys.readouterr().err
     assert tables.main([]) == 0
     assert tables.main(["--check"]) == 0
 

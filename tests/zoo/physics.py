@@ -38,6 +38,16 @@ def parameters_only(build: Callable[[], tuple[Tensor | list[Tensor], nn.Module]]
     return built
 
 
+def everything(build: Callable[[], tuple[Tensor, nn.Module]]) -> Callable[[], tuple]:
+    """The points are inputs, too."""
+
+    def built() -> tuple:
+        losses, _ = build()
+        return losses, leaves(losses)
+
+    return built
+
+
 def poisson_1d(activation: type[nn.Module] = nn.Tanh, depth: int = 2) -> tuple[Tensor, nn.Module]:
     model, x = net(activation=activation, depth=depth), points()
     second = gradient(gradient(model(x), x), x)
@@ -238,6 +248,6 @@ DENSE = {
 }
 for layout, table in (("sample", SAMPLE), (None, ANY), ("dense", DENSE)):
     add("pde", layout, {name: parameters_only(build) for name, build in table.items()})
-add("pde", "sample", {"points-too": lambda: poisson_1d()[0]})
+add("pde", "sample", {"points-too": everything(poisson_1d)})
 for layout, slopes in (("sample", SLOPES), (None, SLOPES_ALONG)):
     add("slope", layout, {name: differentiated(f) for name, f in slopes.items()})

@@ -1,0 +1,70 @@
+"""Errors for arguments that have another name in a related library."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def foreign_words(words: Mapping[str, str], name: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: TypeError with the sentence in `words` for a keyword that the function does not have.
+
+    Signature, docstring and annotations stay those of the function. A word that the function accepts is let through.
+
+    Args:
+        words: keyword to a sentence that says what to write instead.
+        name: what the message calls the function; default: its own name.
+
+    Raises:
+        TypeError: at a call with one of the words.
+
+    >>> @foreign_words({"features": "leave it out"})
+    ... def step(losses, shared=None):
+    ...     return losses
+    >>> step(1, shared=2)
+    1
+    >>> step(1, features=2)
+    Traceback (most recent call last):
+    TypeError: step() has no argument 'features': leave it out
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            return function
+        unknown = {word: hint for word, hint in words.items() if word not in parameters}
+        called = name or function.__name__
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for word in kwargs:
+                if word in unknown:
+                    raise TypeError(f"{called}() has no argument {word!r}: {unknown[word]}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+# For `mtl_backward`. TorchJD takes the activations between trunk and heads, and the parameters of each.
+MTL_WORDS = {
+    "features": "the graph says what the losses share; leave it out, or name the shared parameters with shared=",
+    "shared_params": "the shared parameters are shared=; without it they are all that several losses reach",
+    "tasks_params": "leave it out: every parameter that is not shared gets the gradient of its own loss",
+}
+
+# For the constructors of weightings.
+WEIGHTING_WORDS = {
+    "pref_vector": "the weights of the losses are preference=",
+    "norm_eps": "leave it out: no result depends on the scale of the gradients. UPGrad's regularisation is ridge=",
+    "reg_eps": "what is added to the diagonal of G, in units of its trace, is ridge= of UPGrad, 0 by default",
+    "scale_mode": "it is scale=",
+    "n_byzantine": "it is byzantine=",
+    "n_selected": "it is selected=",
+}
