@@ -29,7 +29,7 @@ def main(steps: int = 800) -> float:
         residual = derivative(slope, x) + y
         losses = torch.stack([residual.square().mean(), y[0, 0].square(), (slope[0, 0] - 1).square()])
         optimizer.zero_grad()
-        gramjd.gram_backward(losses, inputs=list(model.parameters()))
+        gramjd.gram_backward(losses, inputs=model)
         optimizer.step()
         if step % 200 == 0:
             print(f"step {step:4d}  residual {losses[0]:.4f}  start {losses[1]:.4f}  slope {losses[2]:.4f}")

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gramjd import Explanation, explain, gramian
-from gramjd.errors import InputError
-from gramjd.kernels import outer
+import gramjd
+from gramjd import Explanation, GradDrop, explain, gramian
+from gramjd.engine import _torch
+from gramjd.errors import DenseRowsWarning, InputError
+from gramjd.kernels import gathered, outer
 from gramjd.profiling.memory import peak_bytes
+from tests.oracle import oracle_gramian
 from tests.small import F32, F64, batch_norm_net, cnn, encoder, gpt, mlp, squares
 
 GOLDEN = """\
@@ -200,3 +203,63 @@ def test_nothing_is_computed(mixes: bool) -> None:
 def test_inputs_that_are_not_reached() -> None:
     with pytest.raises(InputError, match="not reached by any loss"):
         explain(squares(mlp()), {"stranger": torch.ones(2, requires_grad=True)})
+
+
+# -- what is said is what is done -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("b", "T", "i", "o"), [(8, 4, 64, 64), (4, 16, 64, 64), (16, 2, 128, 32), (3, 40, 24, 24)])
+def test_routes_are_those_taken(
+    b: int, T: int, i: int, o: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    run = outer.run
+    monkeypatch.setattr(outer, "run", lambda route, *given: (taken.append(route), run(route, *given))[1])
+    layer = nn.Linear(i, o, dtype=dtype)
+    losses = layer(torch.randn(b, T, i, dtype=dtype)).square().sum((1, 2))
+    told = [use.route for use in explain(losses, [layer.weight]).uses]
+    gramian(losses, [layer.weight])
+    assert told == taken
+
+
+@pytest.mark.parametrize(("T", "size"), [(2, 4000), (64, 8)])
+def test_routes_of_tables_are_those_taken(T: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    for name in ("_pairwise", "_unique"):
+        run = getattr(gathered, name)
+        monkeypatch.setattr(gathered, name, lambda *given, name=name, run=run: (taken.append(name[1:]), run(*given))[1])
+    table = nn.Embedding(size, 4)
+    losses = table(torch.randint(size, (6, T))).square().sum((1, 2))
+    told = [use.route for use in explain(losses).uses]
+    gramian(losses)
+    assert told == taken
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        gramian,
+        gramjd.gradient_norms,
+        lambda losses: gramian(losses, other=losses),
+        gramjd.gram_backward,
+        lambda losses: gramjd.gram_backward(losses, GradDrop()),
+        lambda losses: gramjd.gram_backward(losses, update="reuse"),
+    ],
+)
+def test_warnings_point_at_the_caller(call: Callable[[Tensor], object]) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with pytest.warns(DenseRowsWarning, match="NativeBatchNorm") as caught:
+        call(net(torch.randn(5, 3)).square().sum(1))
+    assert {w.filename for w in caught} == {__file__}
+
+
+def test_a_value_that_is_not_saved_makes_rows_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a release of PyTorch has renamed what a node saves."""
+    layer = nn.Linear(3, 2, dtype=torch.float64)
+    losses = layer(torch.randn(5, 3, dtype=torch.float64)).square().sum(1)
+    expected = oracle_gramian(losses)
+    has = _torch.has_saved
+    monkeypatch.setattr(_torch, "has_saved", lambda node, name: name != "mat1" and has(node, name))
+    with pytest.warns(DenseRowsWarning, match="AddmmBackward0 saves no mat1 in this release of PyTorch"):
+        torch.testing.assert_close(gramian(losses), expected)

@@ -211,14 +211,16 @@ class Walk:
             self._deliver(*target, message)
 
     def _apply_rule(self, visit: Visit) -> None:
+        noted = len(self.dense)
         try:
             rules.rule_for(self.graph, visit.node)(visit)
         except UnsavedError as missing:
             if any((visit.node, place) in self._settled for place in range(len(visit.edges))):
                 raise GraphError(f"{visit.name} saves no {missing} in this release of PyTorch") from None
             visit.sent.clear()
-            self.dense.append(Loss(visit.name, f"saves no {missing} in this release of PyTorch"))
             rules.opaque(visit)
+            if self.dense[noted:]:
+                self.dense[noted:] = [Loss(visit.name, f"saves no {missing} in this release of PyTorch")]
 
     def _as_group(self, message: Message, node: Node, nr: int) -> Group:
         if isinstance(message, Group):

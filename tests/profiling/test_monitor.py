@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from gramjd import GramStep, UPGrad, gram_backward
+from gramjd import GradDrop, GramStep, UPGrad, gram_backward
 from gramjd.errors import GramjdError, InputError
 from gramjd.profiling import CsvWriter, GramMonitor, TensorBoardWriter
 from gramjd.profiling.monitor import NAMES
@@ -122,3 +122,14 @@ def test_plots_show_what_was_seen(tmp_path):
     lines = monitor_figures.draw_conflict(axes[2], monitor).lines
     assert lines[0].get_ydata().tolist() == [1.0] * 4
     assert monitor_figures.save_monitor(monitor, tmp_path / "m.png").stat().st_size > 5000
+
+
+def test_steps_without_a_gramian_are_not_watched():
+    monitor = GramMonitor()
+    layer = torch.nn.Linear(3, 2)
+    losses = layer(torch.randn(4, 3)).square().sum(1)
+    assert monitor.wrap(gram_backward)(losses, GradDrop()) is None
+    assert layer.weight.grad is not None
+    assert monitor.steps == []
+    with pytest.raises(InputError, match="got None: a coordinatewise aggregator makes no Gramian"):
+        monitor.update(None)
