@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ def run_backward(
 
 def undefined_gradients() -> Callable[[Tensor], Tensor]:
     """The identity, whose node hands on undefined gradients."""
-    found: Callable[[Tensor], Tensor] = torch._C._functions.UndefinedGrad()
-    return found
+    found: Any = torch._C._functions.UndefinedGrad()
+    return cast("Callable[[Tensor], Tensor]", found)
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
@@ -94,13 +94,13 @@ def saved(node: Node, name: str) -> Any:
 
 
 @cache
-def saved_names(kind: type) -> tuple[str, ...]:
+def saved_names(kind: Any) -> tuple[str, ...]:
     """The names of the values that a kind of node saves."""
     return tuple(name.removeprefix("_saved_") for name in dir(kind) if name.startswith("_saved_"))
 
 
 @cache
-def _raw_names(kind: type) -> tuple[str, ...]:
+def _raw_names(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
@@ -164,7 +164,7 @@ def add_output_hooks(node: Node, nr: int, registry: dict[int, Callable[[Tensor],
     Relies on a node taking over the registry of any tensor, for the output number of that tensor.
     """
     tensor = _of_output(nr)
-    tensor._backward_hooks = registry  # type: ignore[assignment]
+    tensor._backward_hooks = registry
     node._register_hook_dict(tensor)
 
 

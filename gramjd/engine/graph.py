@@ -147,10 +147,11 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
 
 def _by_default(graph: Graph) -> tuple[dict[Edge, Tensor], dict[Edge, Tensor]]:
     """The parameters and the other leaves; all leaves and none where there is no parameter."""
-    parameters = {edge: leaf for edge, leaf in graph.leaves.items() if isinstance(leaf, torch.nn.Parameter)}
-    if not parameters:
-        return dict(graph.leaves), {}
-    return parameters, {edge: leaf for edge, leaf in graph.leaves.items() if edge not in parameters}
+    targets: dict[Edge, Tensor] = {}
+    others: dict[Edge, Tensor] = {}
+    for edge, leaf in graph.leaves.items():
+        (targets if isinstance(leaf, torch.nn.Parameter) else others)[edge] = leaf
+    return (targets, others) if targets else (others, {})
 
 
 def _chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool) -> dict[Edge, Tensor]:

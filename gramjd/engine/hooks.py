@@ -206,9 +206,8 @@ def at_edge(graph: Graph, edge: Edge, values: Tensor) -> Tensor:
     """
     place = (GradientEdge(*edge),)
     if graph.names[edge[0]] == LEAF:
-        return torch.stack(
-            [row for given in values.clone() for row in _torch.run_backward(place, (given,), place, True)]
-        )
+        found = [_torch.run_backward(place, (given,), place, True)[0] for given in values.clone()]
+        return torch.stack([row for row in found if row is not None])
     rows: list[Tensor] = []
 
     def take(row: Tensor) -> None:
