@@ -106,7 +106,8 @@ def _raw_names(kind: Any) -> tuple[str, ...]:
 
 def unpacks_by_hook(node: Node) -> bool:
     """Returns True if a hook brings back one of the tensors that a node saved (checkpoints, offloading)."""
-    for name in _raw_names(type(node)):
+    kind: Any = type(node)
+    for name in _raw_names(kind):
         found = getattr(node, name)
         for one in found if isinstance(found, (list, tuple)) else (found,):
             if getattr(one, "unpack_hook", None) is not None:
