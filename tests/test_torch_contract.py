@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 import gramjd.engine
 from gramjd.engine import _torch
+from gramjd.engine.graph import LEAF
 
 LIBRARY = Path(gramjd.engine.__file__).parent.parent
 # Of the standard library.
@@ -80,7 +81,7 @@ def test_saved_values(w: Tensor) -> None:
 def test_hooks_of_saved_tensors(w: Tensor) -> None:
     assert not _torch.unpacks_by_hook(w.exp().grad_fn)
     with saved_tensors_hooks(lambda t: t, lambda t: t):
-        assert _torch.unpacks_by_hook(w.exp().grad_fn)
+        assert _torch.unpacks_by_hook(w.exp().grad_fn) == _torch.TELLS_HOOKS
 
 
 def test_hooks(w: Tensor) -> None:
@@ -126,7 +127,7 @@ def test_tensors_and_the_process(w: Tensor) -> None:
 def test_leaves_are_what_they_are_called() -> None:
     layer = nn.Linear(2, 1)
     node = torch.autograd.graph.get_gradient_edge(layer.weight).node
-    assert node.name() == gramjd.engine.graph.LEAF
+    assert node.name() == LEAF
     assert node.variable is layer.weight
 
 

@@ -104,13 +104,18 @@ def _raw_names(kind: Any) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
+# Older releases do not tell how a tensor was saved. There a graph is freed all the same, which costs time where tensors
+# are brought back for it.
+TELLS_HOOKS = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
+
+
 def unpacks_by_hook(node: Node) -> bool:
-    """Returns True if a hook brings back one of the tensors that a node saved (checkpoints, offloading)."""
+    """Returns True if a hook brings back one of the tensors that a node saved, as for checkpoints and offloading."""
     kind: Any = type(node)
     for name in _raw_names(kind):
         found = getattr(node, name)
         for one in found if isinstance(found, (list, tuple)) else (found,):
-            if getattr(one, "unpack_hook", None) is not None:
+            if TELLS_HOOKS and one.unpack_hook is not None:
                 return True
     return False
 
