@@ -140,8 +140,9 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
         stack.extend([child for child, _ in edges[node] if child is not None and child not in edges])
     graph = Graph(roots, {}, edges, names)
     graph.targets, graph.others = _by_default(graph) if inputs is None else (_chosen(graph, inputs, missing_ok), {})
-    for tensor in graph.targets.values():
-        _refuse_sharded(tensor)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in graph.targets.values():
+            _refuse_sharded(tensor)
     return graph
 
 
