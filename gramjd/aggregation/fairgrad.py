@@ -44,7 +44,7 @@ class FairGrad(CosineWeighting):
         self._alpha = float(alpha)
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look)
+        return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look, cone.lift)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""

@@ -31,4 +31,4 @@ class NashMTL(CosineWeighting):
     """
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        return bargain(cone.C, cone.norms, 1.0, eps, cone.look)
+        return bargain(cone.C, cone.norms, 1.0, eps, cone.look, cone.lift)

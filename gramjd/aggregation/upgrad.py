@@ -65,9 +65,7 @@ class UPGrad(Weighting):
         else:
             check_length(self._preference, "preference", m)
             p = self._preference = self._preference.to(G.device)
-        if self._ridge:
-            G = G.detach().double() + self._ridge * G.diagonal().double().sum() * torch.eye(m, device=G.device)
-        W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol)
+        W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol, ridge=self._ridge)
         return (p @ W).to(dtype)
 
     def __repr__(self) -> str:
