@@ -44,6 +44,8 @@ class CAGrad(CosineWeighting):
     tensor([0.7500, 0.7500])
     """
 
+    _scale_free = True
+
     def __init__(self, c: float) -> None:
         """Check the radius."""
         if isinstance(c, bool) or not (isinstance(c, (int, float)) and 0 <= c < math.inf):
@@ -75,7 +77,7 @@ def _correction(cone: UnitGradients, v: Tensor, c: float, eps: float) -> Tensor:
     d = torch.where(alive, torch.where(alive, v, torch.inf).amin() / v, 1.0)
     # No gain is larger than 1 + c, so what a gradient of zero is given here makes it no part of the answer.
     q = torch.where(alive, C @ v, 2 + 2 * c)
-    best = torch.where(alive, most_gain(C, q, d, c, cone.look), 0.0)
+    best = torch.where(alive, most_gain(C, q, d, c, cone.look, v.sum()), 0.0)
     gain = ((q + C @ best) / d).amin()
     # A direction along which all cosines are `gain d / (1 + c)` or more.
     clear = (gain > 0) & ((gain * d.amin() / (1 + c)).square() > of_square(torch.ones_like(d) / len(d), eps) + _FAR)

@@ -21,8 +21,8 @@ class ConFIG(CosineWeighting):
         sum_i g_i . y = sum_i |g_i| (U y)_i    = |g| . C k,
 
     and with them `w = (|g| . C k / 1 . k) k / |g|`. Gradients of zero get weight 0; `w = 0` if `y` is zero up to
-    rounding, as where the unit gradients balance: `U^T 1 = 0`. Cost: one eigendecomposition, O(m^3), on the device of `G`; the host
-    waits for it.
+    rounding, as where the unit gradients balance: `U^T 1 = 0`. Cost: one eigendecomposition, O(m^3), on the device of
+    `G`; the host waits for it.
 
     Properties: non-conflicting no (yes for independent gradients), linear under scaling yes, weighted yes.
 
@@ -38,6 +38,7 @@ class ConFIG(CosineWeighting):
     tensor([2., 2.])
     """
 
+    _scale_free = True
     _waits = True  # for the eigendecomposition
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:

@@ -37,6 +37,8 @@ class DualProj(Weighting):
     tensor([0.0000, 0.5000])
     """
 
+    _scale_free = True
+
     def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
         """Check the preference; nothing depends on m until the first call."""
         self._preference = None if preference is None else as_vector(preference, "preference", positive=True)

@@ -37,6 +37,8 @@ class FairGrad(CosineWeighting):
     tensor([0.5000, 1.0000])
     """
 
+    _scale_free = False
+
     def __init__(self, alpha: float) -> None:
         """Check the exponent."""
         if isinstance(alpha, bool) or not (isinstance(alpha, (int, float)) and _SMALLEST <= alpha <= _LARGEST):

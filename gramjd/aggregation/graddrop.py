@@ -45,6 +45,8 @@ class GradDrop(Stateful, Coordinatewise):
     (4.0, 2.0, 0.0)
     """
 
+    _scale_free = True
+
     def __init__(
         self,
         leak: Sequence[float] | Tensor | None = None,

@@ -31,6 +31,8 @@ class MGDA(CosineWeighting):
     tensor([0.5000, 0.5000])
     """
 
+    _scale_free = True
+
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         norms, idle = cone.norms, cone.norms == 0
         shortest = torch.where(idle, torch.inf, norms).amin()

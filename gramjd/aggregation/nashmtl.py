@@ -30,5 +30,7 @@ class NashMTL(CosineWeighting):
     tensor([0.5000, 1.0000])
     """
 
+    _scale_free = False
+
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         return bargain(cone.C, cone.norms, 1.0, eps, cone.look, cone.lift)

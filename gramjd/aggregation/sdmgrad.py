@@ -57,6 +57,7 @@ class SDMGrad(Stateful, Weighting):
     tensor([0.8000, 0.2000])
     """
 
+    _scale_free = True
     _names = ("simplex",)
 
     def __init__(

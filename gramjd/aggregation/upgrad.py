@@ -46,6 +46,8 @@ class UPGrad(Weighting):
     tensor([0.2500, 0.7500])
     """
 
+    _scale_free = True
+
     def __init__(
         self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None, ridge: float = 0.0
     ) -> None:

@@ -22,14 +22,13 @@ from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
-_PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
+_PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-8)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
+_LOW = 3  # a rank below this part of m is low
 _FEW = 4  # up to here the signs of V C are as good a guess as it takes
 
 
-def dual_cone(
-    G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None, ridge: float = 0.0
-) -> Tensor:
+def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None, ridge: float = 0.0) -> Tensor:
     """`w in argmin {v^T G v : v >= u}` for each row u of `U`; `J^T w` is then the projection of `J^T u`.
 
     With `tol=None` every w is exact to float64: `w >= u` without any error, and, with `a = max_j u_j |g_j|` (which is
@@ -120,7 +119,7 @@ def _singular(C: Tensor, V: Tensor, Q: Tensor, S: Tensor) -> Tensor:
     of them than the rank is worth nothing. Else regular problems nearby come first.
     """
     A = root(C)
-    if 2 * A.shape[1] > len(C):
+    if _LOW * A.shape[1] > len(C):
         return _proximal(C, Q, S)
     mu = S.clamp_min(0)
     mu[(mu > 0).sum(1) > A.shape[1]] = 0

@@ -19,11 +19,14 @@ from torch.nn.functional import pad
 from gramjd.aggregation.solvers.rounding import EPS
 from gramjd.aggregation.solvers.subsets import of_similar_size
 
-_PULL = EPS**0.5  # the d above: its square moves `x A A^T` by the rounding of x
+# The d above at first: dependent rows share what they have to give as they shared it before, to a part of 1e-8. And at
+# last, where that is too much: the square then moves `x A A^T` by the rounding of x.
+_PULL, _LEAST_PULL = 1e-4, EPS**0.5
 _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
 _SHARE = 0.3  # of the largest violation: those above it are freed together
 _REGULAR = 1e-5  # the root of the least pivot, from which on a subset of the cosines is factored as it stands
+_EQUAL = 1 - 1e-6  # what differs by less does so by rounding: equal rows are treated alike
 _ARC = (1.0, 0.5, 0.2, 0.1, 0.03)
 
 
@@ -43,14 +46,14 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     >>> import torch
     >>> A, B = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double(), torch.tensor([[-1.0, 2.0]]).double()
     >>> nonnegative(A, B, torch.zeros(1, 2).double(), 1e-15, torch.ones(1).double()).sum()
-    tensor(1.0000, dtype=torch.float64)
+    tensor(1., dtype=torch.float64)
     """
     X, C = X.clone(), A @ A.mT
     rows = torch.arange(len(X), device=X.device)
     x, b, free, banned = X, B, X > 0, torch.zeros_like(X, dtype=torch.bool)
-    u = torch.addmm(b, x, A)
+    u, pull = torch.addmm(b, x, A), torch.full_like(size, _PULL)
     for k in range(_ROUNDS * len(A) + 100):
-        z = x + _solve(A, C, u, free)
+        z = x + _solve(A, C, u, free, pull)
         new, settled = _step(A, b, x, z, free, bold=k < _BOLD)
         banned = banned & (new == x).all(1, keepdim=True) | (free & (x == 0) & (z <= 0))
         x, u = new, torch.addmm(b, new, A)
@@ -60,10 +63,13 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
         outside = torch.where(free | banned, 0.0, y)
         violated = outside < -noise
         off = (torch.where(free, y, 0.0).abs() > noise).any(1)
-        go_on = ~settled | violated.any(1) | (off & (k < _BOLD))
-        most = outside.amin(1, keepdim=True) * (_SHARE if k < _BOLD else 1.0)
-        free = free | (violated & (outside <= most) & settled[:, None])
-        rows, x, u, b, free, banned, size = (t[go_on] for t in (rows, x, u, b, free, banned, size))
+        ready = settled & (~off | (pull <= _LEAST_PULL))
+        go_on = ~ready | violated.any(1) | (off & (k < _BOLD))
+        pull = torch.where(settled & off, 0.1 * pull, pull).clamp_min(_LEAST_PULL)
+        most = outside.amin(1, keepdim=True) * (_SHARE if k < _BOLD else _EQUAL)
+        free = free | (violated & (outside <= most) & ready[:, None])
+        state = (rows, x, u, b, free, banned, size, pull)
+        rows, x, u, b, free, banned, size, pull = (t[go_on] for t in state)
         if not len(rows):
             break
     return X
@@ -82,7 +88,7 @@ def _step(A: Tensor, b: Tensor, x: Tensor, z: Tensor, free: Tensor, bold: bool) 
     ratio = torch.where(falling, x / (x - z).clamp_min(1e-300), torch.inf)
     nearest = ratio.amin(1, keepdim=True)
     new = torch.lerp(x, z, nearest.clamp_max(1.0)).clamp_min(0)
-    new = torch.where(falling & (ratio <= nearest), 0.0, new)
+    new = torch.where(falling & (_EQUAL * ratio <= nearest), 0.0, new)
     settled = ~falling.any(1)
     if bold and not bool(settled.all()):
         arc = torch.tensor(_ARC, dtype=x.dtype, device=x.device)[:, None, None]
@@ -92,8 +98,8 @@ def _step(A: Tensor, b: Tensor, x: Tensor, z: Tensor, free: Tensor, bold: bool) 
     return new, settled
 
 
-def _solve(A: Tensor, C: Tensor, u: Tensor, free: Tensor) -> Tensor:
-    """Z [n, m], zero but on `free`, with `|Z A + u|^2 + d^2 |Z|^2` as small as it can be there."""
+def _solve(A: Tensor, C: Tensor, u: Tensor, free: Tensor, pull: Tensor) -> Tensor:
+    """Z [n, m], zero but on `free`, with `|Z A + u|^2 + pull^2 |Z|^2` as small as it can be there."""
     m, r = A.shape
     wide, flat = torch.cat([A, A.new_zeros(1, r)]), pad(C, (0, 1, 0, 1)).view(-1)
     z, y = torch.zeros(len(u), m + 1, dtype=A.dtype, device=A.device), -u @ wide.mT
@@ -107,7 +113,7 @@ def _solve(A: Tensor, C: Tensor, u: Tensor, free: Tensor) -> Tensor:
         bad = (~good).nonzero()[:, 0]
         if len(bad):
             at = index[bad]
-            M = torch.cat([wide[at].mT, torch.diag_embed(torch.where(at < m, _PULL, 1.0))], 1)
+            M = torch.cat([wide[at].mT, torch.diag_embed(torch.where(at < m, pull[rows[bad], None], 1.0))], 1)
             right = pad(-u[rows[bad]], (0, k))[:, :, None]
             part[bad] = torch.linalg.lstsq(M, right, driver="gels").solution[:, :, 0]
         z[rows[:, None], index] = part

@@ -14,7 +14,7 @@ from torch import Tensor
 from gramjd.aggregation.solvers.interior import interior
 from gramjd.aggregation.solvers.nonnegative import nonnegative, root
 from gramjd.aggregation.solvers.pivoting import pivot
-from gramjd.aggregation.solvers.rounding import KNOWN, EPS, of_square, residual, room
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN, of_square, residual, room
 
 _REGULAR = 1e-8
 
