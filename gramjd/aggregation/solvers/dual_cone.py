@@ -133,9 +133,11 @@ def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:
     problem as it stands, so unlike a ridge it moves nothing. Large d is easy to pivot on, small d gets there faster.
     """
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    mu, wrong = S.clamp_min(0), torch.arange(len(Q), device=Q.device)
+    # From zero, not from S: the float32 digits of a guess would stay in what the problem leaves open.
+    mu, start, wrong = torch.zeros_like(S), S.clamp_min(0), torch.arange(len(Q), device=Q.device)
     for d in _PROXIMAL:
-        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], mu[wrong] > 0, start=mu[wrong])
+        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], start[wrong] > 0, start=start[wrong])
+        start = mu
         wrong = wrong[~(optimality_error(C, Q[wrong], mu[wrong]) <= _ACCURACY)]
         if not len(wrong):
             break

@@ -22,6 +22,7 @@ from gramjd.aggregation.solvers.subsets import of_similar_size
 # The d above at first: dependent rows share what they have to give as they shared it before, to a part of 1e-8. And at
 # last, where that is too much: the square then moves `x A A^T` by the rounding of x.
 _PULL, _LEAST_PULL = 1e-4, EPS**0.5
+_SLOW = 1e-3  # the part of what was left that a step must not leave, or the pull is too much
 _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
 _SHARE = 0.3  # of the largest violation: those above it are freed together
@@ -52,6 +53,7 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     rows = torch.arange(len(X), device=X.device)
     x, b, free, banned = X, B, X > 0, torch.zeros_like(X, dtype=torch.bool)
     u, pull = torch.addmm(b, x, A), torch.full_like(size, _PULL)
+    before = torch.full_like(size, torch.inf)
     for k in range(_ROUNDS * len(A) + 100):
         z = x + _solve(A, C, u, free, pull)
         new, settled = _step(A, b, x, z, free, bold=k < _BOLD)
@@ -62,14 +64,16 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
         noise = (room * (size + x.sum(1)))[:, None]
         outside = torch.where(free | banned, 0.0, y)
         violated = outside < -noise
-        off = (torch.where(free, y, 0.0).abs() > noise).any(1)
+        left = torch.where(free, y, 0.0).abs().amax(1)
+        off = left > noise[:, 0]
         ready = settled & (~off | (pull <= _LEAST_PULL))
         go_on = ~ready | violated.any(1) | (off & (k < _BOLD))
-        pull = torch.where(settled & off, 0.1 * pull, pull).clamp_min(_LEAST_PULL)
+        slow = settled & off & (left > _SLOW * before)
+        pull, before = torch.where(slow, 0.1 * pull, pull).clamp_min(_LEAST_PULL), torch.where(settled, left, torch.inf)
         most = outside.amin(1, keepdim=True) * (_SHARE if k < _BOLD else _EQUAL)
         free = free | (violated & (outside <= most) & ready[:, None])
-        state = (rows, x, u, b, free, banned, size, pull)
-        rows, x, u, b, free, banned, size, pull = (t[go_on] for t in state)
+        state = (rows, x, u, b, free, banned, size, pull, before)
+        rows, x, u, b, free, banned, size, pull, before = (t[go_on] for t in state)
         if not len(rows):
             break
     return X
