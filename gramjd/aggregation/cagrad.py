@@ -24,8 +24,8 @@ class CAGrad(CosineWeighting):
     In weights: `w = (1 + c |J^T 1| / |J^T s| s) / m`, s minimising `1^T G s + c |J^T 1| |J^T s|` over the simplex.
     `c = 0` is Mean, and so are gradients that cancel up to rounding; large c tends to the direction of MGDA. At a
     Pareto-stationary point `J^T s` can be zero and the maximiser is not unique: the one nearest to the mean is
-    returned, which is DualProj's if c is large enough. In closed form once it is known which gradients bind, and that
-    takes a few rounds of O(m^3), or an interior-point method's ten to twenty.
+    returned, which is DualProj's if c is large enough. Exact, see `gramjd.aggregation.solvers`: in
+    closed form once it is known which gradients bind, which takes a few rounds of O(m^3), or by bracketing the gain.
 
     Table 1: non-conflicting no for c < 1, yes for c >= 1; linear under scaling no; weighted yes.
 

@@ -105,7 +105,10 @@ def distance(G: Matrix, v: Vector, w: Vector) -> float:
 
 
 def determined(G: Matrix, w: Vector, again: Callable[[Matrix], Vector | None], eps: float, draws: int = 4) -> float:
-    """How far the update moves when G is rounded: the largest distance over some draws. Infinite if that can be singular."""
+    """How far the update moves when G is rounded: the largest distance over some draws.
+
+    Infinite if one of the rounded Gramians is singular.
+    """
     moved = [again(rounded(G, eps, k)) for k in range(draws)]
     return max(float("inf") if v is None else distance(G, v, w) for v in moved)
 
