@@ -19,9 +19,9 @@ class UPGrad(Weighting):
 
     `J^T w_i` is the projection of gradient i onto the dual cone `{y : J y >= 0}`, so to first order the update
     increases no loss. It is linear in the length of each gradient, and equals the mean when no two gradients
-    conflict. The weights are exact (see `gramjd.aggregation.solvers`) whatever the scale,
-    the rank and the conditioning of `G`, unless `tol` is given; a gradient counts as zero once its square is below the
-    smallest normal number of the dtype of `G`.
+    conflict. The weights are exact (see `gramjd.aggregation.solvers`) whatever the scale, the rank and the conditioning
+    of `G`, unless `tol` is given; a gradient counts as zero once its square is below the smallest normal number of the
+    dtype of `G`.
 
     Args:
         preference: the positive `p`, [m], one number per loss; None for the mean, `p = 1/m`. It is used as it

@@ -3,8 +3,8 @@
 `argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: splitting guesses
 which constraints bind (a matrix product per iteration, for all rows together), pivoting makes that exact, and least
 squares on a factor of the cosines do the rows that are left over, and all of a low rank; an answer has passed the
-optimality test, or an error is raised. `fixed`, for other devices: the interior-point method alone, without a look at any value, so that the host
-never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
+optimality test, or an error is raised. `fixed`, for other devices: the interior-point method alone, without a look at
+any value, so that the host never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _FEW = 4  # up to here the signs of V C are as good a guess as it takes
 def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None, ridge: float = 0.0) -> Tensor:
     """`w in argmin {v^T G v : v >= u}` for each row u of `U`; `J^T w` is then the projection of `J^T u`.
 
-    With `tol=None` every w is exact, as `gramjd.aggregation.solvers` defines it (from `fixed`, as it says there of other
-    devices); `w >= u` holds without any error. `tol` asks for an update within about `tol a` only, with
-    `a = max_j u_j |g_j|`; `w >= u` still holds without error. A G that is indefinite by rounding is replaced by a neighbour, as far away as it is from semi-definite.
+    With `tol=None` every w is exact, as `gramjd.aggregation.solvers` defines it (from `fixed`, as it says there of
+    other devices); `w >= u` holds without any error. `tol` asks for an update within about `tol a` only, with
+    `a = max_j u_j |g_j|`; `w >= u` still holds without error. A G that is indefinite by rounding is replaced by a
+    neighbour, as far away as it is from semi-definite.
     For a singular G the minimiser is not unique (though `J^T w` is): one of them is returned.
 
     Args:

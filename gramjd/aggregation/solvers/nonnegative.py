@@ -12,6 +12,8 @@ Source: Lawson and Hanson, Solving least squares problems (1974), chapter 23.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -50,33 +52,52 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     tensor(1., dtype=torch.float64)
     """
     X, C = X.clone(), A @ A.mT
+    never = torch.zeros_like(X, dtype=torch.bool)
+    pull, before = torch.full_like(size, _PULL), torch.full_like(size, torch.inf)
     rows = torch.arange(len(X), device=X.device)
-    x, b, free, banned = X, B, X > 0, torch.zeros_like(X, dtype=torch.bool)
-    u, pull = torch.addmm(b, x, A), torch.full_like(size, _PULL)
-    before = torch.full_like(size, torch.inf)
+    now = _State(rows, X, torch.addmm(B, X, A), B, X > 0, never, size, pull, before)
     for k in range(_ROUNDS * len(A) + 100):
-        z = x + _solve(A, C, u, free, pull)
-        new, settled = _step(A, b, x, z, free, bold=k < _BOLD)
-        banned = banned & (new == x).all(1, keepdim=True) | (free & (x == 0) & (z <= 0))
-        x, u = new, torch.addmm(b, new, A)
-        X[rows], y = x, u @ A.mT
-        free = torch.where(settled[:, None], x > 0, free & ((x > 0) | (z > 0)))
-        noise = (room * (size + x.sum(1)))[:, None]
-        outside = torch.where(free | banned, 0.0, y)
-        violated = outside < -noise
-        left = torch.where(free, y, 0.0).abs().amax(1)
-        off = left > noise[:, 0]
-        ready = settled & (~off | (pull <= _LEAST_PULL))
-        go_on = ~ready | violated.any(1) | (off & (k < _BOLD))
-        slow = settled & off & (left > _SLOW * before)
-        pull, before = torch.where(slow, 0.1 * pull, pull).clamp_min(_LEAST_PULL), torch.where(settled, left, torch.inf)
-        most = outside.amin(1, keepdim=True) * (_SHARE if k < _BOLD else _EQUAL)
-        free = free | (violated & (outside <= most) & ready[:, None])
-        state = (rows, x, u, b, free, banned, size, pull, before)
-        rows, x, u, b, free, banned, size, pull, before = (t[go_on] for t in state)
-        if not len(rows):
+        now, go_on = _round(A, C, now, room, bold=k < _BOLD)
+        X[now.rows] = now.x
+        now = _State(*(values[go_on] for values in now))
+        if not len(now.rows):
             break
     return X
+
+
+class _State(NamedTuple):
+    """What is known of the rows that are not done."""
+
+    rows: Tensor  # [n], their numbers
+    x: Tensor  # [n, m]
+    u: Tensor  # [n, r], `x A + b`
+    b: Tensor  # [n, r]
+    free: Tensor  # [n, m], the entries to solve for
+    banned: Tensor  # [n, m], those that were freed and went nowhere, since x last moved
+    size: Tensor  # [n]
+    pull: Tensor  # [n]
+    left: Tensor  # [n], the largest entry of Y where x is free, if the last step went all the way
+
+
+def _round(A: Tensor, C: Tensor, s: _State, room: float, bold: bool) -> tuple[_State, Tensor]:
+    """The state after one step, and the rows [n] for which it is not the last one."""
+    z = s.x + _solve(A, C, s.u, s.free, s.pull)
+    x, settled = _step(A, s.b, s.x, z, s.free, bold)
+    banned = s.banned & (x == s.x).all(1, keepdim=True) | (s.free & (x == 0) & (z <= 0))
+    u = torch.addmm(s.b, x, A)
+    y, noise = u @ A.mT, room * (s.size + x.sum(1))
+    free = torch.where(settled[:, None], x > 0, s.free & ((x > 0) | (z > 0)))
+    left = torch.where(free, y, 0.0).abs().amax(1)
+    off = left > noise
+    ready = settled & (~off | (s.pull <= _LEAST_PULL))
+    outside = torch.where(free | banned, 0.0, y)
+    violated = outside < -noise[:, None]
+    go_on = ~ready | violated.any(1) | (off & bold)
+    slow = settled & off & (left > _SLOW * s.left)
+    pull = torch.where(slow, 0.1 * s.pull, s.pull).clamp_min(_LEAST_PULL)
+    most = outside.amin(1, keepdim=True) * (_SHARE if bold else _EQUAL)
+    free = free | (violated & (outside <= most) & ready[:, None])
+    return _State(s.rows, x, u, s.b, free, banned, s.size, pull, torch.where(settled, left, torch.inf)), go_on
 
 
 def root(C: Tensor) -> Tensor:
