@@ -153,3 +153,9 @@ def test_graddrop_refuses_chances_that_are_no_numbers():
     with pytest.raises(AggregatorError, match=r"f must return chances.*f\(0\.5\) is nan"):
         GradDrop(f=lambda share: share * torch.nan).aggregate(rows([1, 2], [-1, -2]))
     GradDrop(f=lambda share: 0.5).aggregate(rows([1, 2], [-1, -2]))
+
+
+def test_a_row_that_is_held_back_for_hundreds_of_steps_gets_there():
+    """One of its projections is 1e-9 long, and the least squares come near it by tiny steps."""
+    J = vandermonde(50, 105)
+    assert (UPGrad()(J @ J.mT) >= 1 / 50).all()

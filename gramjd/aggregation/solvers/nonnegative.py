@@ -24,6 +24,7 @@ from gramjd.aggregation.solvers.subsets import of_similar_size
 # The d above at first: dependent rows share what they have to give as they shared it before, to a part of 1e-8. And at
 # last, where that is too much: the square then moves `x A A^T` by the rounding of x.
 _PULL, _LEAST_PULL = 1e-4, EPS**0.5
+_FADING = 0.7  # what is left of it after each round that is no longer bold
 _SLOW = 1e-3  # the part of what was left that a step must not leave, or the pull is too much
 _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
@@ -94,7 +95,8 @@ def _round(A: Tensor, C: Tensor, s: _State, room: float, bold: bool) -> tuple[_S
     violated = outside < -noise[:, None]
     go_on = ~ready | violated.any(1) | (off & bold)
     slow = settled & off & (left > _SLOW * s.left)
-    pull = torch.where(slow, 0.1 * s.pull, s.pull).clamp_min(_LEAST_PULL)
+    # Many rounds are a sign of steps that are held back.
+    pull = (torch.where(slow, 0.1 * s.pull, s.pull) * (1.0 if bold else _FADING)).clamp_min(_LEAST_PULL)
     most = outside.amin(1, keepdim=True) * (_SHARE if bold else _EQUAL)
     free = free | (violated & (outside <= most) & ready[:, None])
     return _State(s.rows, x, u, s.b, free, banned, s.size, pull, torch.where(settled, left, torch.inf)), go_on
