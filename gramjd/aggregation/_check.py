@@ -66,9 +66,8 @@ def as_gramian(G: Tensor, look: bool | None = None) -> Tensor:
 
 
 def underflow(dtype: torch.dtype) -> float:
-    """The size up to which entries of a Gramian have lost digits because they are close to the smallest numbers."""
-    limits = torch.finfo(dtype)
-    return limits.tiny if dtype == torch.float16 else limits.tiny / limits.eps
+    """The size up to which entries of a Gramian have lost digits because they are below the smallest normal number."""
+    return torch.finfo(dtype).tiny
 
 
 def asymmetry_limit(dtype: torch.dtype) -> float:

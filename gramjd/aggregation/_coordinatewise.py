@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ class Coordinatewise(ABC):
     So J need never exist as a whole: `combine` is applied to slabs of its columns, parameter after parameter, and what
     it returns does not depend on where one slab ends and the next begins.
     """
+
+    # What `scale_free` says; None: nothing is stated.
+    _scale_free: ClassVar[bool | None] = None
+
+    @property
+    def scale_free(self) -> bool | None:
+        """True if the update for `s J` is `s` times that for `J`, for every s > 0, up to rounding; None: not stated."""
+        return self._scale_free
 
     def combine(self, slab: Tensor) -> Tensor:
         """The entries [d] of the update for d columns of the Jacobian, `slab` [m, d]; in its dtype, on its device.

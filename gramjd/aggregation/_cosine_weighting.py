@@ -26,6 +26,7 @@ class UnitGradients:
     C: Tensor
     norms: Tensor
     look: bool  # whether a solver may look at values to stop early, or has to do the same whatever they are
+    lift: float = 0.0  # the "just above": what rounding made necessary, and no part of G
 
     @property
     def inverse_norms(self) -> Tensor:
@@ -52,7 +53,7 @@ class CosineWeighting(Weighting):
         with torch.no_grad(), one_thread_if_small(m, G.device):
             if self._waits or may_look(G.device):
                 cone = cosines(G)
-                w = self._weights(UnitGradients(cone.C, cone.norms, look=True), torch.finfo(G.dtype).eps)
+                w = self._weights(UnitGradients(cone.C, cone.norms, True, cone.lift), torch.finfo(G.dtype).eps)
             else:
                 C, norms = cosines_unseen(G)
                 w = self._weights(UnitGradients(C, norms, look=False), torch.finfo(G.dtype).eps)

@@ -10,6 +10,12 @@ from gramjd.aggregation._coordinatewise import Coordinatewise
 from gramjd.errors import AggregatorError
 
 
+def stated_scale_free(weighting: Callable[..., Tensor]) -> bool | None:
+    """What a weighting says of itself; None for a plain function."""
+    stated = getattr(weighting, "scale_free", None)
+    return stated if isinstance(stated, bool) else None
+
+
 def check_inner(weighting: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
     """`weighting`, if it can be called with a Gramian."""
     if isinstance(weighting, Coordinatewise):

@@ -19,6 +19,21 @@ class Weighting(ABC):
 
     # Where True, the weighting is called with `(G, losses)`: see LossWeighting.
     takes_losses: ClassVar[bool] = False
+    # What `scale_free` says; None: nothing is stated.
+    _scale_free: ClassVar[bool | None] = None
+
+    @property
+    def scale_free(self) -> bool | None:
+        """True if `w(s^2 G) = w(G)` for every s > 0, up to rounding: scaling all losses scales the update alone.
+
+        With a past, for an s of each call: it may change between them. With losses, for `s` times the losses. False if
+        that is not so for some G, None where nothing is stated, as for weightings made of plain functions.
+
+        >>> from gramjd.aggregation import NashMTL, UPGrad
+        >>> UPGrad().scale_free, NashMTL().scale_free
+        (True, False)
+        """
+        return self._scale_free
 
     def __init_subclass__(cls, **options: object) -> None:
         """Let the constructor name the right word for an argument of TorchJD's."""

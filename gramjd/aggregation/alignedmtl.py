@@ -38,6 +38,7 @@ class AlignedMTL(CosineWeighting):
     tensor([0.5000, 0.5000])
     """
 
+    _scale_free = True
     _waits = True  # for the eigendecomposition
 
     def __init__(self, scale: str = "min") -> None:

@@ -24,8 +24,8 @@ class CAGrad(CosineWeighting):
     In weights: `w = (1 + c |J^T 1| / |J^T s| s) / m`, s minimising `1^T G s + c |J^T 1| |J^T s|` over the simplex.
     `c = 0` is Mean, and so are gradients that cancel up to rounding; large c tends to the direction of MGDA. At a
     Pareto-stationary point `J^T s` can be zero and the maximiser is not unique: the one nearest to the mean is
-    returned, which is DualProj's if c is large enough. In closed form once it is known which gradients bind, and that
-    takes a few rounds of O(m^3), or an interior-point method's ten to twenty.
+    returned, which is DualProj's if c is large enough. Exact, see `gramjd.aggregation.solvers`: in
+    closed form once it is known which gradients bind, which takes a few rounds of O(m^3), or by bracketing the gain.
 
     Table 1: non-conflicting no for c < 1, yes for c >= 1; linear under scaling no; weighted yes.
 
@@ -43,6 +43,8 @@ class CAGrad(CosineWeighting):
     >>> CAGrad(0.5).aggregate(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([0.7500, 0.7500])
     """
+
+    _scale_free = True
 
     def __init__(self, c: float) -> None:
         """Check the radius."""
@@ -75,7 +77,7 @@ def _correction(cone: UnitGradients, v: Tensor, c: float, eps: float) -> Tensor:
     d = torch.where(alive, torch.where(alive, v, torch.inf).amin() / v, 1.0)
     # No gain is larger than 1 + c, so what a gradient of zero is given here makes it no part of the answer.
     q = torch.where(alive, C @ v, 2 + 2 * c)
-    best = torch.where(alive, most_gain(C, q, d, c, cone.look), 0.0)
+    best = torch.where(alive, most_gain(C, q, d, c, cone.look, v.sum()), 0.0)
     gain = ((q + C @ best) / d).amin()
     # A direction along which all cosines are `gain d / (1 + c)` or more.
     clear = (gain > 0) & ((gain * d.amin() / (1 + c)).square() > of_square(torch.ones_like(d) / len(d), eps) + _FAR)

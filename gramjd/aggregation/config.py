@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
-from gramjd.aggregation.solvers.rounding import of_square
-from gramjd.aggregation.solvers.spectral import pseudo_inverse_times
+from gramjd.aggregation.solvers.rounding import of_eigenvalues
+from gramjd.aggregation.solvers.spectral import on_range
 
 
 class ConFIG(CosineWeighting):
@@ -21,8 +21,8 @@ class ConFIG(CosineWeighting):
         sum_i g_i . y = sum_i |g_i| (U y)_i    = |g| . C k,
 
     and with them `w = (|g| . C k / 1 . k) k / |g|`. Gradients of zero get weight 0; `w = 0` if `y` is zero up to
-    rounding (for example two opposite gradients). Cost: one eigendecomposition, O(m^3), on the device of `G`; the host
-    waits for it.
+    rounding, as where the unit gradients balance: `U^T 1 = 0`. Cost: one eigendecomposition, O(m^3), on the device of
+    `G`; the host waits for it.
 
     Properties: non-conflicting no (yes for independent gradients), linear under scaling yes, weighted yes.
 
@@ -38,14 +38,19 @@ class ConFIG(CosineWeighting):
     tensor([2., 2.])
     """
 
+    _scale_free = True
     _waits = True  # for the eigendecomposition
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         alive = (cone.norms > 0).double()
         n = cone.norms / cone.norms.amax().clamp_min(1e-300)
         C = cone.C * torch.outer(alive, alive)
-        k = pseudo_inverse_times(C, alive, eps)
+        values, vectors, keep = on_range(C, eps)
+        along = vectors.mT @ alive
+        # How far rounding turns an eigenvector towards the null space, in which all of `alive` can lie.
+        turned = of_eigenvalues(len(C), eps) * values[-1] / values * alive.sum().sqrt()
+        nothing = ~(keep & (along.abs() > turned)).any()
+        k = vectors @ torch.where(keep, along / values, 0.0)
         square = (alive * k).sum()
-        nothing = square <= of_square(k, eps)
         scale = torch.where(nothing, 0.0, (n @ (C @ k)) / square)
         return scale * k * torch.where(alive > 0, n.reciprocal(), 0.0)

@@ -25,6 +25,8 @@ class Constant(Weighting):
     tensor([1., 4.])
     """
 
+    _scale_free = True
+
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         """Keep `weights` [m] in float64."""
         self._weights = as_vector(weights, "weights", positive=False)

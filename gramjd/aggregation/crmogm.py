@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import as_number, as_vector, check_length, check_shape
-from gramjd.aggregation._inner import check_inner
+from gramjd.aggregation._inner import check_inner, stated_scale_free
 from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation._weighting import Weighting, weigh, weights_dtype
 
@@ -59,6 +59,11 @@ class CRMOGM(Stateful, Weighting):
         self._adopt(weighting=weighting)
         self.alpha = alpha
         self._initial = None if initial is None else as_vector(initial, "initial", positive=False)
+
+    @property
+    def scale_free(self) -> bool | None:
+        """What the weighting says that is averaged."""
+        return stated_scale_free(self._weighting)
 
     @property
     def alpha(self) -> float:

@@ -16,8 +16,8 @@ class DualProj(Weighting):
     """`w in argmin {v^T G v : v >= u}`, `u = 1/m`: `J^T w` is the mean gradient projected on the dual cone.
 
     To first order the update increases no loss. One problem of size m where UPGrad has m of them, but long gradients
-    decide alone: a short one that conflicts with the mean only just stops conflicting. Cost: O(m^3), a few rounds.
-    For a singular `G` the weights are not unique, `J^T w` is.
+    decide alone: a short one that conflicts with the mean only just stops conflicting. Cost: O(m^3), a few
+    rounds. Exact, see `gramjd.aggregation.solvers`; for a singular `G` the weights are not unique, `J^T w` is.
 
     Table 1: non-conflicting yes, linear under scaling no, weighted yes.
 
@@ -36,6 +36,8 @@ class DualProj(Weighting):
     >>> DualProj().aggregate(torch.tensor([[1.0, 0.0], [-3.0, 1.0]]))
     tensor([0.0000, 0.5000])
     """
+
+    _scale_free = True
 
     def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
         """Check the preference; nothing depends on m until the first call."""

@@ -47,6 +47,7 @@ class ExcessMTL(Stateful, Weighting):
     tensor([0.6698, 0.3302])
     """
 
+    _scale_free = False
     _names = ("log_weights", "squares", "baseline", "calls")
 
     def __init__(self, rate: float = 1.0, warmup: int = 1) -> None:

@@ -16,9 +16,10 @@ class FairGrad(CosineWeighting):
 
     `alpha = 1` is Nash-MTL; small alpha cares for the total gain, large alpha for the smallest one. A gradient of zero
     gets weight 0 and the others share without it; at a Pareto-stationary point (up to the rounding of `G`) there is no
-    solution and `w = 0`. Solved as it stands, by Newton steps of O(m^3): about twenty, and a hundred or two for an
-    alpha far from 1 and lengths far apart. On a GPU their number is fixed, and NaN says that they were not enough,
-    which was not seen for lengths within a factor of 1e3.
+    solution and `w = 0`. Each equation holds to 1e-9, or exactly as `gramjd.aggregation.solvers` defines it. Solved by
+    Newton steps of O(m^3): about twenty, and a hundred or two for an alpha far from 1 and lengths far apart. On a GPU
+    their number is fixed, and NaN says that they were not enough, which was not seen for lengths within a factor of
+    1e3.
 
     Properties: non-conflicting yes (`G w > 0`), linear under scaling no, weighted yes.
 
@@ -37,6 +38,8 @@ class FairGrad(CosineWeighting):
     tensor([0.5000, 1.0000])
     """
 
+    _scale_free = False
+
     def __init__(self, alpha: float) -> None:
         """Check the exponent."""
         if isinstance(alpha, bool) or not (isinstance(alpha, (int, float)) and _SMALLEST <= alpha <= _LARGEST):
@@ -44,7 +47,7 @@ class FairGrad(CosineWeighting):
         self._alpha = float(alpha)
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look)
+        return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look, cone.lift)
 
     def __repr__(self) -> str:
         """The call that makes this weighting."""

@@ -53,6 +53,8 @@ class GaussNewton(LossWeighting):
     tensor([1.0000, 0.9000])
     """
 
+    _scale_free = False
+
     def __init__(self, damping: float = 1e-3, relative: bool = True) -> None:
         """Check the damping."""
         self._damping = as_number(damping, "damping", "that is finite, 0 or more", lambda x: 0 <= x < float("inf"))

@@ -33,7 +33,7 @@ class GradDrop(Stateful, Coordinatewise):
 
     Raises:
         AggregatorError: bad options; `leak` of another length than the number of losses; gradients that are not
-            finite; or called with a Gramian.
+            finite; an `f` that gives NaN; or called with a Gramian.
 
     Source: Chen et al., Just pick a sign: optimizing deep multitask models with gradient sign dropout (2020),
     algorithm 1.
@@ -44,6 +44,8 @@ class GradDrop(Stateful, Coordinatewise):
     >>> update[0].item(), abs(update[1]).item(), update[2].item()
     (4.0, 2.0, 0.0)
     """
+
+    _scale_free = True
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class GradDrop(Stateful, Coordinatewise):
         # A column in units of its largest entry: its sum cannot overflow.
         x = torch.where(largest > 0, slab / largest, 0.0)
         share = torch.where(largest > 0, (1 + x.sum(0) / x.abs().sum(0)) / 2, 0.5)
-        chance = share if self._f is None else self._f(share)
+        chance = share if self._f is None else _chances(self._f, share)
         lot = torch.rand(slab.shape[1], dtype=torch.float64, generator=self._generator).to(slab.device)
         kept = torch.where(lot < chance, slab.clamp_min(0), slab.clamp_max(0))
         if self._leak is None:
@@ -81,3 +83,12 @@ class GradDrop(Stateful, Coordinatewise):
         """The call that makes this aggregator (with the seed it started from)."""
         leak = None if self._leak is None else self._leak.tolist()
         return f"GradDrop(leak={leak}, f={self._f!r}, seed={self._seed})"
+
+
+def _chances(f: Callable[[Tensor], Tensor], share: Tensor) -> Tensor:
+    """`f(share)`, if no entry is NaN: no lot is below NaN, so the positive sign would never be drawn."""
+    chance = f(share)
+    bad = torch.as_tensor(chance, device=share.device).isnan().expand_as(share)
+    if bool(bad.any()):
+        raise AggregatorError(f"f must return chances, numbers from 0 to 1; f({share[bad][0].item():.6g}) is nan")
+    return chance

@@ -39,6 +39,7 @@ class GradVac(Stateful, CosineWeighting):
     tensor([0.5000, 1.5000])
     """
 
+    _scale_free = True
     _names = ("targets",)
 
     def __init__(self, beta: float = 0.01, seed: int | torch.Generator | None = None) -> None:

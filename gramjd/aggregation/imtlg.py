@@ -31,6 +31,7 @@ class IMTLG(CosineWeighting):
     tensor([0.7500, 0.7500])
     """
 
+    _scale_free = True
     _waits = True  # for the eigendecomposition
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:

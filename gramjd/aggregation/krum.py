@@ -36,6 +36,8 @@ class Krum(CosineWeighting):
     tensor([1., 0.])
     """
 
+    _scale_free = True
+
     def __init__(self, byzantine: int, selected: int = 1) -> None:
         """Check the counts; m is checked in each call."""
         self._byzantine, self._selected = as_count(byzantine, "byzantine", 0), as_count(selected, "selected", 1)

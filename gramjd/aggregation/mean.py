@@ -20,6 +20,8 @@ class Mean(Weighting):
     tensor([1., 1.])
     """
 
+    _scale_free = True
+
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
         m = check_shape(G)

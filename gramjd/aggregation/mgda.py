@@ -14,7 +14,8 @@ class MGDA(CosineWeighting):
 
     Every loss decreases at the same rate or faster, `G w >= w^T G w`; the shortest gradients decide, and the update is
     zero as soon as one gradient is (its loss then gets all of the weight, or several such share it evenly).
-    The active set is found exactly, without Frank-Wolfe's tail: O(m^3) a round, a few rounds. For a singular `G` the
+    The active set is found exactly (see `gramjd.aggregation.solvers`), without Frank-Wolfe's tail: O(m^3) per round, a
+    few rounds. For a singular `G` the
     weights are not unique, `J^T w` is.
 
     Table 1: non-conflicting yes, linear under scaling no, weighted yes.
@@ -30,6 +31,8 @@ class MGDA(CosineWeighting):
     >>> MGDA().aggregate(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.5, 0.5]]))
     tensor([0.5000, 0.5000])
     """
+
+    _scale_free = True
 
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         norms, idle = cone.norms, cone.norms == 0

@@ -51,6 +51,7 @@ class MoDo(Stateful, Weighting):
     tensor([0.5900, 0.4100])
     """
 
+    _scale_free = False
     _names = ("weights",)
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1, batches: int = 1) -> None:

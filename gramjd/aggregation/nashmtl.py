@@ -15,7 +15,8 @@ class NashMTL(CosineWeighting):
     nothing about its direction: scale the learning rate accordingly. A gradient of zero gets weight 0 and the others
     bargain without it; at a Pareto-stationary point (up to the rounding of `G`) there is no solution and `w = 0`.
     The equation itself is solved, by a primal-dual Newton method, and not the sequence of approximations of the
-    published code: O(m^3) a step, about ten steps.
+    published code: O(m^3) per step, about ten steps. Each `(G w)_i w_i` is 1 to 1e-9, or exact as
+    `gramjd.aggregation.solvers` defines it.
 
     Table 1: non-conflicting yes, linear under scaling no, weighted yes.
 
@@ -30,5 +31,7 @@ class NashMTL(CosineWeighting):
     tensor([0.5000, 1.0000])
     """
 
+    _scale_free = False
+
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
-        return bargain(cone.C, cone.norms, 1.0, eps, cone.look)
+        return bargain(cone.C, cone.norms, 1.0, eps, cone.look, cone.lift)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import as_gramian
-from gramjd.aggregation._inner import check_inner
+from gramjd.aggregation._inner import check_inner, stated_scale_free
 from gramjd.aggregation._loss_weighting import LossWeighting
 from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation._weighting import weigh
@@ -74,6 +74,12 @@ class Nested(Stateful, LossWeighting):
                 f" applied second, but not first"
             )
         self._adopt(tasks=self._tasks, samples=self._samples)
+
+    @property
+    def scale_free(self) -> bool | None:
+        """True if both weightings are; False if one of them is not."""
+        stated = [stated_scale_free(part) for part in (self._tasks, self._samples)]
+        return False if False in stated else None if None in stated else True
 
     @property
     def _blocks(self) -> str:

@@ -59,6 +59,11 @@ class PCD(Stateful, CosineWeighting):
             raise AggregatorError(f"tau must lie between 0 and 1; got {tau!r}")
         self._beta = as_number(beta, "beta", "from 0 to below 1", lambda x: 0 <= x < 1)
 
+    @property
+    def scale_free(self) -> bool:
+        """Only without an average over calls, in which the gradients are as long as they were."""
+        return self._beta == 0
+
     def _weights(self, cone: UnitGradients, eps: float) -> Tensor:
         m, norms = len(cone.norms), cone.norms
         if not self._shared and len(self._tau) != m - 1:

@@ -35,6 +35,8 @@ class PCGrad(Stateful, CosineWeighting):
     tensor([0.5000, 1.5000])
     """
 
+    _scale_free = True
+
     def __init__(self, seed: int | torch.Generator | None = None) -> None:
         """Make the generator, if it is to be one of its own."""
         super().__init__(seed)

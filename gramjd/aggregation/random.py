@@ -32,6 +32,8 @@ class Random(Stateful, Weighting):
     (True, 1.0)
     """
 
+    _scale_free = True
+
     def __init__(self, seed: int | torch.Generator | None = None) -> None:
         """Make the generator, if it is to be one of its own."""
         super().__init__(seed)

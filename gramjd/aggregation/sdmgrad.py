@@ -13,6 +13,7 @@ from gramjd.aggregation._check import as_count, as_gramian, as_number, as_vector
 from gramjd.aggregation._stateful import Stateful
 from gramjd.aggregation._weighting import Weighting, weights_dtype
 from gramjd.aggregation.solvers.projection import onto_simplex
+from gramjd.errors import AggregatorError
 
 
 class SDMGrad(Stateful, Weighting):
@@ -36,7 +37,8 @@ class SDMGrad(Stateful, Weighting):
 
     Args:
         lambda_: how strongly the preferred direction `J^T u` pulls, 0 or more.
-        preference: the positive `u` [m]; None for `1/m`. It is used as it stands.
+        preference: the `u` [m], 0 or more and not all 0; None for `1/m`. It is used as it stands. A loss with `u_i = 0`
+            still counts in `v`.
         rate: of the inner steps, above 0.
         momentum: of the inner steps, from 0 to below 1.
         steps: how many of them in each call, 1 or more.
@@ -55,6 +57,7 @@ class SDMGrad(Stateful, Weighting):
     tensor([0.8000, 0.2000])
     """
 
+    _scale_free = True
     _names = ("simplex",)
 
     def __init__(
@@ -69,7 +72,11 @@ class SDMGrad(Stateful, Weighting):
         """Check the options; the weights start at the first call."""
         super().__init__()
         self._lambda = as_number(lambda_, "lambda_", "that is finite, 0 or more", lambda x: 0 <= x < math.inf)
-        self._preference = None if preference is None else as_vector(preference, "preference", positive=True)
+        self._preference = None if preference is None else as_vector(preference, "preference", positive=False)
+        if self._preference is not None and not bool((self._preference >= 0).all() & (self._preference > 0).any()):
+            raise AggregatorError(
+                f"preference must have no negative entry, and one above zero; got {self._preference.tolist()}"
+            )
         self._rate = as_number(rate, "rate", "that is finite and above 0", lambda x: 0 < x < math.inf)
         self._momentum = as_number(momentum, "momentum", "from 0 to below 1", lambda x: 0 <= x < 1)
         self._steps, self._batches = as_count(steps, "steps", 1), check_batches(batches)

@@ -20,6 +20,8 @@ class Sum(Weighting):
     tensor([2., 2.])
     """
 
+    _scale_free = True
+
     def __call__(self, G: Tensor) -> Tensor:
         """The weights [m] for the Gramian `G` [m, m]."""
         return G.new_ones(check_shape(G), dtype=weights_dtype(G))

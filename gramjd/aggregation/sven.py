@@ -45,6 +45,8 @@ class Sven(LossWeighting):
     tensor([1., 0.])
     """
 
+    _scale_free = False
+
     def __init__(self, cutoff: float = 1e-6, rank: int | None = None) -> None:
         """Check the options."""
         self._cutoff = as_number(cutoff, "cutoff", "from 0 to below 1", lambda x: 0 <= x < 1)

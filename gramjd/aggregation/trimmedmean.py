@@ -33,6 +33,8 @@ class TrimmedMean(Coordinatewise):
     tensor([2.0000, 1.5000])
     """
 
+    _scale_free = True
+
     def __init__(self, trim: int) -> None:
         """Check the count; m is checked in each call."""
         self._trim = as_count(trim, "trim", 0)

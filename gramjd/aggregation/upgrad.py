@@ -19,7 +19,9 @@ class UPGrad(Weighting):
 
     `J^T w_i` is the projection of gradient i onto the dual cone `{y : J y >= 0}`, so to first order the update
     increases no loss. It is linear in the length of each gradient, and equals the mean when no two gradients
-    conflict. The weights are exact whatever the scale, the rank and the conditioning of `G`, unless `tol` is given.
+    conflict. The weights are exact (see `gramjd.aggregation.solvers`) whatever the scale, the rank and the conditioning
+    of `G`, unless `tol` is given; a gradient counts as zero once its square is below the smallest normal number of the
+    dtype of `G`.
 
     Args:
         preference: the positive `p`, [m], one number per loss; None for the mean, `p = 1/m`. It is used as it
@@ -46,6 +48,8 @@ class UPGrad(Weighting):
     tensor([0.2500, 0.7500])
     """
 
+    _scale_free = True
+
     def __init__(
         self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None, ridge: float = 0.0
     ) -> None:
@@ -65,9 +69,7 @@ class UPGrad(Weighting):
         else:
             check_length(self._preference, "preference", m)
             p = self._preference = self._preference.to(G.device)
-        if self._ridge:
-            G = G.detach().double() + self._ridge * G.diagonal().double().sum() * torch.eye(m, device=G.device)
-        W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol)
+        W = dual_cone(G, torch.eye(m, dtype=torch.float64, device=G.device), self._tol, ridge=self._ridge)
         return (p @ W).to(dtype)
 
     def __repr__(self) -> str:

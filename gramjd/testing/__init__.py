@@ -10,6 +10,7 @@ from gramjd.testing.properties import (
     pareto_stationary_fixed_point,
     permutation_equivariant,
     reduces_to_mean_without_conflict,
+    scale_free,
     scale_invariant_direction,
     weighted,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "pareto_stationary_fixed_point",
     "permutation_equivariant",
     "reduces_to_mean_without_conflict",
+    "scale_free",
     "scale_invariant_direction",
     "weighted",
 ]

@@ -109,6 +109,15 @@ def scale_dependence(subject: Subject, case: Case, allowed: float) -> Measured:
     return Measured(ratio, text, {"update": plain.y, "update_scaled": scaled.y})
 
 
+def inhomogeneity(subject: Subject, case: Case, allowed: float) -> Measured:
+    """`|A(s J) / s - A(J)|`, for the same draw."""
+    plain, scaled = _update(subject, case), _update(subject, case, case["s"] * case["J"])
+    gap = float((scaled.y / case["s"] - plain.y).norm())
+    text = f"A(s J) / s and A(J) are {gap:.4g} apart, A(J) is {_length(plain)} long"
+    ratio = _ratio(gap, allowed * (plain.size + scaled.size / case["s"]))
+    return Measured(ratio, text, {"update": plain.y, "update_scaled": scaled.y})
+
+
 def distance_to_mean(subject: Subject, case: Case, allowed: float) -> Measured:
     """The distance of the unit vectors along `A(J)` and along the mean of the rows."""
     J, u = case["J"].double(), _update(subject, case)

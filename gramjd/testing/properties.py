@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from gramjd.testing.strategies import LEAST, between, jacobians, positive_vector
 from gramjd.testing.subject import as_subject
 
 _CONFLICTS = ("any", "some", "strong", "stationary")
-# Small matrices that are known to take aggregators apart; drawn as they stand, now and then.
+# Small matrices that are known to take aggregators apart; tried first as they stand, and drawn now and then.
 _KNOWN = (
     [[1, 0], [-9, 1]],  # a long gradient against a short one
     [[8, 0, 1], [0, 8, 1], [-8, -8, 1]],  # a common direction that is small beside the conflict
@@ -25,6 +25,8 @@ _KNOWN = (
     [[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [-2, -2, -2, 1]],
     [[8, 0, 0, 1], [0, 8, 0, 1], [0, 0, 8, 1], [-8, -8, -8, 1]],
     [[2, 0], [0, 2], [3, 3]],  # nothing conflicts, one gradient is longer
+    [[1], [2], [-3], [-4]],  # in directions that balance: their sum is zero up to rounding
+    [[1, 2], [-2, -4], [2, 1], [-2, -1]],
 )
 # Powers of two, so that scaling rounds nothing. Squared they stay in range, also in float32.
 _EXPONENTS = (-20, 20)
@@ -55,7 +57,7 @@ def linear_under_scaling(aggregator: Any, **options: Any) -> Result:
 
     For an aggregator that draws: for the same draw on both sides, which implies linearity in expectation.
     """
-    return _run("linear_under_scaling", aggregator, _anything_with_two_scalings, measures.nonlinearity, options)
+    return _run("linear_under_scaling", aggregator, _anything_with_two_scalings, measures.nonlinearity, options, "c d")
 
 
 def weighted(aggregator: Any, **options: Any) -> Result:
@@ -72,12 +74,26 @@ def permutation_equivariant(aggregator: Any, **options: Any) -> Result:
     For an aggregator that draws, whose draws belong to the order: the averages over many draws are compared, and may
     differ by six standard errors.
     """
-    return _run("permutation_equivariant", aggregator, _anything_with_order, measures.order_dependence, options)
+    return _run(
+        "permutation_equivariant", aggregator, _anything_with_order, measures.order_dependence, options, "order"
+    )
 
 
 def scale_invariant_direction(aggregator: Any, **options: Any) -> Result:
     """`A(s J)` points where `A(J)` does, for all s > 0 (from 2^-20 to 2^20) and the same draw; zero stays zero."""
-    return _run("scale_invariant_direction", aggregator, _anything_with_scale, measures.scale_dependence, options)
+    return _run("scale_invariant_direction", aggregator, _anything_with_scale, measures.scale_dependence, options, "s")
+
+
+def scale_free(aggregator: Any, **options: Any) -> Result:
+    """`A(s J) = s A(J)` for all s > 0 (from 2^-20 to 2^20) and the same draw; in weights, `W(s^2 G) = W(G)`.
+
+    What is kept from calls before was not scaled. Losses, where they are asked for, are.
+
+    >>> from gramjd.aggregation import NashMTL
+    >>> bool(scale_free(NashMTL()))
+    False
+    """
+    return _run("scale_free", aggregator, _anything_with_scale, measures.inhomogeneity, options, "s")
 
 
 def reduces_to_mean_without_conflict(aggregator: Any, **options: Any) -> Result:
@@ -122,6 +138,7 @@ PROPERTIES: dict[str, Property] = {
         weighted,
         permutation_equivariant,
         scale_invariant_direction,
+        scale_free,
         reduces_to_mean_without_conflict,
         pareto_stationary_fixed_point,
         deterministic,
@@ -129,8 +146,31 @@ PROPERTIES: dict[str, Property] = {
 }
 
 
-def _run(name: str, aggregator: Any, cases: Any, measure: measures.Measure, options: dict[str, Any]) -> Result:
-    return search(name, aggregator, cases, measure, Options(**options))
+def _run(
+    name: str, aggregator: Any, cases: Any, measure: measures.Measure, options: dict[str, Any], keys: str = ""
+) -> Result:
+    """Search; the known matrices first, where they fit. `keys` are what a case has beside its matrix and draw."""
+    chosen = Options(**options)
+    known = _first_cases(chosen, keys.split()) if cases in _FROM_KNOWN else []
+    return search(name, aggregator, cases, measure, chosen, known)
+
+
+def _first_cases(options: Options, keys: Sequence[str]) -> list[Case]:
+    """A case for each known matrix: the same scales and the same order whenever they are asked for."""
+    cases = []
+    for J in _known(options):
+        m = len(J)
+        c = torch.tensor([1.0, 3.0, 0.5, 10.0, 2.0], dtype=torch.float64).repeat(m // 5 + 1)[:m]
+        more = {"c": c, "d": c.flip(0) * 2, "s": 2.0**13, "order": [*range(1, m), 0]}
+        cases.append({"J": J, "draw": 0, **{key: more[key] for key in keys}})
+    return cases
+
+
+def _known(options: Options) -> list[Tensor]:
+    """The known matrices of the shapes that are allowed."""
+    rows, columns = between(options.rows, "rows", 1), between(options.columns, "columns", 1)
+    known = [torch.tensor(J, dtype=options.dtype) for J in _KNOWN]
+    return [J for J in known if rows[0] <= J.shape[0] <= rows[1] and columns[0] <= J.shape[1] <= columns[1]]
 
 
 def _matrices(options: Options, *conflicts: str, **structure: Any) -> st.SearchStrategy[Tensor]:
@@ -140,8 +180,7 @@ def _matrices(options: Options, *conflicts: str, **structure: Any) -> st.SearchS
     drawn = [
         jacobians(options.rows, options.columns, conflict=kind, dtype=options.dtype, **structure) for kind in fitting
     ]
-    known = [torch.tensor(J, dtype=options.dtype) for J in _KNOWN]
-    known = [J for J in known if rows[0] <= J.shape[0] <= rows[1] and columns[0] <= J.shape[1] <= columns[1]]
+    known = _known(options)
     if len(conflicts) > 1 and known:
         drawn += [st.sampled_from(known)] * 2
     return st.one_of(*drawn)
@@ -189,3 +228,13 @@ def _without_conflict(options: Options) -> st.SearchStrategy[Case]:
 
 def _stationary(options: Options) -> st.SearchStrategy[Case]:
     return _case(_matrices(options, "stationary"))
+
+
+# Strategies for any kind of conflict, in which the known matrices have a place.
+_FROM_KNOWN = (
+    _anything,
+    _anything_scaled,
+    _anything_with_two_scalings,
+    _anything_with_order,
+    _anything_with_scale,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -29,7 +29,7 @@ class Options:
     Args:
         examples: matrices tried, before shrinking.
         seed: of the search; the same seed tries the same matrices.
-        rows: m, or the least and the largest m.
+        rows: m, or the least and the largest m; 1 to 5 losses by default, so say rows=(6, 20) to go beyond.
         columns: n, or the least and the largest n.
         tol: what is put down to rounding, relative to the size of the terms of an update; None for the square root
             of the machine epsilon of `dtype`: whoever computes from inner products keeps half of the digits.
@@ -161,9 +161,14 @@ def as_code(value: Any) -> str:
 
 
 def search(
-    name: str, aggregator: Any, cases: Callable[[Options], st.SearchStrategy[Case]], measure: Measure, options: Options
+    name: str,
+    aggregator: Any,
+    cases: Callable[[Options], st.SearchStrategy[Case]],
+    measure: Measure,
+    options: Options,
+    first: Sequence[Case] = (),
 ) -> Result:
-    """Try `options.examples` cases; shrink the first counterexample and return it as part of the result."""
+    """Try `options.examples` cases, of them `first` (half at most); shrink the first counterexample and return it."""
     subject = as_subject(aggregator, options.takes)
     strategy = cases(options).flatmap(_with_past) if subject.remembers else cases(options)
     tried = 0
@@ -178,12 +183,16 @@ def search(
         return measured.ratio > 1
 
     with kept_random_state():
+        failed = any(map(fails, first[: options.examples // 2]))
         try:
-            find(strategy, fails, settings=_settings(options), random=Random(options.seed))
+            if options.shrink or not failed:
+                find(strategy, fails, settings=_settings(options, tried), random=Random(options.seed))
         except NoSuchExample:
-            return Result(name, subject.name, tried, None)
+            pass
         except Flaky:
             pass  # it did not fail twice in the same way; the last failure is as good a witness as any
+        if not found:
+            return Result(name, subject.name, tried, None)
         return Result(name, subject.name, tried, _counterexample(subject, *found[-1]))
 
 
@@ -212,10 +221,10 @@ def _measured(measure: Measure, subject: Subject, case: Case, allowed: float) ->
     return Measured(math.inf, measured.text, measured.shown) if math.isnan(measured.ratio) else measured
 
 
-def _settings(options: Options) -> settings:
+def _settings(options: Options, tried: int) -> settings:
     phases = (Phase.generate, Phase.shrink)
     return settings(
-        max_examples=options.examples,
+        max_examples=options.examples - tried,
         database=None,
         deadline=None,
         derandomize=False,

@@ -148,8 +148,14 @@ def as_subject(aggregator: Any, takes: str | None = None) -> Subject:
         takes = "jacobian" if not isinstance(aggregator, Weighting) and _is_of_jacobian(aggregator) else "gramian"
     if takes == "gramian" and not callable(aggregator):
         raise InputError(f"takes='gramian' needs something that can be called with G; got {aggregator!r}")
-    name = getattr(aggregator, "__name__", None) or repr(aggregator)
-    return Subject(aggregator, takes, str(name))
+    return Subject(aggregator, takes, _name(aggregator))
+
+
+def _name(aggregator: Any) -> str:
+    """Its own name or `repr`; the name of its class where that has no `repr` of its own."""
+    if type(aggregator).__repr__ is object.__repr__ and not hasattr(aggregator, "__name__"):
+        return type(aggregator).__name__
+    return str(getattr(aggregator, "__name__", None) or repr(aggregator))
 
 
 @contextmanager

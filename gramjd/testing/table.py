@@ -22,6 +22,7 @@ _HEADS = {
     "weighted": "weighted",
     "permutation_equivariant": "order",
     "scale_invariant_direction": "scale",
+    "scale_free": "scale-free",
     "reduces_to_mean_without_conflict": "mean",
     "pareto_stationary_fixed_point": "fixed point",
     "deterministic": "repeatable",
@@ -29,7 +30,8 @@ _HEADS = {
 _LEGEND = """\
 Yes: no counterexample among {examples} matrices. No: one was found (--verbose shows it).
 linear: under scaling of the rows. order: permutation equivariant. scale: the direction does not depend on the scale.
-mean: a multiple of the mean where nothing conflicts. fixed point: zero where no loss can gain but at another's cost.
+scale-free: nor do the weights. mean: a multiple of the mean where nothing conflicts.
+fixed point: zero where no loss can gain but at another's cost.
 repeatable: calls with the same matrix give the same. For the same draw and past where an aggregator draws or remembers;
 the order is then judged by averages over draws."""
 
@@ -58,8 +60,10 @@ class Entry:
 
     @property
     def expected(self) -> dict[str, bool]:
-        """What is stated, by property."""
-        return {name: word == "yes" for name, word in zip(STATED, self.stated.split(), strict=True) if word != "-"}
+        """What is stated, by property; of scale by the aggregator itself."""
+        words = {name: word == "yes" for name, word in zip(STATED, self.stated.split(), strict=True) if word != "-"}
+        scale_free = getattr(self.make(), "scale_free", None)
+        return words if scale_free is None else words | {"scale_free": scale_free}
 
 
 def _two_by_two(G: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_the_page_shows_every_entry_as_stated():
     lines = {re.split(r" {2,}", line)[0]: re.split(r" {2,}", line)[1:] for line in block.splitlines()}
     for entry in ENTRIES:
         label = entry.label or repr(entry.make())
-        assert len(lines[label]) == 9
+        assert len(lines[label]) == 10
         for stated, shown in zip(entry.stated.split(), lines[label], strict=False):
             assert stated in (shown, "-")
     assert re.search(r"^(\d+) of \1 statements confirmed", block, re.MULTILINE)

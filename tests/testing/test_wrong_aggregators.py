@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gramjd import Mean, UPGrad
-from gramjd.aggregation import PCGrad
+from gramjd.aggregation import ConFIG, NashMTL, PCGrad
 from gramjd.errors import InputError
 from gramjd.testing import PROPERTIES, as_subject, check_aggregator, non_conflicting, weighted
 
@@ -42,6 +42,19 @@ def unit_length(J):
     return y / y.norm().clamp_min(1e-9 * J.norm().clamp_min(1e-300))
 
 
+def bargain(G):
+    """Every loss gains in proportion: the update is as long whatever the gradients are."""
+    return NashMTL()(G)
+
+
+def balance(G):
+    """ConFIG, but of full length along one of the gradients where their directions balance, and the answer is zero."""
+    n = G.diagonal().sqrt()
+    inverse = torch.where(n > 0, 1 / n, 0.0)
+    w = torch.eye(len(G), dtype=G.dtype)[0]
+    return w if inverse @ G @ inverse <= 1e-12 * len(G) else ConFIG()(G)
+
+
 class Momentum:
     def __init__(self):
         self.reset()
@@ -59,7 +72,9 @@ WRONG = [
     (mean, None, CONFLICT),
     (first_counts_twice, None, {"permutation_equivariant", "reduces_to_mean_without_conflict"}),
     (noisy, None, {"deterministic"}),
-    (plain_when_small, None, {"non_conflicting", "scale_invariant_direction"}),
+    (plain_when_small, None, {"non_conflicting", "scale_invariant_direction", "scale_free"}),
+    (bargain, None, {"scale_free", "linear_under_scaling", "reduces_to_mean_without_conflict"}),
+    (balance, None, CONFLICT | {"permutation_equivariant", "reduces_to_mean_without_conflict"}),
     (
         coordinatewise,
         "jacobian",
@@ -156,6 +171,36 @@ def test_float32():
 def test_wrong_use_is_explained(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_an_aggregator_without_a_repr_is_shown_by_its_class():
+    class Mine:
+        def __call__(self, G):
+            return mean(G)
+
+    assert str(check_aggregator(Mine(), ["weighted"], examples=2)).splitlines()[0] == "Mine"
+    assert as_subject(mean).name == "mean"
+    assert as_subject(UPGrad()).name == "UPGrad()"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_of_full_length_is_found_with_any_seed(seed):
+    assert not check_aggregator(balance, ["permutation_equivariant"], seed=seed, shrink=False)
+
+
+def test_known_matrices_come_first():
+    """Half of the examples at most, where they fit."""
+    seen = []
+
+    def watched(G):
+        seen.append(G)
+        return mean(G)
+
+    assert weighted(watched, examples=4).examples <= 4
+    assert torch.equal(seen[0], torch.tensor([[1.0, -9.0], [-9.0, 82.0]], dtype=torch.float64))
+    seen.clear()
+    weighted(watched, examples=4, rows=6)
+    assert {len(G) for G in seen} == {6}
 
 
 def test_what_is_called_how():

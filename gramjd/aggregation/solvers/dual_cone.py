@@ -1,10 +1,10 @@
 """Projections of combinations of gradients onto the dual cone of all gradients, in Gramian form.
 
 `argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: splitting guesses
-which constraints bind (a matrix product an iteration, for all rows together), pivoting makes that exact, and an
-interior-point method does the rows that are left over; an answer has passed the optimality test, or an error is
-raised. `fixed`, for other devices: the interior-point method alone, without a look at any value, so that the host
-never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
+which constraints bind (a matrix product per iteration, for all rows together), pivoting makes that exact, and least
+squares on a factor of the cosines do the rows that are left over, and all of a low rank; an answer has passed the
+optimality test, or an error is raised. `fixed`, for other devices: the interior-point method alone, without a look at
+any value, so that the host never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
 """
 
 from __future__ import annotations
@@ -13,25 +13,28 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation.solvers.interior import interior, optimality_error
+from gramjd.aggregation.solvers.nonnegative import nonnegative, root
 from gramjd.aggregation.solvers.pivoting import pivot
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN, residual, room
 from gramjd.aggregation.solvers.scaling import Cosines, cosines, cosines_unseen
 from gramjd.aggregation.solvers.splitting import guess
 from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
-_PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-9, 1e-9, 1e-10, 1e-10)
+_PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-8)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
+_LOW = 3  # a rank below this part of m is low
 _FEW = 4  # up to here the signs of V C are as good a guess as it takes
 
 
-def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None) -> Tensor:
+def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None = None, ridge: float = 0.0) -> Tensor:
     """`w in argmin {v^T G v : v >= u}` for each row u of `U`; `J^T w` is then the projection of `J^T u`.
 
-    With `tol=None` every w is exact to float64: `w >= u` without any error, and, with `a = max_j u_j |g_j|` (which is
-    `|J^T u|` for a unit vector), `(G w)_j >= 0` to `1e-9 a |g_j|` and `u^T G w = w^T G w` to `1e-9 a^2`, or to the
-    rounding of evaluating them. `tol` asks for an update within about `tol a` only; `w >= u` still holds without
-    error. A G that is indefinite by rounding is replaced by a neighbour, as far away as it is from semi-definite.
+    With `tol=None` every w is exact, as `gramjd.aggregation.solvers` defines it (from `fixed`, as it says there of
+    other devices); `w >= u` holds without any error. `tol` asks for an update within about `tol a` only, with
+    `a = max_j u_j |g_j|`; `w >= u` still holds without error. A G that is indefinite by rounding is replaced by a
+    neighbour, as far away as it is from semi-definite.
     For a singular G the minimiser is not unique (though `J^T w` is): one of them is returned.
 
     Args:
@@ -39,6 +42,7 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None
         U: [r, m], nonnegative. UPGrad's are the rows of the identity.
         tol: None, or a relative accuracy above zero.
         method: `adaptive` or `fixed` (which takes no notice of `tol`); None for what suits the device of `G`.
+        ridge: added to the diagonal of `G`, in units of its trace.
 
     Returns:
         W: [r, m] in float64, on the device of `G`. From `fixed`, NaN if `G` is not what it should be.
@@ -58,9 +62,9 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None
     if not G.numel():
         return U.clone()
     if (method or ("adaptive" if G.device.type == "cpu" else "fixed")) == "fixed":
-        return _fixed(*cosines_unseen(G), U)
+        return _fixed(*cosines_unseen(G, ridge), U)
     with one_thread_if_small(len(G), G.device):
-        return _adaptive(cosines(G), U, tol)
+        return _adaptive(cosines(G, ridge), U, tol)
 
 
 def _fixed(C: Tensor, norms: Tensor, U: Tensor) -> Tensor:
@@ -80,15 +84,14 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     Q = V @ cone.C
     if bool((Q >= 0).all()):
         return U.clone()
-    accuracy = max(tol or 0.0, _ACCURACY)
     if cone.factor is not None and (mu := _all_others(cone.factor, V)) is not None:
-        return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
+        return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
     S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
     if cone.factor is None:
-        mu = _proximal(cone.C, Q, S)
+        mu = _singular(cone.C, V, Q, S)
     else:
         mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
-    return U + _checked(cone.C, Q, mu, accuracy) * size * cone.inverse_norms
+    return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
 
 
 def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
@@ -109,31 +112,57 @@ def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
     return W / (W * V).sum(1, keepdim=True) * (1 - V)
 
 
+def _singular(C: Tensor, V: Tensor, Q: Tensor, S: Tensor) -> Tensor:
+    """Multipliers for singular cosines, from the guess `S`.
+
+    Of a low rank there are never many that are positive, so they are found one after the other; a guess that has more
+    of them than the rank is worth nothing. Else regular problems nearby come first.
+    """
+    A = root(C)
+    if _LOW * A.shape[1] > len(C):
+        return _proximal(C, Q, S)
+    mu = S.clamp_min(0)
+    mu[(mu > 0).sum(1) > A.shape[1]] = 0
+    return nonnegative(A, V @ A, mu, room(len(C)), V.sum(1))
+
+
 def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:
-    """Solve for singular cosines as a short sequence of regular problems, each warm-started by the one before.
+    """Multipliers for cosines close to singular, by a short sequence of regular problems, each started by the last.
 
     Each adds `d |mu - mu_before|^2 / 2` to the objective (the proximal point method): its fixed point solves the
     problem as it stands, so unlike a ridge it moves nothing. Large d is easy to pivot on, small d gets there faster.
     """
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    mu, wrong = S.clamp_min(0), torch.arange(len(Q), device=Q.device)
+    # From zero, not from S: the float32 digits of a guess would stay in what the problem leaves open.
+    mu, start, wrong = torch.zeros_like(S), S.clamp_min(0), torch.arange(len(Q), device=Q.device)
     for d in _PROXIMAL:
-        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], mu[wrong] > 0, start=mu[wrong])
+        mu[wrong] = pivot(C + d * eye, Q[wrong] - d * mu[wrong], start[wrong] > 0, start=start[wrong])
+        start = mu
         wrong = wrong[~(optimality_error(C, Q[wrong], mu[wrong]) <= _ACCURACY)]
         if not len(wrong):
             break
     return mu
 
 
-def _checked(C: Tensor, Q: Tensor, mu: Tensor, accuracy: float) -> Tensor:
-    """`mu` with the rows that fail the optimality test done again, by the method that does not depend on luck."""
-    wrong = (~(optimality_error(C, Q, mu) <= accuracy)).nonzero()[:, 0]
-    if len(wrong):
-        mu[wrong] = interior(C, Q[wrong])
-        worst = float(optimality_error(C, Q[wrong], mu[wrong]).amax())
-        if not worst <= 10 * accuracy:
-            raise AggregatorError(
-                f"could not project onto the dual cone: the optimality residual is {worst:.1e}, allowed is"
-                f" {10 * accuracy:.0e}. Compute the Gramian in float64, or pass tol= to accept a rougher answer"
-            )
+def _certified(cone: Cosines, V: Tensor, Q: Tensor, mu: Tensor, tol: float | None) -> Tensor:
+    """`mu` that is optimal up to rounding; rows that are not are done again, by the method that does not need luck."""
+    C, size = cone.C, V.sum(1)
+    wrong = (~_passes(C, Q, mu, size, tol)).nonzero()[:, 0]
+    if not len(wrong):
+        return mu
+    A = root(C) if cone.factor is None else cone.factor
+    mu[wrong] = nonnegative(A, V[wrong] @ A, mu[wrong], room(len(C)), size[wrong])
+    passes = _passes(C, Q[wrong], mu[wrong], size[wrong], tol)
+    if not bool(passes.all()):
+        off = residual(C, Q[wrong], mu[wrong], size[wrong]).amax() / EPS
+        raise AggregatorError(
+            f"could not project onto the dual cone: an inner product is off by {float(off):.0f} roundings of its terms,"
+            f" allowed are {KNOWN * len(C)}. Please report this Gramian; tol= of UPGrad accepts a rougher answer"
+        )
     return mu
+
+
+def _passes(C: Tensor, Q: Tensor, mu: Tensor, size: Tensor, tol: float | None) -> Tensor:
+    """Per row, whether it is optimal up to rounding, or with `tol`, as far as that goes."""
+    exact = residual(C, Q, mu, size) <= KNOWN * len(C) * EPS
+    return exact if tol is None else exact | (optimality_error(C, Q, mu) <= max(tol, _ACCURACY))

@@ -25,13 +25,15 @@ _FIXED = 30  # steps elsewhere, for p = 1
 _FIXED_MORE = 20, 30.0  # from there to another p: the first of them, and so many more per unit of its logarithm
 _BACK_OFF = 0.95  # the part of the way to zero that a step may go
 _CLOSE = 1e-9
+_DECIDES = 1e-2  # the part of a gain from which on it is no gain of G, but of what was added to it
 
 
-def bargain(C: Tensor, norms: Tensor, p: float, eps: float, look: bool) -> Tensor:
+def bargain(C: Tensor, norms: Tensor, p: float, eps: float, look: bool, lift: float = 0.0) -> Tensor:
     """`w > 0` with `G w = w^-p`, [m] in float64.
 
     Gradients of zero get `w = 0` and have no say in the rest; all of w is zero if the others are Pareto-stationary up
     to the rounding `eps` of the Gramian. NaN where the iteration did not converge and `look` is False.
+    `lift` is what the diagonal of `C` has beyond the Gramian: where that decides, w is zero, as `G w` is not `w^-p`.
 
     Raises:
         AggregatorError: the iteration did not converge.
@@ -57,6 +59,7 @@ def bargain(C: Tensor, norms: Tensor, p: float, eps: float, look: bool) -> Tenso
             f"could not solve G w = w^-{p:.3g} in {_MOST} steps. Use an alpha nearer to 1, or bring the losses to"
             " similar scales"
         )
+    stationary = stationary | (lift * x > _DECIDES * (C @ x)).any()
     w = x / n * scale ** (-2 / (1 + p))
     return torch.where(stationary | ~alive, 0.0, torch.where(found, w, torch.nan))
 

@@ -30,6 +30,7 @@ class Cosines:
     penalty: float  # that suits splitting
     typical: float  # geometric mean of the eigenvalues, held away from zero; 1 for orthogonal gradients
     factor: Tensor | None  # Cholesky's, or None where C is singular, or close to it
+    lift: float = 0.0  # what was added to the diagonal, as rounding had left an eigenvalue below zero
 
     @property
     def inverse_norms(self) -> Tensor:
@@ -37,16 +38,20 @@ class Cosines:
         return _reciprocal(self.norms)
 
 
-def cosines(G: Tensor) -> Cosines:
+def cosines(G: Tensor, ridge: float = 0.0) -> Cosines:
     """Check the values of `G` [m, m] and scale it, reading the device once (twice when `G` is close to singular).
 
     Rounding can leave `G` with slightly negative eigenvalues. The cosines then get the smallest multiple of the
     identity that lifts them to zero, which is no more than the noise that is in them already.
 
+    Args:
+        G: [m, m].
+        ridge: added to its diagonal, in units of its trace. What the entries were rounded to is judged by G's dtype.
+
     Raises:
         AggregatorError: `G` is not finite, not symmetric, or has eigenvalues below zero that no rounding explains.
     """
-    H = G.detach().double()
+    H = _with_ridge(G, ridge)
     lengths = H.diagonal()
     norms = torch.where(lengths > underflow(G.dtype), lengths, 0.0).sqrt()
     inverse = _reciprocal(norms)
@@ -65,13 +70,13 @@ def cosines(G: Tensor) -> Cosines:
     return _repaired(C, norms)
 
 
-def cosines_unseen(G: Tensor) -> tuple[Tensor, Tensor]:
+def cosines_unseen(G: Tensor, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
     """Cosines [m, m] and norms [m] of `G`, without reading the device: all NaN where `cosines` would raise.
 
     Whether rounding left `G` indefinite is tried out on a ladder of multiples of the identity, the least that works
     is added.
     """
-    H = G.detach().double()
+    H = _with_ridge(G, ridge)
     lengths = H.diagonal()
     norms = torch.where(lengths > underflow(G.dtype), lengths, 0.0).sqrt()
     inverse = _reciprocal(norms)
@@ -86,6 +91,11 @@ def cosines_unseen(G: Tensor) -> tuple[Tensor, Tensor]:
         _, failed = torch.linalg.cholesky_ex(C + (candidate * len(H)) * eye)
         shift = torch.where(failed > 0, shift, candidate * len(H))
     return torch.where(good, C + shift * eye, torch.nan), norms
+
+
+def _with_ridge(G: Tensor, ridge: float) -> Tensor:
+    H = G.detach().double()
+    return H + torch.diag((ridge * H.diagonal().sum()).expand(len(H))) if ridge else H
 
 
 def _stray(H: Tensor, norms: Tensor, dtype: torch.dtype) -> Tensor:
@@ -108,9 +118,10 @@ def _repaired(C: Tensor, norms: Tensor) -> Cosines:
             f"the Gramian must be positive semi-definite, as J J^T is; the cosines between its rows have an eigenvalue"
             f" of {low:.3g} beside a largest one of {high:.3g}, more than rounding explains. Pass J J^T"
         )
-    if low < 0:
-        C.diagonal().sub_(1.01 * low)
-    return Cosines(C, norms, penalty, typical, None)
+    lift = max(-1.01 * low, 0.0)
+    if lift:
+        C.diagonal().add_(lift)
+    return Cosines(C, norms, penalty, typical, None, lift)
 
 
 def _penalty(C: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:

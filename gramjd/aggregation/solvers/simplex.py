@@ -3,7 +3,7 @@
 `min x^T C x` over `x >= 0, d . x = 1` is solved as `min x^T C x + (d . x - 1)^2` over `x >= 0`: the second term does
 what the constraint on `d . x` would. It never bends the direction of the answer, only its length, and unlike the
 constraint it leaves a plain nonnegative least squares problem. Where values may be looked at, pivoting solves the
-regular ones; the interior-point method does the others, and all of them elsewhere.
+regular ones and the method for singular ones the others; the interior-point method does all of them elsewhere.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gramjd.aggregation.solvers.interior import interior, optimality_error
+from gramjd.aggregation.solvers.interior import interior
+from gramjd.aggregation.solvers.nonnegative import nonnegative, root
 from gramjd.aggregation.solvers.pivoting import pivot
-from gramjd.aggregation.solvers.rounding import of_square
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN, of_square, residual, room
 
 _REGULAR = 1e-8
-_FEW = 16  # steps of the interior-point method that mostly do
-_ACCURACY = 1e-12
 
 
 def nearest_to_zero(C: Tensor, d: Tensor, look: bool) -> Tensor:
@@ -36,16 +35,21 @@ def nearest_to_zero(C: Tensor, d: Tensor, look: bool) -> Tensor:
     tensor([0.8000, 0.4000], dtype=torch.float64)
     """
     A, q = C + torch.outer(d, d), torch.where(d > 0, -d, 1.0)[None]
-    x = _looking(A, q) if look else interior(A, q)[0]
+    x = _looking(C, d, A, q) if look else interior(A, q)[0]
     return x / (d @ x)
 
 
-def _looking(A: Tensor, q: Tensor) -> Tensor:
-    """`argmin {x^T A x / 2 + q . x : x >= 0}`, [m], for `q` [1, m], with as little work as it takes."""
+def _looking(C: Tensor, d: Tensor, A: Tensor, q: Tensor) -> Tensor:
+    """`argmin {x^T A x / 2 + q . x : x >= 0}`, [m], for `A = C + d d^T` and `q` [1, m], exact up to rounding."""
     L, failed = torch.linalg.cholesky_ex(A)
     regular = not failed and float(L.diagonal().square().amin()) > _REGULAR
-    x = pivot(A, q, q < 0) if regular else interior(A, q, _FEW)
-    return (x if float(optimality_error(A, q, x)) <= _ACCURACY else interior(A, q))[0]
+    x, one = pivot(A, q, q < 0) if regular else torch.zeros_like(q), q.new_ones(1)
+    if regular and float(residual(A, q, x, one)) <= KNOWN * len(d) * EPS:
+        return x[0]
+    R = torch.cat([root(C), d[:, None]], 1)
+    target = torch.zeros_like(R[:1])
+    target[0, -1] = -1
+    return nonnegative(R, target, x, room(len(d)), one)[0]
 
 
 def distance_to_conflict(C: Tensor, alive: Tensor, eps: float, look: bool) -> Tensor:

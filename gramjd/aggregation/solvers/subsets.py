@@ -92,7 +92,7 @@ def _factored(solve: Callable[[Tensor, Tensor], Tensor], A: Tensor, b: Tensor, f
     # What fills a block up to the size of its batch is taken from one more row and column, of zeros.
     flat, b = pad(A, (0, 1, 0, 1)).view(-1), pad(b, (0, 1))
     x = torch.zeros_like(b)
-    for rows, index in _of_similar_size(free):
+    for rows, index in of_similar_size(free):
         k = index.shape[1]
         places = (index * (m + 1))[:, :, None] + index[:, None, :]
         blocks = flat.index_select(0, places.view(-1)).view(-1, k, k)
@@ -101,7 +101,7 @@ def _factored(solve: Callable[[Tensor, Tensor], Tensor], A: Tensor, b: Tensor, f
     return x[:, :m]
 
 
-def _of_similar_size(free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def of_similar_size(free: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of rows whose subsets differ little in size: rows [n], and their members [n, k], filled up with m."""
     sizes, order = free.sum(1).sort()
     row, member = free[order].nonzero().unbind(1)
