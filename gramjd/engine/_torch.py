@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -51,10 +52,9 @@ def undefined_gradients() -> Callable[[Tensor], Tensor]:
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
-def outputs_of(node: Node) -> Sequence[Any]:
-    """One entry per output of a node, with `shape`, `dtype`, `device` and `is_nested_tensor`."""
-    found: Sequence[Any] = node._input_metadata
-    return found
+# One entry per output of a node, with `shape`, `dtype`, `device` and `is_nested_tensor`. Read often: a function in Python
+# would take longer than the reading.
+outputs_of: Callable[[Node], Sequence[Any]] = attrgetter("_input_metadata")
 
 
 def sequence_number(node: Node) -> int:

@@ -151,7 +151,8 @@ def _by_default(graph: Graph) -> tuple[dict[Edge, Tensor], dict[Edge, Tensor]]:
     targets: dict[Edge, Tensor] = {}
     others: dict[Edge, Tensor] = {}
     for edge, leaf in graph.leaves.items():
-        (targets if isinstance(leaf, torch.nn.Parameter) else others)[edge] = leaf
+        trained = type(leaf) is torch.nn.Parameter or isinstance(leaf, torch.nn.Parameter)  # the first is quicker
+        (targets if trained else others)[edge] = leaf
     return (targets, others) if targets else (others, {})
 
 
