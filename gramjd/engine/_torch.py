@@ -52,8 +52,8 @@ def undefined_gradients() -> Callable[[Tensor], Tensor]:
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
-# One entry per output of a node, with `shape`, `dtype`, `device` and `is_nested_tensor`. Read often: a function in Python
-# would take longer than the reading.
+# One entry per output of a node, with `shape`, `dtype`, `device` and `is_nested_tensor`. Read often: a function in
+# Python would take longer than the reading.
 outputs_of: Callable[[Node], Sequence[Any]] = attrgetter("_input_metadata")
 
 
