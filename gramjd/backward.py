@@ -90,7 +90,8 @@ def gram_backward(
         memory_budget: bytes that stacked rows may take where no batch axis is found, and that "reuse" may keep,
             default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
             plain training step needs.
-        backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
+        backend: "torch", "onednn", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: the one in
+            force.
 
     Returns:
         GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
@@ -278,5 +279,5 @@ def _reached(losses: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         rows = [*(g.layout.rows for g in groups), *(f.rows for f in factors)]
         owners[edge] = {int(i) for r in rows for i in r.reshape(-1) if i >= 0}
 
-    graph, _, _ = driver.plan(losses, None, note)
+    graph, _, _ = driver.plan(losses, None, lambda _: note)
     return list(graph.targets.values()), [t for e, t in graph.targets.items() if len(owners.get(e, ())) > 1]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
 
 from gramjd.engine import driver
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.visit import Loss
+from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses
 
 
@@ -34,13 +37,15 @@ class Explanation:
 
     `dense` lists the operations at which the last batch axis was lost, with the reason; empty when every layer is
     reached with one row's worth of memory. `operations` are floating-point operations of the Gramian's products;
-    `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds.
+    `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds; `products` the library
+    of large float32 products on the CPU, with the reason for it.
     """
 
     losses: int
     uses: tuple[Use, ...]
     dense: tuple[Loss, ...]
     row_bytes: int
+    products: str
 
     @property
     def operations(self) -> int:
@@ -72,9 +77,8 @@ class Explanation:
         rule = "-" * max(map(len, lines))
         lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
         tail = lost or ["a batch axis reaches every layer: no dense rows"]
-        return "\n".join(
-            [lines[0], rule, *lines[1:-1], rule, lines[-1], *tail, f"stacked rows: {_short(self.row_bytes, 'B')}"]
-        )
+        tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *tail])
 
 
 def _short(number: int, unit: str = "") -> str:
@@ -106,24 +110,31 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     names = {id(t): name for name, t in inputs.items()} if isinstance(inputs, Mapping) else {}
     uses: dict[Edge, list[Use]] = {}
 
-    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        messages: list[Group | Factor] = [*groups, *factors]
-        uses[edge] = [_use(message) for message in messages]
-
     found = as_losses(losses)
-    graph, dense, peak = driver.plan(found, as_inputs(inputs), note)
+    device = found[0].device.type
+
+    def noting(dtype: torch.dtype) -> Callable[[Edge, list[Group], list[Factor]], None]:
+        def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+            messages: list[Group | Factor] = [*groups, *factors]
+            uses[edge] = [_use(message, device, dtype) for message in messages]
+
+        return note
+
+    graph, dense, peak = driver.plan(found, as_inputs(inputs), noting)
     named = tuple(
         replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
         for place, (edge, target) in enumerate(graph.targets.items())
         for use in uses.get(edge, ())
     )
-    return Explanation(sum(loss.numel() for loss in found), named, tuple(dict.fromkeys(dense)), peak)
+    return Explanation(
+        sum(loss.numel() for loss in found), named, tuple(dict.fromkeys(dense)), peak, str(current_products())
+    )
 
 
-def _use(message: Group | Factor) -> Use:
+def _use(message: Group | Factor, device: str, dtype: torch.dtype) -> Use:
     """All but which parameter it is of."""
     if isinstance(message, Factor):
-        route, operations = message.plan()
+        route, operations = message.plan(device, dtype)
         return Use("", (), message.operation, message.describe(), route, operations, message.nbytes)
     layout = message.layout
     route = "own slices" if layout.diagonal else "rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -210,12 +210,15 @@ def notify(noticed: Sequence[Loss]) -> None:
 
 
 def plan(
-    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: OnTarget
+    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, on_target: Callable[[torch.dtype], OnTarget]
 ) -> tuple[Graph, list[Loss], int]:
-    """A walk that computes nothing: what arrives at each input, where batch axes are lost, bytes of stacked rows."""
+    """A walk that computes nothing: what arrives at each input, where batch axes are lost, bytes of stacked rows.
+
+    `on_target` is given the dtype in which the Gramian would be accumulated, as that decides on routes, too.
+    """
     graph = read(losses, inputs)
     budget = Budget(float("inf"))
-    walk = Walk(graph, on_target, budget, dry=True)
+    walk = Walk(graph, on_target(accumulation_dtype(losses, graph, None)), budget, dry=True)
     in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
     return graph, walk.dense, budget.peak
 

@@ -102,8 +102,8 @@ class Factor:
             values = step.pull(values)
         return values
 
-    def plan(self) -> tuple[str, int]:
-        """Route and operations of `gram`."""
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
+        """Route and operations of `gram` in `dtype` on a type of device."""
         raise TypeError("an abstract factor")
 
     def samples(self) -> tuple[int, int]:
@@ -150,9 +150,9 @@ class Outer(Product):
 
     flipped: bool = False
 
-    def plan(self) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         e = outer.extent(self.x, self.c)
-        name = outer.route(e)
+        name = outer.route(e, cost.constants_of(device, dtype))
         return name, 2 * outer.operations(name, e)
 
     def samples(self) -> tuple[int, int]:  # noqa: D102
@@ -222,9 +222,11 @@ class Gathered(Factor):
     def dry(self) -> bool:  # noqa: D102
         return self.c.is_meta
 
-    def plan(self) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         K, b, T, d = self.c.shape
-        return "ids", 2 * (K * b * T) ** 2 * d
+        used = len(torch.unique(self.ids))
+        name = gathered.route(K * b, T, used, d)
+        return name, 2 * (K * b) ** 2 * d * (T * T if name == "pairwise" else used)
 
     def samples(self) -> tuple[int, int]:  # noqa: D102
         return self.c.shape[0], self.c.shape[1]
@@ -259,9 +261,9 @@ class Convolution(Product):
     options: dict[str, Any]
     transposed: bool = False
 
-    def plan(self) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         sizes = convolution.sizes(*self._operands())
-        name = convolution.route(sizes)
+        name = convolution.route(sizes, cost.constants_of(device, dtype))
         return name, 2 * convolution.operations(name, sizes)
 
     def samples(self) -> tuple[int, int]:  # noqa: D102
