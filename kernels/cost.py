@@ -178,5 +178,9 @@ def seconds(route: str, e: Extent, known: Constants) -> float:
 
 def constants_of(device: str, dtype: torch.dtype) -> Constants:
     """Those in force for a type of device and a dtype, without oneDNN's where PyTorch's own products are."""
-    known = measured(device, dtype)
+    return in_force(measured(device, dtype))
+
+
+def in_force(known: Constants) -> Constants:
+    """The constants, without oneDNN's where it is not the library of the products."""
     return known if library() == "onednn" else known._replace(onednn_flops=0.0, onednn_call=0.0)

@@ -45,11 +45,16 @@ class Products(NamedTuple):
     library: str
     reason: str
 
-    def __str__(self) -> str:
-        """One line."""
+    @property
+    def name(self) -> str:
+        """The library in words; of PyTorch's own only MKL is named."""
         if self.library == "onednn":
-            return f"oneDNN ({self.reason})"
-        return f"PyTorch's own ({'MKL; ' if torch.backends.mkl.is_available() else ''}{self.reason})"
+            return "oneDNN"
+        return "PyTorch's own, MKL" if torch.backends.mkl.is_available() else "PyTorch's own"
+
+    def __str__(self) -> str:
+        """Library and reason."""
+        return f"{self.name} ({self.reason})"
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

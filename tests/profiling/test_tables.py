@@ -52,6 +52,13 @@ def test_times():
     assert "differs from the exact one by 0.25" in text
 
 
+def test_products_are_shown_where_they_are_known():
+    used = {"gramjd": "oneDNN (a reason)", "others": "PyTorch's own, MKL"}
+    text = tables.step_time({**REPORT, "products": used})
+    assert "; torch 9; products: gramjd oneDNN (a reason), others PyTorch's own, MKL; allocator: default." in text
+    assert "products" not in tables.step_time(REPORT)
+
+
 def test_memory():
     assert "| an MLP | 4 | 2.0 | 1.50 | refused |" in tables.step_memory(REPORT)
 
