@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Tests, by a part of their name, that fail with an older torch through no fault of gramjd's results: seen with 2.7 and
 # no more with 2.13.
 OLD = {
-    "[checkpoint-nested": "torch recomputes a nested checkpoint with another default dtype; plain backward() fails, too",
+    "[checkpoint-nested": "torch recomputes it with another default dtype; plain backward() fails, too",
     "test_a_checkpoint_is_recomputed_once": "torch recomputes it twice for one walk; the result is the same",
     "test_batch_axis_survives[pde-energy-force]": "torch slices whole axes, and the second derivative of that is dense",
 }
