@@ -97,7 +97,7 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
         An Explanation. Nothing is computed but index tensors read; the graph stays usable.
 
     Raises:
-        LossError, InputError: as `gramian` does.
+        LossError, InputError, BackendError: as `gramian` does.
 
     >>> import torch
     >>> layer = torch.nn.Linear(3, 2)

@@ -121,6 +121,12 @@ def test_constants_are_written_and_used(
     assert ("large float32 products: oneDNN" in printed) == (expected == "onednn")
 
 
+@pytest.mark.parametrize("cpu", [entry.cpu for entry in devices.ENTRIES[:-1]] + [machine.Cpu("GenuineIntel", 6, 143)])
+def test_a_gpu_alone_leaves_the_products_as_they_were(cpu: machine.Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "this_cpu", lambda: cpu)
+    assert calibrate.faster({"cuda": {"float32": SINGLE, "float64": DOUBLE}}) == devices.shipped(cpu).products
+
+
 def test_a_pass_times_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that moves by one per look: all pieces run, and the constants follow."""
     ticks = itertools.count()
