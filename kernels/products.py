@@ -88,7 +88,7 @@ def pays(M: float, K: float, N: float) -> bool:
 
 
 def current_products() -> Products:
-    """The library in force for large float32 products on the CPU, by the table above, with the reason.
+    """The library in force for large float32 products on the CPU, by the rules above, with the reason.
 
     In `"auto"` it is PyTorch's own also where `torch.backends` says that products may be less precise, or that oneDNN
     is not to be used, and in a build of PyTorch without oneDNN.
