@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import pytest
+
 from tests.kernels.onednn import needs_onednn
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +41,7 @@ def trained() -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_training_is_the_same_in_every_process() -> None:
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
