@@ -1,6 +1,6 @@
 """A program of its own: ten steps of a small net, once per backend. Prints a line per backend with a hash of the net.
 
-python tests/training_hash.py auto torch onednn
+python -m tests.training_hash auto torch onednn
 """
 
 from __future__ import annotations
