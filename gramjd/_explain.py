@@ -15,6 +15,7 @@ from gramjd.engine.factors import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.visit import Loss
 from gramjd.errors import graph_errors
+from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
 
 
@@ -37,13 +38,15 @@ class Explanation:
 
     `dense` lists the operations at which the last batch axis was lost, with the reason; empty when every layer is
     reached with one row's worth of memory. `operations` are floating-point operations of the Gramian's products;
-    `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds.
+    `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds; `products` the library
+    of large float32 products on the CPU, with the reason for it.
     """
 
     losses: int
     uses: tuple[Use, ...]
     dense: tuple[Loss, ...]
     row_bytes: int
+    products: str
 
     @property
     def operations(self) -> int:
@@ -75,9 +78,8 @@ class Explanation:
         rule = "-" * max(map(len, lines))
         lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
         tail = lost or ["a batch axis reaches every layer: no dense rows"]
-        return "\n".join(
-            [lines[0], rule, *lines[1:-1], rule, lines[-1], *tail, f"stacked rows: {_short(self.row_bytes, 'B')}"]
-        )
+        tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *tail])
 
 
 def _short(number: int, unit: str = "") -> str:
@@ -96,7 +98,7 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
         An Explanation. Nothing is computed but index tensors read; the graph stays usable.
 
     Raises:
-        LossError, InputError: as `gramian` does.
+        LossError, InputError, GraphError, BackendError: as `gramian` does.
 
     >>> import torch
     >>> layer = torch.nn.Linear(3, 2)
@@ -123,7 +125,8 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
         for place, (edge, target) in enumerate(graph.targets.items())
         for use in uses.get(edge, ())
     )
-    return Explanation(sum(loss.numel() for loss in found), named, tuple(dict.fromkeys(dense)), peak)
+    m = sum(loss.numel() for loss in found)
+    return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()))
 
 
 def _use(message: Group | Factor, device: str, dtype: torch.dtype) -> Use:

@@ -63,7 +63,8 @@ def gramian(
         dtype: what G is accumulated in, float32 or float64; default float32, or float64 where a loss or an input is.
         memory_budget: bytes that stacked rows may take where no batch axis is found, default a quarter of the memory;
             and the largest temporary of a layer's products, default a tenth of what a plain training step needs.
-        backend: "torch", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: what is in force.
+        backend: "torch", "onednn", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: the one in
+            force.
 
     Returns:
         G [m, m], symmetric, detached; [m, m'] with `other`. With `per_parameter` a dictionary from each input (its

@@ -1,28 +1,27 @@
 """What a route costs: seconds from a few measured constants of a device, and the choice between routes.
 
 A product of [M, K] by [K, N] takes 2 M N K / flops (1 + half/M) (1 + half/N) (1 + half/K) seconds, moving an element
-through memory 1 / elements, and every call `call`; products that oneDNN makes (`products`) have a rate and a call of
-their own. The constants are data: `devices.json` holds measured ones, `gramjd
-calibrate` measures those of another machine, `load` puts them to use.
+through memory 1 / elements, and every call `call`; products by oneDNN (`products`) have a rate and a call of their own.
+The constants are data (`devices`): `devices.json` holds measured ones, `gramjd calibrate` measures those of another
+machine, `load` puts them to use.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gramjd.errors import GramjdError
+from gramjd.kernels.devices import Constants, load, measured, user_file
 from gramjd.kernels.products import library, pays
 from gramjd.kernels.symmetric import block_size, even
+
+__all__ = ["Constants", "Extent", "constants_of", "load", "route", "seconds", "user_file"]
 
 # Elements of the largest temporary: at most, as on CPUs 4 MiB of floats stay in cache and were fastest or near it for
 # all shapes, and at least, as products become slow below.
@@ -57,20 +56,6 @@ def slabs_within(nbytes: float, itemsize: int = 4) -> AbstractContextManager[Non
 
 # Slabs that the temporaries of a route may take together.
 TEMPORARIES = 2
-
-
-class Constants(NamedTuple):
-    """One device and dtype: operations a second at best, the size that halves it, elements moved a second, a call.
-
-    And oneDNN's operations a second and its call, where it was found to be faster (else 0).
-    """
-
-    flops: float
-    half: float
-    elements: float
-    call: float
-    onednn_flops: float = 0.0
-    onednn_call: float = 0.0
 
 
 class Extent(NamedTuple):
@@ -153,21 +138,21 @@ def elements(route: str, e: Extent) -> int:
 
 
 def seconds(route: str, e: Extent, known: Constants) -> float:
-    """Estimated time of a route."""
+    """Estimated time of a route; a function of its arguments and the slab alone."""
     R = e.K * e.b
-    onednn = known.onednn_flops > 0 and library() == "onednn"
+    by = "onednn" if known.onednn_flops > 0 else "torch"
 
     def batch(times: float, M: float, N: float, K: float) -> float:
         slow = math.prod(1 + known.half / max(1, size) for size in (M, N, K))
         return 2 * M * N * K * times * slow / known.flops
 
     def product(M: float, N: float, K: float, times: float = 1) -> float:
-        if onednn and pays(M, K, N):
+        if by == "onednn" and pays(M, K, N):
             return times * (2 * M * N * K / known.onednn_flops + known.onednn_call)
         return batch(times, M, N, K)
 
     def gram(d: float) -> float:
-        step = min(block_size(R), R)
+        step = min(block_size(R, by), R)
         return product(step, R, d, R / step) * (1 + step / R) / 2
 
     moved: float
@@ -184,44 +169,18 @@ def seconds(route: str, e: Extent, known: Constants) -> float:
         o, i = tile(e)
         slabs = -(-e.o // o) * -(-e.i // i)
         work = slabs * (batch(R, o, i, e.T) + gram(o * i))
-        moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R))
+        moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R, by))
     else:
         work = product(e.T, e.T, e.i) + batch(R, e.T, e.o, e.T) + product(R, R, e.T * e.o)
         moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / slab()
     return e.g * (work + moved / known.elements + calls * known.call)
 
 
-Table = Mapping[str, Mapping[str, Constants]]
-
-
 def constants_of(device: str, dtype: torch.dtype) -> Constants:
-    """Those in use for a type of device and a dtype; float32's, and the CPU's, where nothing was measured."""
-    known = _in_use.get(device) or _in_use["cpu"]
-    return known.get(str(dtype).removeprefix("torch.")) or known["float32"]
+    """Those in force for a type of device and a dtype, without oneDNN's where PyTorch's own products are."""
+    return in_force(measured(device, dtype))
 
 
-def read(path: Path) -> dict[str, dict[str, Constants]]:
-    """A table of constants, as `gramjd calibrate` writes it.
-
-    Raises:
-        GramjdError: the file cannot be read, or is no such table.
-    """
-    try:
-        data = json.loads(path.read_text())["devices"]
-        return {device: {dtype: Constants(**c) for dtype, c in of.items()} for device, of in data.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GramjdError(f"got {path}, which holds no constants ({error}); write one with: gramjd calibrate") from None
-
-
-def user_file() -> Path:
-    """Where `gramjd calibrate` writes by default: `gramjd/devices.json` in the XDG configuration folder."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gramjd" / "devices.json"
-
-
-def load(path: Path | None = None) -> None:
-    """From now on choose routes by the constants in `path` (default: `user_file()`); other devices keep theirs."""
-    for device, constants in read(path or user_file()).items():
-        _in_use[device] = {**_in_use.get(device, {}), **constants}
-
-
-_in_use = read(Path(__file__).with_name("devices.json"))
+def in_force(known: Constants) -> Constants:
+    """The constants, without oneDNN's where it is not the library of the products."""
+    return known if library() == "onednn" else known._replace(onednn_flops=0.0, onednn_call=0.0)

@@ -8,8 +8,9 @@
 | `"torch"` | the torch form of every operation |
 | `"triton"` | the kernel of every operation that has one; `BackendError` where it cannot run |
 | `"auto"` | the kernel where it can run and was measured to beat the torch form on a GPU, the torch form elsewhere |
+| `"onednn"` | the torch form of every operation, with large float32 products on a CPU by oneDNN |
 
-Outside of `"torch"`, large products on a CPU are made by oneDNN where it is faster (`products`).
+`products` says which library computes large products on a CPU in `"auto"` and `"triton"`.
 
 Modules that need Triton are imported when one of their kernels is first used, and never for tensors on a CPU.
 """
@@ -28,7 +29,7 @@ import torch
 
 from gramjd.errors import BackendError, InputError
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "onednn", "triton")
 # (operation, device type) to "module:function", whose signature is that of the torch form.
 TABLE: dict[tuple[str, str], str] = {
     ("outer.product", "cuda"): "gramjd.kernels.triton.symmetric:product",
@@ -55,7 +56,7 @@ def use_backend(backend: str) -> Iterator[None]:
     """Choose the implementations of the kernels within a `with` block, in this thread and in this task.
 
     Args:
-        backend: `"auto"`, `"torch"` or `"triton"`, as in the table above.
+        backend: `"auto"`, `"torch"`, `"onednn"` or `"triton"`, as in the table above.
 
     Raises:
         InputError: `backend` is none of these.
@@ -100,7 +101,7 @@ def implementation(operation: str, device: str, *dtypes: torch.dtype) -> Callabl
     True
     """
     backend = _backend.get()
-    if backend == "torch" or (backend == "auto" and operation not in MEASURED):
+    if backend in ("torch", "onednn") or (backend == "auto" and operation not in MEASURED):
         return None
     obstacle = _obstacle(operation, device, dtypes)
     if obstacle is None:

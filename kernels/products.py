@@ -1,27 +1,60 @@
-"""Products of two matrices, by whichever of PyTorch's CPU libraries is faster here.
+"""Products of two matrices, by the one of PyTorch's CPU libraries that was chosen.
 
-PyTorch multiplies float32 matrices by MKL, which leaves half of what AVX-512 can do unused on CPUs that Intel did not
-make. oneDNN, which PyTorch brings for convolutions, does not: it was 1.7 to 2.5 times as fast on an AMD EPYC of the
-fifth generation for all but small products. Which one is faster is measured once a process, in a few milliseconds.
-Batches of products, other dtypes, GPUs and `use_backend("torch")` are left to PyTorch.
+PyTorch multiplies float32 matrices by MKL, which leaves half of what AVX-512 can do unused on some CPUs that Intel did
+not make. oneDNN, which PyTorch brings for convolutions, was 2.2 times as fast on an AMD EPYC of the fifth generation
+for all but small products, and hardly faster on one of the fourth. The two round differently, so which one computes
+large float32 products on a CPU is a stated choice:
+
+- backend `"onednn"`: oneDNN; `BackendError` where it cannot be used.
+- backend `"torch"`: PyTorch's own choice.
+- `"auto"` and `"triton"`: what the file says that `gramjd.kernels.cost.load` read. Without one: PyTorch's own choice
+  under `torch.use_deterministic_algorithms`, else what `devices.json` says of this CPU. A CPU that it does not name:
+  PyTorch's own choice.
+
+Nothing is measured for it: the same machine, settings and files give the same choice in every process.
+Batches of products, other dtypes and GPUs are left to PyTorch.
 """
 
 from __future__ import annotations
 
-import time
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from gramjd.errors import BackendError
+from gramjd.kernels.devices import loaded, shipped
 from gramjd.kernels.dispatch import current_backend
+from gramjd.kernels.machine import this_cpu
 
-# What oneDNN's call costs more is made up for by products of at least so many multiply-adds, none of whose sizes is
-# smaller than `THIN`; sums over more than `LONG` numbers are as fast in MKL. It copies a left operand that is not
-# contiguous, which pays from `WIDE` columns of the right one on, and is very slow where the right one has gaps.
+# The call of oneDNN costs more. It pays from so many multiply-adds on, if no size is below `THIN`; MKL is as fast for
+# sums of more than `LONG` numbers. oneDNN copies a left operand that is not contiguous, which pays from `WIDE` columns
+# of the right one on, and it is very slow where the right one has gaps.
 LEAST, THIN, LONG, WIDE = 3 << 20, 8, 1 << 18, 256
-# Sizes of the product that is measured, how often, and how much faster oneDNN has to be to be taken.
-TRIAL, TIMES, MARGIN = (256, 512, 256), 5, 1.25
+
+
+class Products(NamedTuple):
+    """Which library computes large float32 products, and why: `print` it.
+
+    >>> print(Products("onednn", "devices.json: AMD family 26 model 2"))
+    oneDNN (devices.json: AMD family 26 model 2)
+    """
+
+    library: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The library in words; of PyTorch's own only MKL is named."""
+        if self.library == "onednn":
+            return "oneDNN"
+        return "PyTorch's own, MKL" if torch.backends.mkl.is_available() else "PyTorch's own"
+
+    def __str__(self) -> str:
+        """Library and reason."""
+        return f"{self.name} ({self.reason})"
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -50,17 +83,69 @@ def _suits_onednn(a: Tensor, b: Tensor) -> bool:
 
 
 def pays(M: float, K: float, N: float) -> bool:
-    """Whether oneDNN makes up for what its call costs more, for [M, K] by [K, N]."""
+    """Returns True if oneDNN makes up for its dearer call, for [M, K] by [K, N]."""
     return M * K * N >= LEAST and min(M, K, N) >= THIN and K <= LONG
 
 
-def library() -> str:
-    """`"onednn"` or `"torch"` (as PyTorch does): how large float32 products on the CPU are made.
+def current_products() -> Products:
+    """The library in force for large float32 products on the CPU, by the rules above, with the reason.
 
-    As PyTorch does also where it was told that products may be less precise, or to do without oneDNN.
+    In `"auto"` it is PyTorch's own also where `torch.backends` says that products may be less precise, or that oneDNN
+    is not to be used, and in a build of PyTorch without oneDNN.
+
+    Raises:
+        BackendError: the backend is `"onednn"`, and one of these holds.
+
+    >>> from gramjd.kernels import use_backend
+    >>> with use_backend("torch"):
+    ...     current_products().library
+    'torch'
     """
-    allowed = current_backend() != "torch" and torch.backends.mkldnn.enabled and _full_precision()
-    return "onednn" if allowed and _onednn_is_faster() else "torch"
+    backend = current_backend()
+    if backend == "torch":
+        return _BY_TORCH
+    obstacle = _obstacle()
+    if backend == "onednn":
+        if obstacle:
+            raise BackendError(f'backend="onednn" cannot run: {obstacle}; use backend="auto" or "torch"')
+        return _BY_ONEDNN
+    choice = _stated()
+    return Products("torch", obstacle) if choice.library == "onednn" and obstacle else choice
+
+
+_BY_TORCH, _BY_ONEDNN = Products("torch", 'backend "torch"'), Products("onednn", 'backend "onednn"')
+
+
+def library() -> str:
+    """`"onednn"` or `"torch"`: that of `current_products`."""
+    return current_products().library
+
+
+def _stated() -> Products:
+    """What the files say, without a look at PyTorch's build and settings."""
+    own = loaded()
+    if own is not None:
+        return Products(own.products, f"the file that was loaded: {own.cpu}")
+    if torch.are_deterministic_algorithms_enabled():
+        return Products("torch", "deterministic algorithms")
+    return _of_cpu()
+
+
+@cache
+def _of_cpu() -> Products:
+    cpu = this_cpu()
+    entry = shipped(cpu)
+    reason = f"devices.json: {cpu}" if entry.cpu else f"devices.json does not name {cpu}"
+    return Products(entry.products, reason)
+
+
+def _obstacle() -> str | None:
+    """Why oneDNN is not to be used, if so."""
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is disabled"
+    if not _full_precision():
+        return "torch.backends lets products be less precise"
+    return None if onednn_works() else "this build of PyTorch has no product by oneDNN"
 
 
 def _full_precision() -> bool:
@@ -84,18 +169,11 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @cache
-def _onednn_is_faster() -> bool:
+def onednn_works() -> bool:
+    """Returns True if this build of PyTorch has the function, and a product of whole numbers by it is right."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    M, K, N = TRIAL
-    with torch.inference_mode(False), torch.no_grad():
-        a, b = (torch.ones(*shape, dtype=torch.float32, device="cpu") for shape in ((M, K), (K, N)))
-        if not torch.equal(by_onednn(a, b), a @ b):
-            return False
-        times: dict[bool, float] = {True: float("inf"), False: float("inf")}
-        for _ in range(TIMES):
-            for which in times:
-                start = time.perf_counter()
-                _ = by_onednn(a, b) if which else a @ b
-                times[which] = min(times[which], time.perf_counter() - start)
-    return times[False] > MARGIN * times[True]
+    # A tracer or a counter of memory that is active must not see it, and autocast not change what it is compared with.
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        a = torch.arange(16, dtype=torch.float32, device="cpu").reshape(4, 4)
+        return torch.equal(by_onednn(a, a), (a[:, :, None] * a).sum(1))

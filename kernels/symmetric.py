@@ -15,9 +15,12 @@ from torch import Tensor
 from gramjd.kernels.products import add_product, library, product
 
 
-def block_size(rows: int) -> int:
-    """Rows of a block: the fewer, the more is saved, down to where products become slow."""
-    unit = 64 if library() == "onednn" else 32
+def block_size(rows: int, by: str | None = None) -> int:
+    """Rows of a block: the fewer, the more is saved, down to where products become slow.
+
+    `by`: the library of the products; default: the one in force.
+    """
+    unit = 64 if (by or library()) == "onednn" else 32
     return rows if rows < 2 * unit else unit if rows < 8 * unit else 2 * unit
 
 

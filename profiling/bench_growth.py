@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import gramjd
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 
 ROUNDS, SECONDS = 15, 1.5
 
@@ -62,7 +62,7 @@ def measure(losses: Callable[[], Tensor]) -> dict[str, Any]:
 
 def run(path: Path | None) -> dict[str, Any]:
     """All sweeps; print a line each and write `path`."""
-    results: dict[str, Any] = {**describe("cpu"), "sweeps": {}}
+    results: dict[str, Any] = {**describe(), "products": products_used(), "sweeps": {}}
     for name, (title, sizes, make) in SWEEPS.items():
         points = []
         for size in sizes:

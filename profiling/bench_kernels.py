@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
 from gramjd.kernels.symmetric import mirrored
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 
 Form = Callable[..., Tensor]
 Timer = Callable[[Callable[[], object]], float]
@@ -269,7 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
         return float(triton.testing.do_bench(function, return_mode="median"))
 
     chosen = [case for case in cases() if case.operation in options.operations]
-    found = {"environment": describe(("torch", "triton", "gramjd"), "cuda"), **run(chosen, "cuda", timer)}
+    facts = {"environment": describe(("torch", "triton", "gramjd"), "cuda"), "products": products_used()}
+    found = {**facts, **run(chosen, "cuda", timer)}
     for name, ratio in found["speed_up"].items():
         print(f"{name}: {ratio:.2f} times as fast as torch (geometric mean)")
     if options.json:

@@ -18,7 +18,7 @@ from typing import Any
 
 from gramjd.profiling.cases import CASES, Setup, gpt
 from gramjd.profiling.command import sweep
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import METHODS
@@ -58,7 +58,8 @@ def measure(make: Callable[[int], Setup], m: int, device: str = "cpu") -> dict[s
 
 def run(names: Sequence[str], sizes: Sequence[int], device: str, path: Path | None) -> dict[str, Any]:
     """Measure the named models; print a line each and write `path` after each."""
-    report: dict[str, Any] = {"environment": describe(device=device), "aggregator": "UPGrad", "models": {}}
+    report: dict[str, Any] = {"environment": describe(device=device), "products": products_used()}
+    report |= {"aggregator": "UPGrad", "models": {}}
     for name in names:
         title, make = MODELS[name]
         points: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ import torch
 from gramjd.kernels.dispatch import BACKENDS, use_backend
 from gramjd.profiling.cases import CASES, Case, select
 from gramjd.profiling.contenders import CONTENDERS, Backward, RefusalError, gramian_difference
-from gramjd.profiling.environment import describe, restart_keeping_freed
+from gramjd.profiling.environment import describe, products_used, restart_keeping_freed
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import interleave, ratio, spread
 
@@ -116,6 +116,7 @@ def run(
     """Measure the named cases; print a line each and write `path` after each, so that a stop loses one case."""
     report: dict[str, Any] = {
         "environment": describe(device=device),
+        "products": products_used(backend),
         "settings": {"rounds": rounds, "seconds_per_case": seconds, "warmup": 3, "device": device, "backend": backend},
         "tests": tests,
         "cases": {},

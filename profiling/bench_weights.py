@@ -25,7 +25,7 @@ from torch import Tensor
 from gramjd.aggregation import UPGrad
 from gramjd.errors import GramjdError
 from gramjd.profiling.contenders import RefusalError
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.gramians import FAMILIES, drawn, network_gramians
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import interleave, spread
@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         settings = {"seconds": args.seconds, "with_slow": args.with_slow}
-        report: dict[str, Any] = {"environment": describe(PACKAGES), "settings": settings, "results": []}
+        report: dict[str, Any] = {"environment": describe(PACKAGES), "products": products_used()}
+        report |= {"settings": settings, "results": []}
         for row in compare(args):
             report["results"].append(row)
             print(_line(row), flush=True)

@@ -6,11 +6,15 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from gramjd.kernels import current_products
+from gramjd.kernels.dispatch import chosen
+from gramjd.kernels.machine import this_cpu
 
 # glibc gives large blocks back to the system when they are freed and takes page faults to get them again.
 # Kept, they are reused. PyTorch's own steps gain from it too, so ratios are reported under both settings.
@@ -34,9 +38,10 @@ def describe(packages: Sequence[str] = ("torch", "gramjd", "torchjd"), device: s
         except PackageNotFoundError:
             continue
     facts: dict[str, object] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
+        "cpu_kind": str(this_cpu()),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "allocator": "freed blocks kept" if keeps_freed() else "default",
@@ -45,6 +50,20 @@ def describe(packages: Sequence[str] = ("torch", "gramjd", "torchjd"), device: s
     if torch.device(device).type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
+
+
+def products_used(backend: str | None = None) -> dict[str, str]:
+    """What computes large float32 products on the CPU, on both sides of a comparison: the field `products` of a result.
+
+    Args:
+        backend: that gramjd runs with; default: the one in force.
+
+    >>> products_used("onednn")["gramjd"]
+    'oneDNN (backend "onednn")'
+    """
+    with chosen(backend):
+        own = current_products()
+    return {"gramjd": str(own), "others": own._replace(library="torch").name}
 
 
 def keeps_freed(environ: Mapping[str, str] = os.environ) -> bool:

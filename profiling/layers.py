@@ -28,7 +28,7 @@ ADVICE = {
     "rows": "the gradients of all samples are formed slab by slab: leave it out with gramian_inputs= if its part of "
     "the conflict matters little",
     "shared": "one row a loss over a shared batch: a smaller batch, or fewer losses at a time",
-    "ids": "rows of a table are compared: shorter sequences, or leave the table out with gramian_inputs=",
+    "unique": "the rows of all ids in use are formed: fewer of them, or leave the table out with gramian_inputs=",
     "product": "already the cheapest form: only fewer losses or a smaller layer would help",
     "own slices": "already the cheapest form",
 }

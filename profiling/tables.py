@@ -247,7 +247,9 @@ def _placed(results: Mapping[str, Any]) -> str:
     facts = results["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     device = facts.get("gpu", f"{facts['cpu']}, {facts['cores']} cores")
-    return f"{facts['date']}; {device}, {facts['system']}; {versions}; allocator: {facts['allocator']}."
+    products = results.get("products")  # older results do not name them
+    told = f" products: gramjd {products['gramjd']}, others {products['others']};" if products else ""
+    return f"{facts['date']}; {device}, {facts['system']}; {versions};{told} allocator: {facts['allocator']}."
 
 
 def _notes(results: Mapping[str, Any]) -> str:

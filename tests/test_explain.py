@@ -14,8 +14,9 @@ import gramjd
 from gramjd import Explanation, GradDrop, explain, gramian
 from gramjd.engine import _torch
 from gramjd.errors import DenseRowsWarning, InputError
-from gramjd.kernels import gathered, outer
+from gramjd.kernels import convolution, current_products, gathered, outer, use_backend
 from gramjd.profiling.memory import peak_bytes
+from tests.kernels.onednn import needs_onednn
 from tests.oracle import oracle_gramian
 from tests.small import F32, F64, batch_norm_net, cnn, encoder, gpt, mlp, squares
 
@@ -29,7 +30,8 @@ parameter  shape   operation       rows                 route    operations  byt
 ----------------------------------------------------------------------------------
 total      m = 4                                                 992         320 B
 a batch axis reaches every layer: no dense rows
-stacked rows: 0 B"""
+stacked rows: 0 B
+products: {products}"""
 
 
 def contrastive(model: nn.Module, x: Tensor) -> Tensor:
@@ -44,7 +46,9 @@ def named(plan: Explanation) -> dict[str, tuple[str, str, int]]:
 
 def test_table_of_a_small_mlp() -> None:
     model = mlp(dtype=F32)
-    assert str(explain(squares(model, dtype=F32), dict(model.named_parameters()))) == GOLDEN
+    assert str(explain(squares(model, dtype=F32), dict(model.named_parameters()))) == GOLDEN.format(
+        products=current_products()
+    )
 
 
 def test_order_of_the_mapping_is_the_order_of_the_table() -> None:
@@ -93,7 +97,7 @@ MODELS: dict[str, Callable[[], Tensor]] = {
 def test_nothing_dense_where_samples_stay_apart(name: str) -> None:
     plan = explain(MODELS[name]())
     assert plan.dense == ()
-    assert str(plan).splitlines()[-2] == "a batch axis reaches every layer: no dense rows"
+    assert str(plan).splitlines()[-3] == "a batch axis reaches every layer: no dense rows"
     assert all(
         use.rows.startswith("batch axis 4") for use in plan.uses if "Addmm" in use.operation and use.route != "rows"
     )
@@ -174,10 +178,11 @@ def test_numbers_of_a_convolution() -> None:
 
 def test_numbers_of_an_embedding() -> None:
     table = nn.Embedding(10, 3)
-    losses = table(torch.randint(10, (4, 6))).square().sum((1, 2))
-    rows, _, operations = named(explain(losses, {"table": table.weight}))["table"]
-    assert rows == "batch axis 4, 1 row"
-    assert 0 < operations <= 2 * (4 * 6) ** 2 * 3
+    ids = torch.randint(10, (4, 6))
+    losses = table(ids).square().sum((1, 2))
+    rows, route, operations = named(explain(losses, {"table": table.weight}))["table"]
+    assert (rows, route) == ("batch axis 4, 1 row", "unique")
+    assert operations == 2 * 4 * 4 * len(ids.unique()) * 3
 
 
 def test_bytes_are_those_of_the_cotangents() -> None:
@@ -200,40 +205,54 @@ def test_nothing_is_computed(mixes: bool) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@needs_onednn
+def test_the_products_and_why() -> None:
+    with use_backend("onednn"):
+        plan = explain(squares(mlp()))
+    assert str(plan).splitlines()[-1] == 'products: oneDNN (backend "onednn")'
+    assert plan.to_dict()["products"] == 'oneDNN (backend "onednn")'
+    with use_backend("torch"):
+        last = str(explain(squares(mlp()))).splitlines()[-1]
+    assert last.startswith("products: PyTorch's own")
+    assert last.endswith('(backend "torch")')
+
+
+def linear(dtype: torch.dtype) -> Tensor:
+    """Float64's constants choose pairs of positions here, float32's choose rows."""
+    layer = nn.Linear(64, 64, bias=False, dtype=dtype)
+    return layer(torch.randn(8, 4, 64, dtype=dtype)).square().sum((1, 2))
+
+
+def embedding(dtype: torch.dtype) -> Tensor:
+    return nn.Embedding(500, 8, dtype=dtype)(torch.randint(500, (6, 3))).square().sum((1, 2))
+
+
+def pointwise_convolution(dtype: torch.dtype) -> Tensor:
+    layer = nn.Conv2d(64, 64, 1, bias=False, dtype=dtype)
+    return layer(torch.randn(8, 64, 2, 2, dtype=dtype)).square().sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("make", [linear, embedding, pointwise_convolution])
+def test_the_route_told_is_the_route_taken(
+    make: Callable[[torch.dtype], Tensor], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = make(dtype)
+    told = explain(losses).uses[0].route
+    taken: list[str] = []
+    for module in (outer, convolution, gathered):
+        original = module.route
+        monkeypatch.setattr(module, "route", lambda *a, of=original: taken.append(of(*a)) or taken[-1])
+    gramian(losses)
+    assert taken[-1] == told
+
+
 def test_inputs_that_are_not_reached() -> None:
     with pytest.raises(InputError, match="not reached by any loss"):
         explain(squares(mlp()), {"stranger": torch.ones(2, requires_grad=True)})
 
 
 # -- what is said is what is done -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("b", "T", "i", "o"), [(8, 4, 64, 64), (4, 16, 64, 64), (16, 2, 128, 32), (3, 40, 24, 24)])
-def test_routes_are_those_taken(
-    b: int, T: int, i: int, o: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[str] = []
-    run = outer.run
-    monkeypatch.setattr(outer, "run", lambda route, *given: (taken.append(route), run(route, *given))[1])
-    layer = nn.Linear(i, o, dtype=dtype)
-    losses = layer(torch.randn(b, T, i, dtype=dtype)).square().sum((1, 2))
-    told = [use.route for use in explain(losses, [layer.weight]).uses]
-    gramian(losses, [layer.weight])
-    assert told == taken
-
-
-@pytest.mark.parametrize(("T", "size"), [(2, 4000), (64, 8)])
-def test_routes_of_tables_are_those_taken(T: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[str] = []
-    for name in ("_pairwise", "_unique"):
-        run = getattr(gathered, name)
-        monkeypatch.setattr(gathered, name, lambda *given, name=name, run=run: (taken.append(name[1:]), run(*given))[1])
-    table = nn.Embedding(size, 4)
-    losses = table(torch.randint(size, (6, T))).square().sum((1, 2))
-    told = [use.route for use in explain(losses).uses]
-    gramian(losses)
-    assert told == taken
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Licence, version, citation and the hosted checks say the same wherever they are written."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 
 import gramjd

@@ -25,7 +25,8 @@ FLOATS = (torch.float32, torch.float32, torch.float32)
 def _forget() -> Iterator[None]:
     dispatch._without_triton.cache_clear()
     dispatch._function.cache_clear()
-    yield
+    with use_backend("auto"):  # whatever the whole run is told
+        yield
     dispatch._without_triton.cache_clear()
     dispatch._function.cache_clear()
 
@@ -61,8 +62,9 @@ def test_an_entry_is_used_where_the_device_matches() -> None:
     assert found is not None
     assert torch.equal(found(), fake())
     assert implementation("outer.rows", "cpu", *FLOATS) is None
-    with use_backend("torch"):
-        assert implementation("outer.product", "cpu", *FLOATS) is None
+    for backend in ("torch", "onednn"):
+        with use_backend(backend):
+            assert implementation("outer.product", "cpu", *FLOATS) is None
 
 
 OPERATIONS = {
@@ -156,7 +158,7 @@ def test_backends_nest_and_end() -> None:
 
 def test_unknown_backend() -> None:
     with (
-        pytest.raises(InputError, match="'cuda' is not known: use one of 'auto', 'torch', 'triton'"),
+        pytest.raises(InputError, match="'cuda' is not known: use one of 'auto', 'torch', 'onednn', 'triton'"),
         use_backend("cuda"),
     ):
         pass

@@ -37,6 +37,13 @@ def test_bench_says_that_no_tests_were_run(tmp_path, capsys):
     assert "got case 'nosuch'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path", sorted((bench.ROOT / "profiling").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_names_the_products_in_its_results(path):
+    text = path.read_text()
+    assert "describe(" in text
+    assert '"products": products_used(' in text
+
+
 def test_compare(tmp_path, capsys):
     after = copy.deepcopy(REPORT)
     outcome = after["cases"]["mlp-4"]["contenders"]

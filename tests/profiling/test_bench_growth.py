@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gramjd.profiling import bench_growth, readme_figures
+from gramjd.profiling.environment import products_used
 
 
 def test_operations_grow_as_the_formulas_say() -> None:
@@ -30,6 +31,7 @@ def test_run_writes_what_the_figure_needs(
     bench_growth.main(["--json", str(tmp_path / "growth.json")])
     assert capsys.readouterr().out.count("operations") == 6
     found = json.loads((tmp_path / "growth.json").read_text())
+    assert found["products"] == products_used()
     panels = readme_figures.growth(found).axes
     assert [axes.get_xlabel() for axes in panels] == [title for title, _, _ in few.values()]
     for axes, sweep in zip(panels, found["sweeps"].values(), strict=True):

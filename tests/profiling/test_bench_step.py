@@ -74,6 +74,8 @@ def test_some_contenders_on_another_backend(tmp_path, monkeypatch):
     report = json.loads(path.read_text())
     assert list(report["cases"]["tiny-4"]["contenders"]) == ["plain", "gramjd Mean"]
     assert report["settings"]["backend"] == "torch"
+    assert report["products"]["gramjd"].endswith('(backend "torch")')
+    assert report["products"]["gramjd"].startswith(report["products"]["others"])
     assert seen == {"torch"}
 
 

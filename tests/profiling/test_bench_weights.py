@@ -100,6 +100,7 @@ def test_report(quick, tmp_path, capsys):
     assert bench_weights.main([*sizes, "--seconds", "0", "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert report["environment"]["threads"] == 1
+    assert set(report["products"]) == {"gramjd", "others"}
     rows = report["results"]
     gradients = len(gramians.FAMILIES) + 2 * len(gramians.NETWORKS)
     assert [row["m"] for row in rows] == [4] * gradients + [3] * 3 * gradients + [6] * len(bench_weights.LARGE)

@@ -113,6 +113,13 @@ def test_memory_figure_shows_every_point():
     assert [[text.get_text() for text in legend.texts] for legend in figure.legends] == [["up to 9.0", "up to 1.1"]]
 
 
+def test_products_are_shown_where_they_are_known():
+    used = {"gramjd": "oneDNN (a reason)", "others": "PyTorch's own, MKL"}
+    text = tables.step_time({**REPORT, "products": used})
+    assert "; torch 9; products: gramjd oneDNN (a reason), others PyTorch's own, MKL; allocator: default." in text
+    assert "products" not in tables.step_time(REPORT)
+
+
 def test_memory():
     assert "| an MLP | 4 | 2.0 | 1.50 | refused |" in tables.step_memory(REPORT)
 

@@ -37,7 +37,7 @@ def test_float32_stays_off_the_tensor_cores() -> None:
     check(Case(symmetric.partial, config, torch.float32, (("WHOLE", True),)), 90)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("arch", SHARED)
 def test_every_configuration(arch: int, dtype: torch.dtype) -> None:
@@ -50,7 +50,7 @@ def test_every_configuration(arch: int, dtype: torch.dtype) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", SHARED)
 def test_float16(arch: int) -> None:
     """As bfloat16 but for the type of the operands: one of each kernel."""

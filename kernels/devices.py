@@ -1,0 +1,151 @@
+"""Measured constants of devices, per kind of CPU, and the library that large products are computed by there.
+
+`devices.json` ships those of CPUs that were measured; the last entry is for every other CPU. `gramjd calibrate`
+measures those of this machine and writes a file of the same form, and `load` puts that file to use:
+
+    {"cpu": {"vendor": "AuthenticAMD", "family": 26, "model": 2}, "products": "onednn",
+     "devices": {"cpu": {"float32": {"flops": 1.1e11, "half": 2.8, "elements": 2.5e10, "call": 9e-7}}}}
+
+`products` is a choice that the file states: `"onednn"` or `"torch"`. `"about"` is a remark. A file with constants of a
+GPU has its name under `"gpu"`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from gramjd.errors import GramjdError
+from gramjd.kernels.machine import Cpu, this_cpu
+
+SHIPPED = Path(__file__).with_name("devices.json")
+LIBRARIES = ("torch", "onednn")
+
+
+class Constants(NamedTuple):
+    """One device and dtype: operations per second at best, the size that halves it, elements moved per second, a call.
+
+    And the operations per second and the call of oneDNN; 0 where it is not used or was not measured.
+    """
+
+    flops: float
+    half: float
+    elements: float
+    call: float
+    onednn_flops: float = 0.0
+    onednn_call: float = 0.0
+
+
+Table = Mapping[str, Mapping[str, Constants]]
+
+
+class Measured(NamedTuple):
+    """One file, or one entry of `devices.json`. `cpu` is None in the entry for every other CPU."""
+
+    cpu: Cpu | None
+    products: str
+    devices: Table
+    gpu: str | None = None
+    about: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        named = {"about": self.about, "cpu": self.cpu and self.cpu._asdict(), "gpu": self.gpu}
+        plain = {device: {dtype: c._asdict() for dtype, c in of.items()} for device, of in self.devices.items()}
+        return {name: value for name, value in named.items() if value} | {"products": self.products, "devices": plain}
+
+
+def parsed(data: Any) -> Measured:
+    """The content of one file.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is not of that form, or a number makes no sense.
+    """
+    devices = {device: {dtype: Constants(**c) for dtype, c in of.items()} for device, of in data["devices"].items()}
+    for constants in (c for of in devices.values() for c in of.values()):
+        usable = all(math.isfinite(number) and number >= 0 for number in constants)
+        if not usable or not (constants.flops > 0 and constants.elements > 0):
+            raise ValueError(f"{constants} are no rates and times")
+    products = data["products"]
+    if products not in LIBRARIES:
+        raise ValueError(f"products are {products!r}, and not one of {', '.join(LIBRARIES)}")
+    cpu = Cpu(**data["cpu"]) if "cpu" in data else None
+    return Measured(cpu, products, devices, data.get("gpu"), data.get("about", ""))
+
+
+def read(path: Path) -> Measured:
+    """What a file of `gramjd calibrate` holds.
+
+    Raises:
+        GramjdError: the file cannot be read, is of another form, or does not name its CPU.
+    """
+    try:
+        found = parsed(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GramjdError(f"got {path}, which holds no constants ({error}); write one with: gramjd calibrate") from None
+    if found.cpu is None:
+        raise GramjdError(f"got {path}, which does not name its CPU; write one that does with: gramjd calibrate")
+    return found
+
+
+def user_file() -> Path:
+    """Where `gramjd calibrate` writes by default: `gramjd/devices.json` in the XDG configuration folder."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gramjd" / "devices.json"
+
+
+def load(path: Path | None = None) -> None:
+    """From now on use the constants and the choice of products in `path` (default: `user_file()`).
+
+    Devices and dtypes that the file does not have keep their constants. A later call replaces an earlier one.
+
+    Raises:
+        GramjdError: the file cannot be read, or was made for another CPU or another GPU than this machine's.
+    """
+    global _loaded
+    path = path or user_file()
+    found = read(path)
+    if found.cpu != this_cpu():
+        raise GramjdError(
+            f"got {path}, which was made for another CPU: {found.cpu}, and this one is {this_cpu()}; "
+            "measure this machine with: gramjd calibrate"
+        )
+    gpu = this_gpu()
+    if found.gpu and gpu and found.gpu != gpu:
+        raise GramjdError(
+            f"got {path}, which was made for another GPU: {found.gpu}, and this one is {gpu}; "
+            "measure this machine with: gramjd calibrate"
+        )
+    _loaded = found
+
+
+def this_gpu() -> str | None:
+    """The name of the first CUDA device, if there is one."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def loaded() -> Measured | None:
+    """The user's own file, after `load`."""
+    return _loaded
+
+
+def shipped(cpu: Cpu) -> Measured:
+    """The entry of `devices.json` for a CPU, or that for every other CPU, whose `cpu` is None."""
+    return next((entry for entry in ENTRIES if entry.cpu == cpu), ENTRIES[-1])
+
+
+def measured(device: str, dtype: torch.dtype) -> Constants:
+    """The constants of a type of device and a dtype; those of float32, and of the CPU, where nothing was measured."""
+    names = (str(dtype).removeprefix("torch."), "float32")
+    sources = [entry.devices for entry in (_loaded, shipped(this_cpu()), ENTRIES[-1]) if entry]
+    tables = ([of[kind] for of in sources if kind in of] for kind in (device, "cpu"))
+    return next(table[name] for alike in tables for name in names for table in alike if name in table)
+
+
+ENTRIES = tuple(parsed(entry) for entry in json.loads(SHIPPED.read_text()))
+_loaded: Measured | None = None
