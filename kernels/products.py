@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from gramjd.engine import _torch
 from gramjd.errors import BackendError
 from gramjd.kernels.devices import loaded, shipped
 from gramjd.kernels.dispatch import current_backend
@@ -159,21 +159,16 @@ def by_onednn(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` by oneDNN."""
     saved = a.numel() - b.numel() - a.shape[0] * b.shape[1]
     if saved > 0 and not a.is_contiguous() and a.mT.is_contiguous():
-        return _linear(b.mT, a).mT  # so that the smaller operand is copied; the result lies transposed
-    return _linear(a, b.mT)
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return found
+        return _torch.product_by_onednn(b.mT, a).mT  # so that the smaller operand is copied; the result lies transposed
+    return _torch.product_by_onednn(a, b.mT)
 
 
 @cache
 def onednn_works() -> bool:
     """Returns True if this build of PyTorch has the function, and a product of whole numbers by it is right."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or _torch.onednn_linear is None:
         return False
     # A tracer or a counter of memory that is active must not see it, and autocast not change what it is compared with.
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    with _torch.untraced(), torch.inference_mode(False), torch.no_grad():
         a = torch.arange(16, dtype=torch.float32, device="cpu").reshape(4, 4)
         return torch.equal(by_onednn(a, a), (a[:, :, None] * a).sum(1))

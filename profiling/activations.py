@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gramjd.engine import _torch
 from gramjd.engine.graph import Node
 
 Storages = dict[int, int]  # a storage's address to its bytes
@@ -27,19 +27,18 @@ def all_nodes(losses: Iterable[Tensor]) -> list[Node]:
 
 def saved_tensors(node: Node) -> Iterator[Tensor]:
     """The tensors that a node saved."""
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
+    if _torch.is_python(node):
         yield from (t for t in node.saved_tensors if isinstance(t, Tensor))
         return
-    for name in dir(node):
-        if name.startswith("_saved_"):
-            value = getattr(node, name)
-            yield from (t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, Tensor))
+    kind: Any = type(node)
+    for name in _torch.saved_names(kind):
+        value = _torch.saved(node, name)
+        yield from (t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, Tensor))
 
 
 def storage_of(tensor: Tensor) -> tuple[int, int]:
     """Address and bytes of what a tensor's numbers lie in."""
-    storage = tensor.untyped_storage()
-    return storage._cdata, storage.nbytes()
+    return _torch.storage_of(tensor), tensor.untyped_storage().nbytes()
 
 
 def saved_by(nodes: Iterable[Node], held: Mapping[int, int]) -> dict[Node, Storages]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gramjd.engine._torch import sequence_number
 from gramjd.engine.graph import LEAF, Graph, Node
 from gramjd.profiling.activations import Storages
 
@@ -87,7 +88,7 @@ def _order(graph: Graph) -> list[Node]:
     """Nodes in the order in which the engine runs them: latest first, leaves as soon as they are ready."""
     waiting = dict(graph.arrivals)
     ticket = itertools.count()
-    ready = [(-int(n._sequence_nr()), next(ticket), n) for n in {n for n, _ in graph.roots} if not waiting.get(n)]
+    ready = [(-sequence_number(n), next(ticket), n) for n in {n for n, _ in graph.roots} if not waiting.get(n)]
     heapq.heapify(ready)
     order = []
     while ready:
@@ -97,6 +98,6 @@ def _order(graph: Graph) -> list[Node]:
         for child, _ in graph.children[node]:
             waiting[child] -= 1
             if not waiting[child]:
-                place = -1 << 62 if graph.names[child] == LEAF else -int(child._sequence_nr())
+                place = -1 << 62 if graph.names[child] == LEAF else -sequence_number(child)
                 heapq.heappush(ready, (place, next(ticket), child))
     return order

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from gramjd.engine import _torch
 
 
 def _convolution_backward(cotangent: Any, x: Any, weight: Any, *rest: Any, **named: Any) -> int:
@@ -34,24 +35,24 @@ def _linear(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
 
 aten = torch.ops.aten
 # oneDNN's product, where this build of PyTorch has it.
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_onednn = _torch.onednn_linear
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten.convolution_backward: _convolution_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _torch.attention_on_cpu: _attention,
+    _torch.attention_on_cpu_backward: _attention_backward,
     **({_onednn: _linear} if _onednn is not None else {}),
 }
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(_torch.TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func._overloadpacket)
+        formula = FORMULAS.get(_torch.operation_of(func))
         if formula is not None:
             self.operations += int(formula(*args, **(kwargs or {}), out_val=out))
         return out

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile
 
+from gramjd.engine import _torch
 from gramjd.profiling.marks import PREFIX
 
 STATUS = Path("/proc/self/status")
@@ -72,7 +72,7 @@ def timeline(work: Callable[[], object], device: torch.device | str = "cpu") -> 
         work()
     results = recording.kineto_results
     assert results is not None
-    changes = sorted(_changes(results.experimental_event_tree(), kind), key=lambda change: change[0])
+    changes = sorted(_changes(_torch.recorded_events(results), kind), key=lambda change: change[0])
     tags = [e for e in results.events() if e.name().startswith(PREFIX)]
     marks = sorted((e.start_ns(), e.name().removeprefix(PREFIX)) for e in tags)
     start = min((at for at, *_ in [*changes[:1], *marks[:1]]), default=0)
@@ -94,7 +94,7 @@ def _changes(events: Sequence[Any], kind: str) -> Iterator[tuple[int, int, int]]
     """Time, address and bytes of each allocation (negative: release) on a kind of device."""
     for event in events:
         tag, fields = event.typed
-        if tag == _EventType.Allocation and fields.device.type == kind:
+        if tag == _torch.EventType.Allocation and fields.device.type == kind:
             yield event.start_time_ns, fields.ptr, fields.alloc_size
         yield from _changes(event.children, kind)
 

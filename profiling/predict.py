@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gramjd.engine import driver
+from gramjd.engine._torch import StorageWeakRef, TorchDispatchMode, tree_leaves
 from gramjd.engine.accumulate import settle
 from gramjd.engine.cotangent import Group
 from gramjd.engine.factors import Factor, Gathered

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from gramjd.engine import _torch
 from gramjd.errors import InputError
 from gramjd.profiling.marks import ignore, tag
 from gramjd.profiling.methods import METHODS
@@ -53,11 +54,11 @@ def save_snapshot(work: Work, path: Path | str, method: str = "gramjd", aggregat
     step = METHODS[method](work, aggregator)
     step(ignore)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+    _torch.record_memory_history(1_000_000)
     try:
         step(ignore)
         torch.cuda.synchronize(work.device)
-        torch.cuda.memory._dump_snapshot(str(path))
+        _torch.dump_memory_history(str(path))
     finally:
-        torch.cuda.memory._record_memory_history(enabled=None)
+        _torch.record_memory_history(None)
     return Path(path)

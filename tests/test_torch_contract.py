@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,12 @@ class Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: object, g: Tensor) -> tuple[Tensor, None]:
         return 2 * g, None
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's profiler writes a line at each start unless told otherwise before its first use in a process."""
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
 
 
 @pytest.fixture
@@ -124,6 +131,46 @@ def test_tensors_and_the_process(w: Tensor) -> None:
         assert _torch.profiler_runs()
 
 
+def test_products_and_modes() -> None:
+    if _torch.onednn_linear is not None:
+        a, b = torch.randn(8, 3), torch.randn(4, 3)
+        torch.testing.assert_close(_torch.product_by_onednn(a, b), a @ b.T)
+    seen: list[object] = []
+
+    class Note(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(_torch.operation_of(func))
+            return func(*args, **(kwargs or {}))
+
+    with Note():
+        torch.ones(2) + 1
+        with _torch.untraced():
+            torch.ones(2).sin()
+    assert torch.ops.aten.add in seen
+    assert torch.ops.aten.sin not in seen
+
+
+def test_recordings() -> None:
+    with torch.autograd.profiler.profile(profile_memory=True) as recording:
+        torch.ones(64)
+
+    def kinds(events: object) -> set[object]:
+        return {e.tag for e in events} | {tag for e in events for tag in kinds(e.children)}
+
+    assert _torch.EventType.Allocation in kinds(_torch.recorded_events(recording.kineto_results))
+    assert callable(torch.cuda.memory._record_memory_history)
+    assert callable(torch.cuda.memory._dump_snapshot)
+
+
+def test_references_and_trees(w: Tensor) -> None:
+    tensor = torch.ones(3)
+    reference = _torch.StorageWeakRef(tensor.untyped_storage())
+    assert not reference.expired()
+    del tensor
+    assert reference.expired()
+    assert [id(leaf) for leaf in _torch.tree_leaves([w, {"a": (w, None)}])] == [id(w), id(w), id(None)]
+
+
 def test_leaves_are_what_they_are_called() -> None:
     layer = nn.Linear(2, 1)
     node = torch.autograd.graph.get_gradient_edge(layer.weight).node
@@ -147,16 +194,18 @@ def own_names(files: list[ast.Module]) -> set[str]:
 
 
 def test_there_is_one_door() -> None:
-    """No other file of the engine or the aggregators reads a name with an underscore that is not of this package."""
-    files = {
-        f: ast.parse(f.read_text()) for folder in ("engine", "aggregation") for f in (LIBRARY / folder).rglob("*.py")
-    }
+    """No other file reads a name with an underscore that is not of this package."""
+    roots = (LIBRARY, Path(gramjd.kernels.__file__).parent, Path(gramjd.profiling.__file__).parent)
+    files = {file: ast.parse(file.read_text()) for root in roots for file in root.rglob("*.py")}
     ours = own_names([tree for file, tree in files.items() if file.name != "_torch.py"])
     found = []
     for file, tree in files.items():
         for node in ast.walk(tree) if file.name != "_torch.py" else ():
             if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr) and node.attr not in ours | STANDARD:
                 found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+                found += [f"{file.name}:{node.lineno}: {name}" for name in names if re.search(r"(^|\.)_[^_]", name)]
             if isinstance(node, ast.Constant) and "_saved_" in str(node.value):
                 found.append(f"{file.name}:{node.lineno}: {node.value}")
     assert found == []

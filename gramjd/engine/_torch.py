@@ -1,21 +1,29 @@
-"""Every private interface of PyTorch that the engine relies on, each with what it relies on.
+"""Every private interface of PyTorch that this library relies on, each with what it relies on.
 
-Nothing else in the engine touches a name of PyTorch that begins with an underscore. `tests/test_torch_contract.py`
+Nothing else touches a name of PyTorch that begins with an underscore. This module imports nothing but torch, so that
+kernels and profiling may import it, too. `tests/test_torch_contract.py`
 checks each of them by name and by behaviour, so a release that changes one is met by a test and not by a user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from operator import attrgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _EventType as EventType
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+
+__all__ = ["EventType", "StorageWeakRef", "TorchDispatchMode", "tree_leaves"]  # taken over under their own names
 
 # Nodes have no public Python type that covers C++ nodes and custom functions alike.
 Node = Any
@@ -197,3 +205,52 @@ def storage_of(tensor: Tensor) -> int:
 def profiler_runs() -> bool:
     """Returns True while a profiler records."""
     return torch.autograd._profiler_enabled()
+
+
+def untraced() -> AbstractContextManager[Any]:
+    """Without the modes of tracers and counters that are active."""
+    found: AbstractContextManager[Any] = _disable_current_modes()
+    return found
+
+
+# -- products by oneDNN -----------------------------------------------------------------------------------------------
+
+# Products `x @ weight.T` by oneDNN, as Inductor calls them; None in a build without it.
+onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def product_by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` for dense float32 matrices on a CPU."""
+    found: Tensor = onednn_linear(x, weight, None, "none", [], "")
+    return found
+
+
+# -- what profilers look at -------------------------------------------------------------------------------------------
+
+
+def operation_of(function: Any) -> Any:
+    """The operation that an overload, as dispatch modes get it, belongs to."""
+    return function._overloadpacket
+
+
+# Attention on a CPU, which the formulas of `torch.utils.flop_counter` leave out.
+attention_on_cpu: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+attention_on_cpu_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def recorded_events(recording: Any) -> Any:
+    """The tree of events of a finished `torch.profiler.profile`."""
+    return recording.experimental_event_tree()
+
+
+def record_memory_history(most: int | None) -> None:
+    """Begin to record what CUDA's allocator does, with as many entries at most; None ends it."""
+    if most is None:
+        torch.cuda.memory._record_memory_history(enabled=None)
+    else:
+        torch.cuda.memory._record_memory_history(max_entries=most)
+
+
+def dump_memory_history(path: str) -> None:
+    """Write what was recorded, for pytorch.org/memory_viz."""
+    torch.cuda.memory._dump_snapshot(path)

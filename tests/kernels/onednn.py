@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from gramjd.engine import _torch
 from gramjd.kernels import products, use_backend
 
 needs_onednn = pytest.mark.skipif(
@@ -19,9 +20,9 @@ needs_onednn = pytest.mark.skipif(
 def onednn_for_everything() -> Iterator[list[tuple[int, ...]]]:
     """However small the product. Gives the shapes [M, K, N] it was asked for."""
     asked: list[tuple[int, ...]] = []
-    linear = products._linear
+    linear = _torch.product_by_onednn
     with pytest.MonkeyPatch.context() as patch, use_backend("onednn"):
         for name in ("LEAST", "THIN", "WIDE"):
             patch.setattr(products, name, 0)
-        patch.setattr(products, "_linear", lambda x, w: asked.append((*x.shape, len(w))) or linear(x, w))
+        patch.setattr(_torch, "product_by_onednn", lambda x, w: asked.append((*x.shape, len(w))) or linear(x, w))
         yield asked

@@ -14,6 +14,7 @@ from hypothesis import given
 from torch import Tensor
 
 import gramjd
+from gramjd.engine import _torch
 from gramjd.errors import BackendError
 from gramjd.kernels import current_products, devices, products, use_backend
 from gramjd.kernels.devices import Measured
@@ -67,7 +68,7 @@ def test_left_to_pytorch(
     left: tuple[int, int], right: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert products.onednn_works()
-    monkeypatch.setattr(products, "_linear", _not_asked)
+    monkeypatch.setattr(_torch, "product_by_onednn", _not_asked)
     a, b = torch.ones(left, dtype=dtype), torch.ones(right, dtype=dtype)
     with use_backend("onednn"):
         got = products.product(a, b)
@@ -78,7 +79,7 @@ def test_left_to_pytorch(
 def test_gaps_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN is hundreds of times slower there."""
     assert products.onednn_works()
-    monkeypatch.setattr(products, "_linear", _not_asked)
+    monkeypatch.setattr(_torch, "product_by_onednn", _not_asked)
     b = torch.ones(512, 513)[:, :512]
     with use_backend("onednn"):
         got = products.product(torch.ones(512, 512), b)
@@ -93,8 +94,8 @@ def _not_asked(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("backend", ["torch", "onednn"])
 def test_a_large_product_goes_where_the_backend_says(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    linear = products._linear
-    monkeypatch.setattr(products, "_linear", lambda x, w: asked.append(x.shape) or linear(x, w))
+    linear = _torch.product_by_onednn
+    monkeypatch.setattr(_torch, "product_by_onednn", lambda x, w: asked.append(x.shape) or linear(x, w))
     with use_backend(backend):
         products.product(torch.ones(256, 256), torch.ones(256, 256))
         assert block_size(100) == (100 if backend == "onednn" else 32)
