@@ -41,7 +41,7 @@ def run(box: Box) -> None:
 
 
 def _constants(box: Box) -> dict[str, object]:
-    """The constants of the cost model; where passes disagree, what was said of it, and the kernels are run all the same."""
+    """The constants of the cost model; where passes disagree, what was said of it: the kernels are run all the same."""
     seconds, passes = (1e-3, 1) if box.dry else (0.1, calibrate.PASSES)
     try:
         return {
