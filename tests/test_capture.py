@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gramjd
+from gramjd import backward
 from gramjd import losses as checks
 from gramjd._capture import check_like
 from gramjd.engine.rows import placed
@@ -54,7 +55,7 @@ def test_a_step_asks_the_device_nothing(name: str, update: str, monkeypatch: pyt
         step()
     assert asked.names, "the checks for NaN ask, so the test sees who does"
     monkeypatch.setattr(checks, "all_finite", lambda _: True)
-    monkeypatch.setattr(gramjd.backward, "all_finite", lambda _: True)
+    monkeypatch.setattr(backward, "all_finite", lambda _: True)
     with Asked() as asked:
         step()
     assert asked.names == []

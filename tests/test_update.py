@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gramjd
+from gramjd import backward
 from gramjd.errors import GramjdError, InputError
 from tests.oracle import flatten, leaves
 from tests.zoo import CASES, Case
@@ -61,13 +62,13 @@ def network() -> tuple[nn.Module, Tensor]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a backward pass with real gradients went through the graph."""
     calls: list[int] = []
-    original = gramjd.backward.weighted_backward
+    original = backward.weighted_backward
 
     def note(*args: object) -> None:
         calls.append(1)
         original(*args)
 
-    monkeypatch.setattr(gramjd.backward, "weighted_backward", note)
+    monkeypatch.setattr(backward, "weighted_backward", note)
     return calls
 
 

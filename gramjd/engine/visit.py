@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gramjd.engine import _torch, record
 from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
+from gramjd.engine.cotangent import Group, densify, materialised, reduce_to
 from gramjd.engine.factors import Factor, Step
 from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
 from gramjd.engine.hooks import at_edge, through_node
@@ -154,12 +155,14 @@ class Visit:
         return pull(self.node, values)
 
     def hooked(self, nr: int, groups: list[Group]) -> list[Group]:
-        """Groups that arrived at an output whose tensor has hooks, as those leave them."""
+        """Groups that arrived at an output whose tensor has hooks, as those leave them.
+
+        A hook need not be linear: it must see the whole gradient of a loss, added up over all groups and repeated rows.
+        """
         alone = [self.densified(g, None, "has a hook, which must see one whole row") for g in groups]
-        if self.dry:
-            return alone
-        united = unite(alone, self.ledger.charge)
-        return [Group(g.layout, at_edge(self.graph, (self.node, nr), g.values)) for g in united]
+        rows = np.concatenate([g.layout.rows.reshape(-1) for g in alone])
+        whole = materialised(rows, torch.cat([g.values for g in alone]))
+        return [whole] if self.dry else [Group(whole.layout, at_edge(self.graph, (self.node, nr), whole.values))]
 
     # -- results -----------------------------------------------------------------------------------------------------
 

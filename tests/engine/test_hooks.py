@@ -156,6 +156,18 @@ def test_hooks_that_leave_zeros_alone(hook: Callable[[Tensor], Tensor | None], p
     torch.testing.assert_close(gramjd.gramian(L), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("hook", [clipped, lambda g: g.abs()], ids=["clipped", "absolute"])
+def test_hooks_see_the_whole_gradient_of_a_loss(hook: Callable[[Tensor], Tensor | None]) -> None:
+    """Each loss owns a column of a product, and by another path the other column: two rows, to be added up first."""
+    torch.manual_seed(0)
+    w = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    hidden = w.exp()
+    y = hidden @ torch.randn(3, 2, dtype=torch.float64)
+    L = y.sin().sum(0) + 2 * y.cos().flip(1).sum(0)
+    hidden.register_hook(hook)
+    torch.testing.assert_close(gramjd.gramian(L), oracle_gramian(L, leaves(L)), rtol=1e-12, atol=0)
+
+
 def test_no_hook_is_run_by_the_search() -> None:
     """Hooks of an unsharded user may count, write files or talk to other processes."""
     calls: list[Tensor] = []

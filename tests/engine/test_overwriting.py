@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gramjd
+from gramjd import backward
 from gramjd.engine import remember, rules
 from gramjd.engine.cotangent import Group, added, appended
 from gramjd.engine.rows import dense
@@ -68,7 +69,7 @@ def test_stacked_rows_are_written_over_and_right(written, act):
     assert len(written) == (0 if act is F.gelu else 2)
 
 
-@pytest.mark.parametrize("update", gramjd.backward.UPDATES)
+@pytest.mark.parametrize("update", backward.UPDATES)
 def test_rows_that_are_asked_for_stay(written, update):
     a, b, c, x = chain(F.relu)
     h = F.relu(a(x))
