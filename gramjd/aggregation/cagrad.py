@@ -10,7 +10,7 @@ from torch import Tensor
 from gramjd.aggregation._cosine_weighting import CosineWeighting, UnitGradients
 from gramjd.aggregation.solvers.dual_cone import dual_cone
 from gramjd.aggregation.solvers.most_gain import most_gain
-from gramjd.aggregation.solvers.rounding import of_square
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN, of_square
 from gramjd.aggregation.solvers.simplex import distance_to_conflict
 from gramjd.errors import AggregatorError
 
@@ -87,4 +87,6 @@ def _correction(cone: UnitGradients, v: Tensor, c: float, eps: float) -> Tensor:
     if cone.look and away > 0:
         return best
     settled = dual_cone(C, v[None], method=cone.method)[0] - v
-    return torch.where((away == 0) & (settled @ C @ settled <= c * c * (1 + _SLACK)), settled, best)
+    rounding = KNOWN * len(C) * EPS * settled.abs().sum().square()
+    within = settled @ C @ settled <= c * c * (1 + _SLACK) + rounding
+    return torch.where((away == 0) & within, settled, best)
