@@ -19,18 +19,20 @@ from gramjd.errors import GraphError, InputError
 Edge = tuple[Node, int]
 
 LEAF = "torch::autograd::AccumulateGrad"
+# For parameters that PyTorch's own parallel training has spread over processes.
+NOT_SHARDED = "use DistributedDataParallel, or a module that is not sharded"
+FSDP = (
+    "the model is sharded by FSDP, which gathers and frees parameters around its own backward pass, where a walk "
+    f"cannot follow: {NOT_SHARDED}"
+)
 REFUSED = {
+    "RegisterPostBackwardFunctionBackward": FSDP,
     "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which "
     "pairs gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
     "(Tensor.register_hook)",
     "CheckpointFunctionBackward": "a segment is checkpointed with use_reentrant=True, which hides its parameters from "
     "the graph: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
 }
-# PyTorch's own parallel training, by what its nodes and tensors are called.
-REFUSED["RegisterPostBackwardFunctionBackward"] = (
-    "the model is sharded by FSDP (fully_shard), which gathers and frees parameters around its own backward pass: use "
-    "DistributedDataParallel, or a module that is not sharded"
-)
 PRODUCTS = {"AddmmBackward0", "MmBackward0", "BmmBackward0", "BaddbmmBackward0", "ConvolutionBackward0", "MulBackward0"}
 
 
@@ -173,22 +175,14 @@ def _chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool) -> dict[Ed
 
 
 def _refuse_sharded(tensor: Tensor) -> None:
-    kind = type(tensor).__name__
-    if kind == "DTensor":
+    if type(tensor).__name__ == "DTensor":
         raise GraphError(
             f"a parameter of shape {tuple(tensor.shape)} is a DTensor, spread over several processes by FSDP or tensor "
-            "parallelism, which a walk cannot follow: use DistributedDataParallel, or a module that is not sharded"
+            f"parallelism, which a walk cannot follow: {NOT_SHARDED}"
         )
-    if (
-        tensor.layout == torch.strided
-        and tensor.numel()
-        and not tensor.is_meta
-        and not tensor.untyped_storage().nbytes()
-    ):
-        raise GraphError(
-            f"a parameter of shape {tuple(tensor.shape)} has no memory, as FSDP leaves it outside of its own passes: "
-            "use DistributedDataParallel, or a module that is not sharded"
-        )
+    held = tensor.layout == torch.strided and tensor.numel() > 0 and not tensor.is_meta
+    if held and not tensor.untyped_storage().nbytes():
+        raise GraphError(f"a parameter of shape {tuple(tensor.shape)} has no memory: {FSDP}")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gramjd.engine import _torch
-from gramjd.engine.graph import LEAF, Edge, Graph, Metadata, Node
+from gramjd.engine.graph import FSDP, LEAF, Edge, Graph, Metadata, Node
 from gramjd.engine.task import by_engine, on_device
 from gramjd.errors import GraphError
 
@@ -189,11 +189,7 @@ def _all_outputs(graph: Graph, edge: Edge, value: Tensor) -> tuple[list[Gradient
 def _refuse_sharded(frame: Any) -> None:
     """Raise if a hook belongs to PyTorch's own sharded training, whose hooks gather and free parameters."""
     if frame is not None and str(frame.f_globals.get("__name__", "")).startswith(SHARDED):
-        raise GraphError(
-            "the model is sharded by FSDP, whose hooks gather and free the parameters of a module around its own "
-            "backward pass: a walk cannot run them. Use DistributedDataParallel, or compute the losses from a module "
-            "that is not sharded"
-        )
+        raise GraphError(FSDP)
 
 
 # -- running hooks ----------------------------------------------------------------------------------------------------
