@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from gramjd.engine import driver
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor
+from gramjd.engine import compute
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
-from gramjd.engine.visit import Loss
+from gramjd.engine.node import Loss
 from gramjd.errors import graph_errors
 from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
@@ -111,15 +111,15 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     names = names_of(inputs)
     uses: dict[Edge, list[Use]] = {}
 
-    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
-        messages: list[Group | Factor] = [*groups, *factors]
+    def note(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
+        messages: list[Cotangent | Factor] = [*groups, *factors]
         uses[edge] = [_use(message, device, dtype) for message in messages]
 
     found = as_losses(losses)
     with graph_errors():
-        graph = driver.read(found, as_inputs(inputs))
-        device, dtype = found[0].device.type, driver.accumulation_dtype(found, graph, None)
-        dense, peak = driver.plan(graph, found, note)
+        graph = compute.read(found, as_inputs(inputs))
+        device, dtype = found[0].device.type, compute.accumulation_dtype(found, graph, None)
+        dense, peak = compute.plan(graph, found, note)
     named = tuple(
         replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
         for place, (edge, target) in enumerate(graph.targets.items())
@@ -129,7 +129,7 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()))
 
 
-def _use(message: Group | Factor, device: str, dtype: torch.dtype) -> Use:
+def _use(message: Cotangent | Factor, device: str, dtype: torch.dtype) -> Use:
     """All but which parameter it is of."""
     if isinstance(message, Factor):
         route, operations = message.plan(device, dtype)

@@ -14,10 +14,10 @@ from gramjd.aggregation import Coordinatewise, UPGrad
 from gramjd.aggregation._foreign import refuse_foreign
 from gramjd.aggregation._inner import check_inner
 from gramjd.aggregation._weighting import Weighting
-from gramjd.engine import driver
+from gramjd.engine import compute
 from gramjd.engine._torch import profiler_runs
-from gramjd.engine.kept import Kept
-from gramjd.engine.task import accumulate, plainly, release
+from gramjd.engine.autograd import add_to_grad, plainly, release
+from gramjd.engine.consumers.update import Kept
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
@@ -126,7 +126,7 @@ def gram_backward(
     aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
-        driver.check_reached(found, targets)
+        compute.check_reached(found, targets)
     if isinstance(aggregator, Coordinatewise):
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
@@ -138,13 +138,13 @@ def gram_backward(
     with chosen(backend), graph_errors():
         with _range("walk"):
             reuse = update == "reuse" and _may_reuse()
-            graph = driver.read(found, sources, everything=reuse)
+            graph = compute.read(found, sources, everything=reuse)
             if not strict and not all(all_finite(loss.detach()) for loss in found):
-                G = driver.unknown(graph, found)
+                G = compute.unknown(graph, found)
             elif reuse:
-                G, kept = driver.compute_and_keep(graph, found, targets, memory_budget)
+                G, kept = compute.gramian_and_rows(graph, found, targets, memory_budget)
             else:
-                G = driver.compute_on(graph, found, None, memory_budget)
+                G = compute.total_of(graph, found, None, memory_budget)
         with _range("weights"):
             weights = weights_of(aggregator, G, losses, strict)
         leaves = list(graph.leaves.values()) if targets is None else targets
@@ -216,8 +216,8 @@ def _coordinatewise(
         return _checked_columns(aggregator.combine(columns), columns)
 
     with _range("walk"), torch.no_grad():
-        columns = driver.combine_columns(losses, inputs, combine, memory_budget)
-    accumulate(columns.gradients())
+        columns = compute.combine_columns(losses, inputs, combine, memory_budget)
+    add_to_grad(columns.gradients())
     if not retain_graph:
         release(columns.graph, losses)
 
@@ -238,7 +238,7 @@ def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tenso
     rest = kept.missing(inputs)
     if rest:
         weighted_backward(losses, weights, rest, retain_graph)
-    accumulate(gradients)
+    add_to_grad(gradients)
     if not rest and not retain_graph:
         release(kept.graph, losses)
 

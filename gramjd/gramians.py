@@ -8,8 +8,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from gramjd.engine import cross, driver
-from gramjd.engine.sums import Diagonal
+from gramjd.engine import compute
+from gramjd.engine.consumers import cross
+from gramjd.engine.consumers.gramian import Diagonal
 from gramjd.errors import InputError, graph_errors
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_inputs, as_losses, names_of
@@ -97,14 +98,14 @@ def gramian(
             raise InputError("give either `other` or `per_parameter`, not both")
         others = as_losses(other)
         with chosen(backend), graph_errors():
-            return cross.compute(found, others, targets, dtype, memory_budget)
+            return cross.rectangle(found, others, targets, dtype, memory_budget)
     if per_parameter:
         with chosen(backend), graph_errors():
-            shares = driver.compute_apart(found, targets, dtype, memory_budget)
+            shares = compute.shares(found, targets, dtype, memory_budget)
         names = names_of(inputs)
         return {names.get(id(tensor), tensor): share for tensor, share in shares}
     with chosen(backend), graph_errors():
-        return driver.compute(found, targets, dtype, memory_budget)
+        return compute.total(found, targets, dtype, memory_budget)
 
 
 def gradient_norms(
@@ -133,7 +134,7 @@ def gradient_norms(
     found, targets = as_losses(losses), as_inputs(inputs)
     dtype, memory_budget = as_dtype(dtype), as_budget(memory_budget)
     with chosen(backend), graph_errors():
-        return driver.compute(found, targets, dtype, memory_budget, Diagonal).sqrt()
+        return compute.total(found, targets, dtype, memory_budget, Diagonal).sqrt()
 
 
 __all__: Sequence[str] = ["gradient_norms", "gramian"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gramjd.aggregation import UPGrad
 from gramjd.backward import Aggregator, GramStep, check_aggregator, restoring, weighted_backward, weights_of
-from gramjd.engine import driver
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor
+from gramjd.engine import compute
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
 from gramjd.errors import LossError, graph_errors
 from gramjd.losses import Inputs, Losses, as_given, as_inputs, as_losses
@@ -57,12 +57,12 @@ def mtl_backward(
     with graph_errors():
         leaves, common = _reached(found)
         if targets is not None:
-            driver.check_reached(found, targets)
+            compute.check_reached(found, targets)
         joint = common if targets is None else targets
         inside = {id(t) for t in joint}
         own = [leaf for leaf in leaves if id(leaf) not in inside]
         m = sum(loss.numel() for loss in found)
-        G = driver.compute(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
+        G = compute.total(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
         weights = weights_of(aggregator, G, losses)
         with restoring([*own, *joint]):
             if own:
@@ -87,10 +87,10 @@ def _reached(losses: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """All leaves, and those whose rows belong to more than one loss."""
     owners: dict[Edge, set[int]] = {}
 
-    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def note(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         rows = [*(g.layout.rows for g in groups), *(f.rows for f in factors)]
         owners[edge] = {int(i) for r in rows for i in r.reshape(-1) if i >= 0}
 
-    graph = driver.read(losses, None)
-    driver.plan(graph, losses, note)
+    graph = compute.read(losses, None)
+    compute.plan(graph, losses, note)
     return list(graph.leaves.values()), [t for e, t in graph.targets.items() if len(owners.get(e, ())) > 1]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from gramjd._explain import Explanation, explain
-from gramjd.engine import driver
-from gramjd.engine.accumulate import settle
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor
+from gramjd.engine import compute
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.consumers.gramian import Gramian
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
-from gramjd.engine.sums import Gramian
-from gramjd.engine.task import in_graph_task
+from gramjd.engine.parameter import settle
 from gramjd.engine.walk import Budget, Walk, seeds_for
 from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
@@ -108,9 +108,9 @@ def layers(work: Work, repeats: int = 5) -> Layers:
 def _timed(work: Work) -> tuple[float, dict[str, float]]:
     """Seconds of one walk, and of adding each parameter's share."""
     losses = as_losses(work.losses())
-    graph = driver.read(losses, list(work.parameters.values()), missing_ok=True)
+    graph = compute.read(losses, list(work.parameters.values()), missing_ok=True)
     names = {id(p): name for name, p in work.parameters.items()}
-    total = Gramian(work.m, losses[0].device, driver.accumulation_dtype(losses, graph, None))
+    total = Gramian(work.m, losses[0].device, compute.accumulation_dtype(losses, graph, None))
     spent: dict[str, float] = {}
 
     def now() -> float:
@@ -118,13 +118,13 @@ def _timed(work: Work) -> tuple[float, dict[str, float]]:
             torch.cuda.synchronize(work.device)
         return time.perf_counter()
 
-    def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def add(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         start = now()
         settle(total, graph.targets[edge].shape, groups, factors)
         name = names[id(graph.targets[edge])]
         spent[name] = spent.get(name, 0.0) + now() - start
 
-    walk = Walk(graph, add, Budget(driver.budget_for(losses, None)))
+    walk = Walk(graph, add, Budget(compute.budget_for(losses, None)))
     start = now()
     in_graph_task(lambda: walk.run(seeds_for(losses)))
     return now() - start, spent

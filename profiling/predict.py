@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramjd.engine import driver
+from gramjd.engine import compute
 from gramjd.engine._torch import StorageWeakRef, TorchDispatchMode, tree_leaves
-from gramjd.engine.accumulate import settle
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor, Gathered
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.consumers.gramian import Gramian
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Factor, Gathered
 from gramjd.engine.graph import Edge, Graph, Node
+from gramjd.engine.node import Message
+from gramjd.engine.parameter import settle
 from gramjd.engine.rules.pointwise import OVERWRITING
-from gramjd.engine.sums import Gramian
-from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Message
 from gramjd.engine.walk import Budget, Walk, seeds_for
 from gramjd.errors import BudgetError
 from gramjd.kernels import cost
@@ -86,8 +86,8 @@ def predict_peak(work: Work) -> Prediction:
     module = [*work.model.parameters(), *work.model.buffers()] if work.model is not None else []
     held |= dict(storage_of(t) for t in [*module, *work.parameters.values()])
     saved = saved_by(nodes, held)
-    graph = driver.read(losses, list(work.parameters.values()), missing_ok=True)
-    square = work.m**2 * driver.accumulation_dtype(losses, graph, None).itemsize
+    graph = compute.read(losses, list(work.parameters.values()), missing_ok=True)
+    square = work.m**2 * compute.accumulation_dtype(losses, graph, None).itemsize
     every = {address: size for mine in saved.values() for address, size in mine.items()}
     plain = backward_peak(graph, saved)
     return Prediction(
@@ -104,9 +104,9 @@ def predict_peak(work: Work) -> Prediction:
 def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
     with _Tracker() as tracker:
         m = sum(loss.numel() for loss in losses)
-        total = Gramian(m, torch.device("meta"), driver.accumulation_dtype(losses, graph, None))
+        total = Gramian(m, torch.device("meta"), compute.accumulation_dtype(losses, graph, None))
 
-        def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+        def add(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
             tracker.watching = True
             if any(isinstance(f, Gathered) for f in factors):  # their work depends on which ids there are
                 _settle_one_by_one(tracker, total, factors)
@@ -170,9 +170,9 @@ class _Counted(Walk):
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
         around = self.node, self.arrived  # of a node that has its parameter take its rows at once
         self.node = node
-        self.arrived = [m.values for queue in inbox.values() for m in queue if isinstance(m, Group)]
+        self.arrived = [m.values for queue in inbox.values() for m in queue if isinstance(m, Cotangent)]
         super()._send_on(node, inbox)
-        together = [[m.values.nbytes for m in queue if isinstance(m, Group)] for queue in inbox.values()]
+        together = [[m.values.nbytes for m in queue if isinstance(m, Cotangent)] for queue in inbox.values()]
         united = sum(sum(sizes) for sizes in together if len(sizes) > 1)  # stacked anew, until the visit ends
         name = self.graph.names[node]
         united = 0 if name in OVERWRITING else united  # or handed on
@@ -195,7 +195,7 @@ class _Counted(Walk):
             if c is not None:
                 message = replace(message, c=self._shared(c))  # type: ignore[call-arg]
         elif self.node is not None and self.graph.names[self.node] in ALIASES:
-            message = Group(message.layout, self._shared(message.values), message.operation, message.owned)
+            message = Cotangent(message.layout, self._shared(message.values), message.operation, message.owned)
         super()._deliver(node, nr, message)
 
     def _shared(self, values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gramjd import explain, gram_backward, gramian
-from gramjd.engine import driver
+from gramjd.engine import compute
 from gramjd.errors import BudgetError, DenseRowsWarning
 from gramjd.profiling.memory import peak_bytes
 from tests.oracle import oracle_gramian, relative_error
@@ -63,8 +63,8 @@ def losses_of(name: str, width: int = WIDTH, m: int = M) -> Tensor:
 def needed(losses: Tensor, count: int) -> int:
     """Bytes of stacked rows for the first `count` losses."""
     mask = np.arange(losses.numel()) < count
-    graph = driver.read([losses], None)
-    return driver.dense_peak(graph, [losses], mask)
+    graph = compute.read([losses], None)
+    return compute.dense_peak(graph, [losses], mask)
 
 
 @quiet

@@ -12,7 +12,7 @@ import gramjd
 from gramjd import backward
 from gramjd import losses as checks
 from gramjd._capture import check_like
-from gramjd.engine.rows import placed
+from gramjd.engine.layout import placed
 from gramjd.errors import InputError
 
 ASKS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::item"}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gramjd import explain, gramian, register_rule
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules import TABLE
 from gramjd.engine.rules.vocabulary import Rule, all_but, pointwise
-from gramjd.engine.visit import Visit
 from gramjd.errors import DenseRowsWarning, RuleError
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64
@@ -61,7 +61,7 @@ class Scaled(torch.autograd.Function):
         return g * scale, (g * x).sum(0)
 
 
-def scaled_rule(visit: Visit) -> None:
+def scaled_rule(visit: NodeView) -> None:
     """Cotangents of both inputs by hand; the broadcast one is left for the walk to sum."""
     x, scale = visit.node.saved_tensors if not visit.dry else (None, None)
     shape = visit.output().shape
@@ -136,7 +136,7 @@ def test_a_rule_serves_stacked_rows_too(name: str) -> None:
 
 def test_a_decorator_returns_the_function() -> None:
     @register_rule("CubeBackward")
-    def rule(visit: Visit) -> None:
+    def rule(visit: NodeView) -> None:
         pointwise(visit)
 
     assert TABLE["CubeBackward"] is rule
@@ -144,24 +144,24 @@ def test_a_decorator_returns_the_function() -> None:
     assert relative_error(gramian(losses), oracle_gramian(losses)) < 1e-12
 
 
-def short(visit: Visit) -> None:
+def short(visit: NodeView) -> None:
     for group in visit.groups():
         visit.send(0, group.layout, group.values[:, :, :-1])
 
 
-def unstacked(visit: Visit) -> None:
+def unstacked(visit: NodeView) -> None:
     for group in visit.groups():
         visit.send(0, group.layout, group.values[0])
 
 
-def other_layout(visit: Visit) -> None:
-    from gramjd.engine.rows import dense
+def other_layout(visit: NodeView) -> None:
+    from gramjd.engine.layout import dense
 
     for group in visit.groups():
         visit.send(0, dense([0], 7), group.values)
 
 
-WRONG: dict[str, tuple[Callable[[Visit], None], str]] = {
+WRONG: dict[str, tuple[Callable[[NodeView], None], str]] = {
     "one column short": (short, r"rule of CubeBackward returned shape \(1, 4, 5\) for input 0; expected \(1, 4, 6\)"),
     "no stacked rows": (unstacked, r"rule of CubeBackward returned shape \(4, 6\).*stacked rows first"),
     "layout of another size": (other_layout, r"rule of CubeBackward returned a layout for another size than \(4, 6\)"),
@@ -196,6 +196,6 @@ def test_names_that_are_no_nodes(name: Any) -> None:
 
 @pytest.mark.parametrize("rule", ["pointwise", 3, {}])
 def test_rules_that_cannot_be_called(rule: Any) -> None:
-    with pytest.raises(RuleError, match=f"a rule is a function of a Visit; got a {type(rule).__name__}"):
+    with pytest.raises(RuleError, match=f"a rule is a function of a NodeView; got a {type(rule).__name__}"):
         register_rule("CubeBackward", rule)
     assert "CubeBackward" not in TABLE

@@ -210,8 +210,8 @@ def test_unknown_update() -> None:
 def test_explain_says_what_is_kept() -> None:
     _, losses = network()
     plan = gramjd.explain(losses)
-    graph = gramjd.engine.driver.read([losses], None)
-    kept = gramjd.engine.driver.compute_and_keep(graph, [losses], None, None)[1]
+    graph = gramjd.engine.compute.read([losses], None)
+    kept = gramjd.engine.compute.compute_and_keep(graph, [losses], None, None)[1]
     assert plan.bytes == kept.nbytes
     assert len(flatten(losses)) == plan.losses
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.rows import Layout, Piece, Rows, Shape, canonical, dense, overlay, placed, remembered, split
+from gramjd.engine.layout import Layout, Piece, Rows, Shape, canonical, dense, overlay, placed, remembered, split
 from gramjd.kernels.cost import slab
 
 Charge = Callable[[int], None]
 
 
 @dataclass
-class Group:
+class Cotangent:
     """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk.
 
     `operation` names the node that sent it. `owned` says that nobody else refers to the memory of `values`, so that
@@ -38,16 +38,16 @@ class Group:
         return self.values.shape[1:]
 
 
-def added(one: Group, other: Group) -> Group:
+def added(one: Cotangent, other: Cotangent) -> Cotangent:
     """The sum of two groups of one layout, in the memory of one that is owned if there is one."""
     for into, more in ((one, other), (other, one)):
         if into.owned and into.values.is_contiguous():
             into.values.add_(more.values)
             return into
-    return Group(one.layout, one.values + other.values, one.operation, owned=True)
+    return Cotangent(one.layout, one.values + other.values, one.operation, owned=True)
 
 
-def appended(one: Group, other: Group, more: int, charge: Charge) -> Group | None:
+def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cotangent | None:
     """`one` with the rows of `other` after its own, in memory that is reserved for `more` rows the first time.
 
     Joined when all have arrived, rows would be there twice for a moment. None where that is no loss, as they are small,
@@ -69,14 +69,14 @@ def appended(one: Group, other: Group, more: int, charge: Charge) -> Group | Non
         memory[:held].copy_(one.values)
     memory[held : held + count].copy_(other.values)
     layout = Layout(one.layout.pieces, rows)
-    return Group(layout, memory[: held + count], one.operation, owned=True, reserved=memory)
+    return Cotangent(layout, memory[: held + count], one.operation, owned=True, reserved=memory)
 
 
 def free(_: int) -> None:
     """A charge that never refuses."""
 
 
-def densify(group: Group, dims: set[int] | None, charge: Charge = free, shape: Shape | None = None) -> Group:
+def densify(group: Cotangent, dims: set[int] | None, charge: Charge = free, shape: Shape | None = None) -> Cotangent:
     """Give each loss that owns slices along `dims` (None: all) rows of its own: those slices, and zeros elsewhere."""
     layout, shape = group.layout, group.shape if shape is None else shape
     cut = split(layout, shape)
@@ -97,7 +97,7 @@ def densify(group: Group, dims: set[int] | None, charge: Charge = free, shape: S
     new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
     charge(len(kept) * math.prod(group.shape) * group.values.element_size())
     values = _spread(group.values, [p.size for p in pieces], gone, owner, len(kept))
-    return Group(new, values.reshape(len(kept), *group.shape))
+    return Cotangent(new, values.reshape(len(kept), *group.shape))
 
 
 def _distinct(rows: Rows) -> tuple[Rows, Rows]:
@@ -142,7 +142,7 @@ def _spread(values: Tensor, sizes: list[int], gone: list[int], owner: Rows, coun
     return out
 
 
-def reduce_to(group: Group, shape: Shape, charge: Charge = free) -> Group:
+def reduce_to(group: Cotangent, shape: Shape, charge: Charge = free) -> Cotangent:
     """Sum a cotangent of a broadcast result down to the operand's `shape`; diagonal pieces summed over become rows."""
     full = tuple(group.shape)
     if full == tuple(shape):
@@ -156,7 +156,7 @@ def reduce_to(group: Group, shape: Shape, charge: Charge = free) -> Group:
     values = values.reshape(plan.stacked, *shape)
     if plan.live is not None:
         values = values.index_select(0, placed(plan.live, values.device))
-    return Group(plan.layout, values)
+    return Cotangent(plan.layout, values)
 
 
 class _Reduction(NamedTuple):
@@ -193,32 +193,32 @@ def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) ->
     return _Reduction((len(rows), *(p.size for p in pieces)), order, last, count, live, small)
 
 
-def unite(groups: Sequence[Group], charge: Charge = free) -> list[Group]:
+def unite(groups: Sequence[Cotangent], charge: Charge = free) -> list[Cotangent]:
     """As few groups as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
     if len(groups) < 2:
         return list(groups)
-    buckets: dict[object, list[Group]] = {}
+    buckets: dict[object, list[Cotangent]] = {}
     for group in groups:
         buckets.setdefault(group.layout.structure, []).append(group)
     united = [_stack(bucket, charge) for bucket in buckets.values()]
     return _absorb(united, charge) if len(united) > 1 else united
 
 
-def _overlaid(groups: list[Group]) -> list[Group]:
+def _overlaid(groups: list[Cotangent]) -> list[Cotangent]:
     """Add up groups that own different slices, so that a batch that was cut and joined is one row again."""
-    out: list[Group] = []
+    out: list[Cotangent] = []
     for group in groups:
         for n, other in enumerate(out):
             both = overlay(other.layout, group.layout)
             if both is not None:
-                out[n] = Group(both, other.values + group.values)
+                out[n] = Cotangent(both, other.values + group.values)
                 break
         else:
             out.append(group)
     return out
 
 
-def _stack(groups: list[Group], charge: Charge) -> Group:
+def _stack(groups: list[Cotangent], charge: Charge) -> Cotangent:
     if any((g.layout.rows < 0).any() for g in groups):
         groups = _overlaid(groups)
     if len(groups) == 1:
@@ -231,10 +231,10 @@ def _stack(groups: list[Group], charge: Charge) -> Group:
     if len(kept) > 1:
         charge(len(kept) * math.prod(shape) * first.element_size())
     if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return Group(layout, torch.cat([g.values for g in groups]), owned=True)
+        return Cotangent(layout, torch.cat([g.values for g in groups]), owned=True)
     if len(kept) == 1 and (owner == 0).all():
         total = first.sum(0, keepdim=True) if len(first) > 1 else first
-        return Group(layout, sum((g.values.sum(0, keepdim=True) for g in groups[1:]), start=total))
+        return Cotangent(layout, sum((g.values.sum(0, keepdim=True) for g in groups[1:]), start=total))
     out = torch.zeros(len(kept), *shape, dtype=first.dtype, device=first.device)
     ends = list(itertools.accumulate(g.layout.stacked for g in groups))
     for group, end in zip(groups, ends, strict=True):
@@ -245,13 +245,13 @@ def _stack(groups: list[Group], charge: Charge) -> Group:
         if len(live) < len(mine):
             values = values.index_select(0, placed(live, out.device))
         out.index_add_(0, index, values.to(out.dtype))
-    return Group(layout, out)
+    return Cotangent(layout, out)
 
 
-def _absorb(groups: list[Group], charge: Charge) -> list[Group]:
+def _absorb(groups: list[Cotangent], charge: Charge) -> list[Cotangent]:
     """Add a group with more batch axes into one with fewer when that needs no new rows; or keep both."""
     groups = sorted(groups, key=lambda g: g.values.numel())
-    kept: list[Group] = []
+    kept: list[Cotangent] = []
     for n, group in enumerate(groups):
         for host in range(n + 1, len(groups)):
             if _fits(group.layout, groups[host].layout):
@@ -286,14 +286,14 @@ def _fits(layout: Layout, host: Layout) -> bool:
     return all(row.tobytes() in have for row in kept)
 
 
-def materialised(rows: Rows, values: Tensor) -> Group:
+def materialised(rows: Rows, values: Tensor) -> Cotangent:
     """A group without batch axes, rows of one loss added up, rows of none dropped."""
     owner, kept = _distinct(rows.reshape(-1))
     layout = dense(kept, math.prod(values.shape[1:]))
     if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return Group(layout, values)
+        return Cotangent(layout, values)
     out = torch.zeros(len(kept), *values.shape[1:], dtype=values.dtype, device=values.device)
     live = np.flatnonzero(owner >= 0)
     index = placed(owner[live], out.device)
     out.index_add_(0, index, values.index_select(0, placed(live, out.device)))
-    return Group(layout, out)
+    return Cotangent(layout, out)

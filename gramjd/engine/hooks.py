@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gramjd.engine import _torch
+from gramjd.engine.autograd import by_engine, on_device
 from gramjd.engine.graph import FSDP, LEAF, Edge, Graph, Metadata, Node
-from gramjd.engine.task import by_engine, on_device
 from gramjd.errors import GraphError
 
 SHARDED = "torch.distributed.fsdp"

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from gramjd.engine import rules
 from gramjd.engine._torch import outputs_of
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.consumers.gramian import Sum
+from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.kept import Kept
+from gramjd.engine.node import Loss
 from gramjd.engine.record import Recorder
-from gramjd.engine.sums import Sum
 from gramjd.engine.tape import Replay, Tape
-from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, add_shares
 from gramjd.kernels.dispatch import current_backend
 from gramjd.kernels.products import library

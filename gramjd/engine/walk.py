@@ -17,19 +17,19 @@ from torch import Tensor
 
 from gramjd.engine import rules
 from gramjd.engine._torch import sequence_number
-from gramjd.engine.accumulate import settle
-from gramjd.engine.cotangent import Group, added, appended, materialised, unite
-from gramjd.engine.factors import Factor
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.consumers.gramian import Sum
+from gramjd.engine.cotangent import Cotangent, added, appended, materialised, unite
+from gramjd.engine.factor import Factor
 from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
 from gramjd.engine.hooks import Hooks
-from gramjd.engine.rows import Mask, Piece, Rows, canonical, placed
-from gramjd.engine.sums import Sum
-from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Ledger, Loss, Message, UnsavedError, Visit
+from gramjd.engine.layout import Mask, Piece, Rows, canonical, placed
+from gramjd.engine.node import Ledger, Loss, Message, NodeView, UnsavedError
+from gramjd.engine.parameter import settle
 from gramjd.errors import GraphError
 from gramjd.kernels.cost import slabs_within
 
-OnTarget = Callable[[Edge, list[Group], list[Factor]], None]
+OnTarget = Callable[[Edge, list[Cotangent], list[Factor]], None]
 
 
 class OverBudgetError(Exception):
@@ -76,7 +76,7 @@ class Walk:
     dense: list[Loss] = field(default_factory=list)
     keeps: bool = True
 
-    def run(self, seeds: Sequence[Group | None]) -> None:
+    def run(self, seeds: Sequence[Cotangent | None]) -> None:
         """Start from one cotangent a loss tensor (None: not asked for)."""
         if self.budget.temporaries is None:
             self.budget.temporaries = plain_bytes(self.graph) / 10
@@ -89,7 +89,7 @@ class Walk:
         finally:
             del self._ledger  # which refers to this walk
 
-    def _run(self, seeds: Sequence[Group | None]) -> None:
+    def _run(self, seeds: Sequence[Cotangent | None]) -> None:
         self._waiting = dict(self.graph.arrivals)
         self._inbox: dict[Node, dict[int, list[Message]]] = {}
         self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
@@ -119,7 +119,7 @@ class Walk:
         self._waiting[node] -= 1
         return not self._waiting[node]
 
-    def _settle(self, visit: Visit, place: int) -> bool:
+    def _settle(self, visit: NodeView, place: int) -> bool:
         """Let a parameter behind an edge take what was sent there: whether that was all, and nobody keeps it."""
         if not visit.wants(place):
             return True
@@ -146,7 +146,7 @@ class Walk:
 
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         queue = self._inbox.setdefault(node, {}).setdefault(nr, [])
-        if isinstance(message, Group):
+        if isinstance(message, Cotangent):
             for n, other in enumerate(queue):
                 if isinstance(other, Factor):
                     continue
@@ -167,34 +167,34 @@ class Walk:
             return
         graph, held = self.graph, 0
         for nr, queue in inbox.items():
-            held += sum(_stacked_bytes(m) for m in queue if isinstance(m, Group))
+            held += sum(_stacked_bytes(m) for m in queue if isinstance(m, Cotangent))
             edge = (node, nr)
             if edge in graph.hooks.edges:
                 inbox[nr] = queue = list(self._hooked(node, nr, queue))
             if edge in graph.targets:
                 for message in queue:
-                    if isinstance(message, Group):
+                    if isinstance(message, Cotangent):
                         message.owned = False  # rows that are asked for may be kept
                 self.on_target(
                     edge,
-                    [m for m in queue if isinstance(m, Group)],
+                    [m for m in queue if isinstance(m, Cotangent)],
                     [m for m in queue if isinstance(m, Factor)],
                 )
         if graph.names[node] != LEAF and any(child in graph.wanted for child, _ in graph.children[node]):
             self._send_on(node, inbox)
         self.budget.alive -= held
 
-    def _hooked(self, node: Node, nr: int, messages: list[Message]) -> list[Group]:
-        visit = Visit(self.graph, node, {}, self._ledger, self._ancestry)
+    def _hooked(self, node: Node, nr: int, messages: list[Message]) -> list[Cotangent]:
+        visit = NodeView(self.graph, node, {}, self._ledger, self._ancestry)
         return visit.hooked(nr, [self._as_group(m, node, nr) for m in messages])
 
     def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
-        visit = Visit(self.graph, node, {}, self._ledger, self._ancestry)
+        visit = NodeView(self.graph, node, {}, self._ledger, self._ancestry)
         step = rules.ISOMETRIES.get(visit.name) if node not in self.graph.hooks.nodes else None
         for nr, queue in inbox.items():
             groups = []
             for m in queue:
-                if isinstance(m, Group):
+                if isinstance(m, Cotangent):
                     groups.append(m)
                 elif step is not None:
                     visit.forward_factor(0, m, step(visit, nr))
@@ -210,7 +210,7 @@ class Walk:
             assert target is not None, "nothing is sent to an edge that leads nowhere"
             self._deliver(*target, message)
 
-    def _apply_rule(self, visit: Visit) -> None:
+    def _apply_rule(self, visit: NodeView) -> None:
         noted = len(self.dense)
         try:
             rules.rule_for(self.graph, visit.node)(visit)
@@ -222,12 +222,12 @@ class Walk:
             if self.dense[noted:]:
                 self.dense[noted:] = [Loss(visit.name, f"saves no {missing} in this release of PyTorch")]
 
-    def _as_group(self, message: Message, node: Node, nr: int) -> Group:
-        if isinstance(message, Group):
+    def _as_group(self, message: Message, node: Node, nr: int) -> Cotangent:
+        if isinstance(message, Cotangent):
             return message
         return self._multiplied(message, self.graph.metadata(node)[nr].shape)
 
-    def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Group:
+    def _multiplied(self, factor: Factor, shape: tuple[int, ...]) -> Cotangent:
         """A factor that meets an operation which is no isometry becomes rows of `shape`."""
         if len(factor.rows) > 1:
             self.budget.charge(len(factor.rows) * math.prod(shape) * factor.dtype.itemsize)
@@ -243,7 +243,7 @@ def _nested(
     dry: bool,
     outputs: Sequence[Tensor],
     operands: Sequence[Tensor | None],
-    arrivals: Mapping[int, list[Group]],
+    arrivals: Mapping[int, list[Cotangent]],
 ) -> list[tuple[int, Message]]:
     """Walk the graph from outputs to operands; returns what arrived at each operand that requires grad."""
     wanted = {n: t for n, t in enumerate(operands) if t is not None and t.requires_grad}
@@ -253,7 +253,7 @@ def _nested(
     graph.hooks = Hooks()
     found: list[tuple[int, Message]] = []
 
-    def note(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def note(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         found.extend((place[edge], group) for group in groups)
         found.extend((place[edge], factor) for factor in factors)
 
@@ -272,13 +272,13 @@ def plain_bytes(graph: Graph) -> int:
     return sum(computed) + sum(t.nbytes for t in graph.targets.values())
 
 
-def _stacked_bytes(group: Group) -> int:
+def _stacked_bytes(group: Cotangent) -> int:
     return group.values.nbytes if group.layout.stacked > 1 else 0
 
 
-def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = False) -> list[Group | None]:
+def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = False) -> list[Cotangent | None]:
     """The identity: loss i owns element i. With `owned` (a mask over all m) only those losses are asked for."""
-    seeds: list[Group | None] = []
+    seeds: list[Cotangent | None] = []
     start = 0
     for loss in losses:
         rows = np.arange(start, start + loss.numel(), dtype=np.int64)
@@ -290,7 +290,7 @@ def seeds_for(losses: Sequence[Tensor], owned: Mask | None = None, dry: bool = F
             continue
         layout = canonical([Piece(loss.numel(), True)], rows[None] if loss.numel() > 1 else rows)
         device = torch.device("meta") if dry else loss.device
-        seeds.append(Group(layout, _ones(loss, rows, device)))
+        seeds.append(Cotangent(layout, _ones(loss, rows, device)))
     return seeds
 
 
@@ -315,7 +315,7 @@ def add_shares(
     `also` is told what arrived at an input as well; the walk is done `within` a context.
     """
 
-    def add(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def add(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         if edge in totals:
             settle(totals[edge], graph.targets[edge].shape, groups, factors)
         if also is not None:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gramjd.engine.cotangent import Group
-from gramjd.engine.rows import Layout, Piece, Rows, canonical
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.layout import Layout, Piece, Rows, canonical
 
 M = 5
 SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple)
@@ -32,7 +32,7 @@ def expand(pieces: Sequence[Piece], rows: Rows, values: Tensor) -> Tensor:
     return out.reshape(M, *values.shape[1:])
 
 
-def dense_rows(group: Group) -> Tensor:
+def dense_rows(group: Cotangent) -> Tensor:
     """The model of a group."""
     return expand(group.layout.pieces, group.layout.rows, group.values)
 
@@ -78,7 +78,7 @@ def values_of(pieces: Sequence[Piece], rows: Rows, shape: Sequence[int], seed: i
 
 
 @st.composite
-def groups(draw: st.DrawFn, shape: Sequence[int] | None = None) -> Group:
+def groups(draw: st.DrawFn, shape: Sequence[int] | None = None) -> Cotangent:
     """A group whose layout nests in the shape of its values; some loss owns something, as in every walk."""
     shape = draw(SHAPES) if shape is None else shape
     pieces = draw(pieces_of(shape))
@@ -86,7 +86,7 @@ def groups(draw: st.DrawFn, shape: Sequence[int] | None = None) -> Group:
     if not (rows >= 0).any():
         rows.flat[-1] = M - 1
     values = values_of(pieces, rows, shape, draw(st.integers(0, 2**20)))
-    return Group(canonical(pieces, rows), values)
+    return Cotangent(canonical(pieces, rows), values)
 
 
 def is_canonical(layout: Layout) -> bool:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.engine.cotangent import Group, densify, materialised, reduce_to, unite
-from gramjd.engine.rows import Piece, canonical, diagonal_dims
+from gramjd.engine.cotangent import Cotangent, densify, materialised, reduce_to, unite
+from gramjd.engine.layout import Piece, canonical, diagonal_dims
 from tests.engine.layouts import SHAPES, dense_rows, groups, is_canonical, rows_of
 
 
@@ -26,7 +26,7 @@ class Charges:
 
 
 @given(groups())
-def test_densify_all(group: Group) -> None:
+def test_densify_all(group: Cotangent) -> None:
     spread = densify(group, None)
     assert not spread.layout.diagonal
     assert torch.equal(dense_rows(spread), dense_rows(group))
@@ -35,7 +35,7 @@ def test_densify_all(group: Group) -> None:
 
 
 @given(groups(), st.data())
-def test_densify_some_dimensions(group: Group, data: st.DataObject) -> None:
+def test_densify_some_dimensions(group: Cotangent, data: st.DataObject) -> None:
     dims = {d for d in range(len(group.shape)) if data.draw(st.booleans())}
     spread = densify(group, dims)
     assert is_canonical(spread.layout)
@@ -47,23 +47,23 @@ def test_densify_some_dimensions(group: Group, data: st.DataObject) -> None:
 
 
 @given(groups(), st.data())
-def test_densify_at_a_shape_that_does_not_nest(group: Group, data: st.DataObject) -> None:
+def test_densify_at_a_shape_that_does_not_nest(group: Cotangent, data: st.DataObject) -> None:
     shape = tuple(data.draw(st.permutations(list(group.shape))))
-    viewed = Group(group.layout, group.values.reshape(-1, *shape))
+    viewed = Cotangent(group.layout, group.values.reshape(-1, *shape))
     spread = densify(viewed, set(range(len(shape))))
     assert torch.equal(dense_rows(spread), dense_rows(viewed))
     assert not spread.layout.diagonal
 
 
 @given(groups())
-def test_densify_charges_what_it_allocates(group: Group) -> None:
+def test_densify_charges_what_it_allocates(group: Cotangent) -> None:
     charges = Charges()
     spread = densify(group, None, charges)
     assert charges.total == (spread.values.nbytes if group.layout.diagonal else 0)
 
 
 @given(groups(), st.data())
-def test_reduce_to(group: Group, data: st.DataObject) -> None:
+def test_reduce_to(group: Cotangent, data: st.DataObject) -> None:
     """Down to an operand that was broadcast: leading dimensions missing, others of size 1."""
     lead = data.draw(st.integers(0, len(group.shape)))
     shape = tuple(1 if data.draw(st.booleans()) else n for n in group.shape[lead:])
@@ -91,7 +91,7 @@ def test_unite(data: st.DataObject, shape: tuple[int, ...], count: int) -> None:
 @given(st.data(), SHAPES, st.integers(2, 4))
 def test_unite_adds_what_has_the_same_owners(data: st.DataObject, shape: tuple[int, ...], count: int) -> None:
     first = data.draw(groups(shape))
-    united = unite([Group(first.layout, n * first.values) for n in range(1, count + 1)])
+    united = unite([Cotangent(first.layout, n * first.values) for n in range(1, count + 1)])
     assert len(united) == 1
     assert torch.equal(dense_rows(united[0]), math.comb(count + 1, 2) * dense_rows(first))
     assert united[0].layout.stacked <= first.layout.stacked
@@ -116,7 +116,7 @@ def test_one_sample_a_row_is_spread_to_a_diagonal(stacked: int) -> None:
     """The common case by hand: [K, b, d] to [K b, b, d], zero off the diagonal."""
     values = torch.arange(1.0, 1 + stacked * 4 * 2).view(stacked, 4, 2)
     layout = canonical([Piece(4, True), Piece(2, False)], np.arange(stacked * 4).reshape(stacked, 4))
-    spread = densify(Group(layout, values), {0})
+    spread = densify(Cotangent(layout, values), {0})
     assert spread.layout.rows.tolist() == list(range(4 * stacked))
     for k in range(stacked):
         for n in range(4):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import gramjd
 from gramjd import backward
 from gramjd.engine import remember, rules
-from gramjd.engine.cotangent import Group, added, appended
-from gramjd.engine.rows import dense
-from gramjd.engine.rules import convolution, linear, pointwise, vocabulary
+from gramjd.engine.cotangent import Cotangent, added, appended
+from gramjd.engine.layout import dense
+from gramjd.engine.rules import convolution, matmul, pointwise, vocabulary
 from gramjd.kernels import cost
 from tests.oracle import assert_close_gramian, oracle_gramian
 
@@ -118,7 +118,7 @@ def room(monkeypatch) -> list[str]:
     monkeypatch.setattr(cost, "SLAB", 8)
     monkeypatch.setattr(cost, "LEAST_SLAB", 8)
     monkeypatch.setattr(vocabulary, "IN_CACHE", 50)
-    for rule in (linear, convolution):
+    for rule in (matmul, convolution):
         monkeypatch.setattr(rule, "written_over", noted)
     return seen
 
@@ -204,8 +204,8 @@ def test_inputs_that_are_asked_for_stay(room, kind):
 def test_sums_go_to_memory_that_is_owned():
     layout = dense(torch.arange(2).numpy(), 3)
 
-    def group(number: float, owned: bool) -> Group:
-        return Group(layout, torch.full((2, 3), number), owned=owned)
+    def group(number: float, owned: bool) -> Cotangent:
+        return Cotangent(layout, torch.full((2, 3), number), owned=owned)
 
     for one, other in ((False, False), (False, True), (True, False), (True, True)):
         a, b = group(1.0, one), group(2.0, other)
@@ -217,8 +217,8 @@ def test_sums_go_to_memory_that_is_owned():
         assert (total is a, total is b) == (one, other and not one)
 
 
-def rows_of(values: Tensor, owners: list[int], owned: bool = True) -> Group:
-    return Group(dense(np.array(owners), values[0].numel()), values, owned=owned)
+def rows_of(values: Tensor, owners: list[int], owned: bool = True) -> Cotangent:
+    return Cotangent(dense(np.array(owners), values[0].numel()), values, owned=owned)
 
 
 def test_rows_that_arrive_one_by_one_are_put_where_they_will_stand(room):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import gramjd
-from gramjd.engine import graph, pull, rules
+from gramjd.engine import autograd, graph, rules
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules import CUSTOM, TABLE, parallel, pointwise
-from gramjd.engine.visit import Visit
 from tests.engine.imitations import MODELS, losses_of, other_devices
 from tests.zoo import CASES
 from tests.zoo.nodes import names_of
@@ -74,7 +74,7 @@ def test_lists_name_entries_of_the_table() -> None:
 
 def test_nodes_that_are_named_elsewhere_exist() -> None:
     """Those treated in a special way, beside the table."""
-    for names in (graph.PRODUCTS, pull.WRONG_UNDER_VMAP, pointwise.OVERWRITING):
+    for names in (graph.PRODUCTS, autograd.WRONG_UNDER_VMAP, pointwise.OVERWRITING):
         assert names
         assert {name for name in names if node_class(name) is None} == set()
     assert set(rules.ISOMETRIES) <= set(entries())
@@ -91,14 +91,14 @@ class Survey(NamedTuple):
 @pytest.fixture(scope="module")
 def survey() -> Survey:
     found = Survey(set(), set(), set())
-    original = Visit.saved
+    original = NodeView.saved
 
-    def noted(visit: Visit, name: str) -> Any:
+    def noted(visit: NodeView, name: str) -> Any:
         found.read.add((visit.node.name(), name))
         return original(visit, name)
 
     with pytest.MonkeyPatch.context() as patch, single_thread():
-        patch.setattr(Visit, "saved", noted)
+        patch.setattr(NodeView, "saved", noted)
         for case in CASES.values():
             if not case.slow and not case.may_refuse:
                 losses, inputs = case.make(case.dtypes[-1])
@@ -135,7 +135,7 @@ def test_what_rules_read_is_saved(survey: Survey) -> None:
 
 
 def names_in_rules() -> set[str]:
-    """The texts that rules pass to the readers of a `Visit`."""
+    """The texts that rules pass to the readers of a `NodeView`."""
     found = set()
     for file in Path(rules.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

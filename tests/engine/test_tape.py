@@ -229,7 +229,7 @@ def test_a_rule_of_ones_own_is_asked_every_time() -> None:
         def backward(ctx: object, g: Tensor) -> Tensor:
             return 2 * g
 
-    def rule(visit: gramjd.engine.visit.Visit) -> None:
+    def rule(visit: gramjd.engine.node.NodeView) -> None:
         asked.append(1)
         gramjd.engine.rules.vocabulary.pointwise(visit)
 

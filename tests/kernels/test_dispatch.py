@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gramjd.engine.task import in_graph_task
+from gramjd.engine.autograd import in_graph_task
 from gramjd.errors import BackendError, InputError
 from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
 from gramjd.kernels.convolution import Window

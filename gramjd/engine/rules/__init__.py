@@ -8,30 +8,30 @@ from gramjd.engine.graph import Graph, Node
 from gramjd.engine.rules import (
     attention,
     convolution,
-    index,
-    linear,
-    norm,
+    copies,
+    indexing,
+    matmul,
+    norms,
     parallel,
     pointwise,
     recurrent,
-    reduce,
-    selection,
-    shape,
+    reductions,
+    views,
 )
 from gramjd.engine.rules.vocabulary import Rule, opaque
 from gramjd.errors import RuleError
 
-ISOMETRIES = shape.ISOMETRIES
+ISOMETRIES = views.ISOMETRIES
 
 TABLE: dict[str, Rule] = {
     **pointwise.RULES,
-    **shape.RULES,
-    **reduce.RULES,
-    **linear.RULES,
+    **views.RULES,
+    **reductions.RULES,
+    **matmul.RULES,
     **convolution.RULES,
-    **norm.RULES,
-    **index.RULES,
-    **selection.RULES,
+    **norms.RULES,
+    **indexing.RULES,
+    **copies.RULES,
     **attention.RULES,
     **recurrent.RULES,
     **parallel.RULES,
@@ -48,11 +48,11 @@ def rule_for(graph: Graph, node: Node) -> Rule:
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
-    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a function of a `Visit`.
+    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a function of a `NodeView`.
 
     Args:
         name: what `tensor.grad_fn.name()` says (a custom function called `Cube` has the node `CubeBackward`).
-        rule: a function that takes the `Visit` of a node and sends a cotangent to each of its inputs. The definers in
+        rule: a function that takes the `NodeView` of a node and sends a cotangent to each of its inputs. The definers in
             `gramjd.engine.rules.vocabulary` make one from an algebraic fact: `pointwise`, `through`, `permuted`,
             `all_but`, `leading`, `carried`, `reduction`, `opaque`.
         replace: allow a node that has a rule.
@@ -72,7 +72,7 @@ def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False)
 
     def add(function: Rule) -> Rule:
         if not callable(function):
-            raise RuleError(f"a rule is a function of a Visit; got a {type(function).__name__}")
+            raise RuleError(f"a rule is a function of a NodeView; got a {type(function).__name__}")
         TABLE[name] = function
         CUSTOM.add(name)
         return function

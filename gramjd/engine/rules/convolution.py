@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Convolution
+from gramjd.engine import layout as layouts
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Convolution
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import MIXES, Rule, in_parts, named, of_real, written_over
-from gramjd.engine.visit import Visit
 from gramjd.kernels.cost import slab
 
 
-def per_channel(visit: Visit, edge: int, group: Group, values: Callable[[], Tensor]) -> None:
+def per_channel(visit: NodeView, edge: int, group: Cotangent, values: Callable[[], Tensor]) -> None:
     """Send [K, N, C, *spatial] to a parameter of one number a channel: summed over all but C."""
     if not visit.wants(edge):
         return
@@ -28,24 +28,24 @@ def per_channel(visit: Visit, edge: int, group: Group, values: Callable[[], Tens
     visit.send(edge, layout, lambda: values().movedim(2, -1), last)
 
 
-def _options(visit: Visit) -> dict[str, Any]:
+def _options(visit: NodeView) -> dict[str, Any]:
     names = ("stride", "padding", "dilation")
     return {name: _each_dim(visit, name) for name in names} | {"groups": visit.integer("groups")}
 
 
-def _each_dim(visit: Visit, name: str) -> list[int]:
+def _each_dim(visit: NodeView, name: str) -> list[int]:
     """One number a spatial dimension: padding="valid" saves one for all of them."""
     given, dims = visit.integers(name), len(visit.output().shape) - 2
     return given if len(given) == dims else given * dims
 
 
-def convolution(visit: Visit) -> None:
+def convolution(visit: NodeView) -> None:
     """out [N, O, *] = conv(input [N, I, *], weight) + bias: samples stay apart, channels and pixels mix."""
     for group in visit.groups():
         _operands(visit, visit.keep_only(group, {0}, MIXES))
 
 
-def _operands(visit: Visit, group: Group) -> None:
+def _operands(visit: NodeView, group: Cotangent) -> None:
     per_channel(visit, 2, group, lambda: group.values)
     if visit.wants(1):
         _weight(visit, group)
@@ -69,7 +69,7 @@ def _operands(visit: Visit, group: Group) -> None:
         visit.send(0, layout, anew if found is None else found.view(K, *target), owned=True)
 
 
-def _input_gradient(visit: Visit, rows: Tensor, which: slice | None) -> Tensor:
+def _input_gradient(visit: NodeView, rows: Tensor, which: slice | None) -> Tensor:
     """What rows [R, o, *] of cotangents become, [R, i, *]; `which` samples they are of, if not stacked."""
     # Only its shape matters, but an expanded one would be copied.
     found = visit.saved("input")
@@ -90,7 +90,7 @@ def _input_gradient(visit: Visit, rows: Tensor, which: slice | None) -> Tensor:
     return out
 
 
-def _weight(visit: Visit, group: Group) -> None:
+def _weight(visit: NodeView, group: Cotangent) -> None:
     shape = visit.input(1).shape
     cut = layouts.split(group.layout, group.shape)
     assert cut is not None, "kept to whole dimensions above"
@@ -116,7 +116,7 @@ def _weight(visit: Visit, group: Group) -> None:
         visit.send_rows(1, factor)
 
 
-def _tensors(visit: Visit, group: Group) -> tuple[Tensor, Tensor]:
+def _tensors(visit: NodeView, group: Cotangent) -> tuple[Tensor, Tensor]:
     if not visit.dry:
         return visit.saved("input"), group.values
     weight = visit.input(1).shape

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import Rule
-from gramjd.engine.visit import Visit
 
 
-def each_through(visit: Visit) -> None:
+def each_through(visit: NodeView) -> None:
     """Output k is input k: the node acts on its own in a backward pass only, and a walk must not run it.
 
     DistributedDataParallel uses it to begin or to finish the reduction of gradients.

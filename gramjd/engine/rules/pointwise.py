@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import Rule, all_but, named, overwriting, pointwise
-from gramjd.engine.visit import Visit
 
 _aten = torch.ops.aten
 
@@ -31,7 +31,7 @@ _STRICT = """
     BinaryCrossEntropy BinaryCrossEntropyWithLogits Gelu GeluBackward HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
 """
 
-Formula = Callable[[Visit, Tensor], Tensor]
+Formula = Callable[[NodeView, Tensor], Tensor]
 # What a node computes from a cotangent c, written over it.
 _FORMULAS: dict[str, Formula] = {
     "Relu": lambda v, c: _aten.threshold_backward.grad_input(c, v.saved("result"), 0, grad_input=c),

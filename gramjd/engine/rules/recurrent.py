@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import Rule, named, opaque
-from gramjd.engine.visit import Visit
 
 # ATen's number of an LSTM among the modes of a fused recurrent layer.
 LSTM = 2
 
 
-def lstm(visit: Visit) -> None:
+def lstm(visit: NodeView) -> None:
     """One direction of one LSTM layer, [T, B, i] to [T, B, h] (`batch_first` or not); packed sequences go dense."""
     if visit.integer("mode") != LSTM or len(visit.saved("batch_sizes")):
         opaque(visit)

@@ -1,6 +1,6 @@
 """Definers: each turns an algebraic fact about an operation into the rule of its backward node.
 
-A rule takes a `Visit`, asks which dimensions of the output keep the batch axis apart, calls the node (or a formula) on
+A rule takes a `NodeView`, asks which dimensions of the output keep the batch axis apart, calls the node (or a formula) on
 the stacked rows and sends one cotangent to each input.
 """
 
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
+from gramjd.engine import layout as layouts
 from gramjd.engine._torch import is_python
-from gramjd.engine.cotangent import Group
-from gramjd.engine.pull import direct
-from gramjd.engine.visit import Visit
+from gramjd.engine.autograd import direct
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.node import NodeView
 from gramjd.kernels.cost import slab
 from gramjd.kernels.symmetric import even
 
-Rule = Callable[[Visit], None]
+Rule = Callable[[NodeView], None]
 Entry = TypeVar("Entry")
 DimMap = dict[int, int]
 # Elements that are written over at a time: where they stay in cache, it is quicker than writing to new memory.
@@ -36,7 +36,7 @@ def named(text: str, entry: Entry) -> dict[str, Entry]:
     return {f"{name}Backward{n}": entry for name in text.split() for n in range(7)}
 
 
-def opaque(visit: Visit) -> None:
+def opaque(visit: NodeView) -> None:
     """Any node at all: m dense rows, the node called for each of them (vectorised where vmap can)."""
     groups = {
         nr: [visit.densified(g, None, "has no rule that keeps a batch axis") for g in queue]
@@ -62,7 +62,7 @@ def of_real(rule: Rule) -> Rule:
     return lambda visit: opaque(visit) if visit.output().dtype.is_complex else rule(visit)
 
 
-def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
+def _on_rows(groups: list[Cotangent], owners: layouts.Rows) -> Tensor:
     first = groups[0].values
     if len(groups) == 1 and groups[0].layout.rows.shape == owners.shape and (groups[0].layout.rows == owners).all():
         return first
@@ -74,19 +74,19 @@ def _on_rows(groups: list[Group], owners: layouts.Rows) -> Tensor:
     return out
 
 
-def stacked(groups: Sequence[Group]) -> Tensor:
+def stacked(groups: Sequence[Cotangent]) -> Tensor:
     """All groups' rows as one tensor, so that a node is called (and its saved tensors read) once."""
     return groups[0].values if len(groups) == 1 else torch.cat([g.values for g in groups])
 
 
-def unstacked(groups: Sequence[Group], values: Tensor | None) -> list[Tensor | None]:
+def unstacked(groups: Sequence[Cotangent], values: Tensor | None) -> list[Tensor | None]:
     """Cut a result back into the groups' rows."""
     if values is None:
         return [None] * len(groups)
     return list(values.split([g.layout.stacked for g in groups]))
 
 
-def pointwise(visit: Visit) -> None:
+def pointwise(visit: NodeView) -> None:
     """Output element e depends on element e of each operand (operands broadcast from the right)."""
     groups = visit.groups()
     shape = visit.output().shape
@@ -115,7 +115,7 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(n in (1, to[len(to) - len(shape) + d]) for d, n in enumerate(shape))
 
 
-def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
+def _broadcast_call(visit: NodeView, values: Tensor) -> list[Tensor | None]:
     """Pointwise formulas broadcast over a leading axis: no vmap needed."""
     outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
     outputs[0] = values[0] if len(values) == 1 else values
@@ -126,7 +126,7 @@ def _broadcast_call(visit: Visit, values: Tensor) -> list[Tensor | None]:
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 
-def overwriting(formula: Callable[[Visit, Tensor], Tensor], strict: bool = False) -> Rule:
+def overwriting(formula: Callable[[NodeView, Tensor], Tensor], strict: bool = False) -> Rule:
     """A pointwise operation that writes its result over the cotangent, where nobody else has that.
 
     New memory for a large cotangent costs more time than the operation, and would be one more copy at the peak.
@@ -135,7 +135,7 @@ def overwriting(formula: Callable[[Visit, Tensor], Tensor], strict: bool = False
 
     otherwise = all_but(lambda _: []) if strict else pointwise
 
-    def rule(visit: Visit) -> None:
+    def rule(visit: NodeView) -> None:
         groups = visit.groups()
         if len(groups) != 1 or not _may_overwrite(visit, groups[0], strict):
             otherwise(visit)
@@ -148,7 +148,7 @@ def overwriting(formula: Callable[[Visit, Tensor], Tensor], strict: bool = False
     return rule
 
 
-def _may_overwrite(visit: Visit, group: Group, strict: bool) -> bool:
+def _may_overwrite(visit: NodeView, group: Cotangent, strict: bool) -> bool:
     values, meta = group.values, visit.input(0)
     return (
         group.owned
@@ -162,8 +162,8 @@ def _may_overwrite(visit: Visit, group: Group, strict: bool) -> bool:
 
 
 def written_over(
-    visit: Visit,
-    group: Group,
+    visit: NodeView,
+    group: Cotangent,
     edge: int,
     parameters: Sequence[int],
     compute: Callable[[Tensor, slice], Tensor],
@@ -204,10 +204,10 @@ def in_parts(rows: Tensor, out: Tensor, compute: Callable[[Tensor, slice], Tenso
     return out
 
 
-def each(one: Callable[[Visit, Group], None]) -> Rule:
+def each(one: Callable[[NodeView, Cotangent], None]) -> Rule:
     """A rule from what is done with one group of rows."""
 
-    def rule(visit: Visit) -> None:
+    def rule(visit: NodeView) -> None:
         for group in visit.groups():
             one(visit, group)
 
@@ -215,20 +215,20 @@ def each(one: Callable[[Visit, Group], None]) -> Rule:
 
 
 @each
-def through(visit: Visit, group: Group) -> None:
+def through(visit: NodeView, group: Cotangent) -> None:
     """The gradient passes unchanged, in row-major order: views, reshapes, copies, casts."""
     target = visit.input(0).shape
     visit.send(0, group.layout, lambda: group.values.reshape(group.layout.stacked, *target), owned=group.owned)
 
 
-def carried(maps: Callable[[Visit], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
+def carried(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
     """An operation that acts apart on each index of some dimensions and mixes the others.
 
     `maps` gives for each edge which output dimension is which input dimension; the node itself is called. `fresh` says
     that the node puts its results into new memory, whatever it is given.
     """
 
-    def rule(visit: Visit) -> None:
+    def rule(visit: NodeView) -> None:
         given = list(maps(visit))
         per_edge = given + [None] * (len(visit.edges) - len(given))
         wanted = [m for e, m in enumerate(per_edge) if visit.wants(e)]
@@ -252,7 +252,7 @@ def carried(maps: Callable[[Visit], Sequence[DimMap | None]], fresh: bool = Fals
     return rule
 
 
-def _placed_rows(arrived: Sequence[tuple[int, Group]], nr: int) -> Tensor | None:
+def _placed_rows(arrived: Sequence[tuple[int, Cotangent]], nr: int) -> Tensor | None:
     """The rows of output `nr`: its own cotangents, zeros for those of other outputs; None if it has none."""
     if all(place != nr for place, _ in arrived):
         return None
@@ -261,10 +261,10 @@ def _placed_rows(arrived: Sequence[tuple[int, Group]], nr: int) -> Tensor | None
     return torch.cat([g.values if place == nr else torch.zeros_like(g.values) for place, g in arrived])
 
 
-def all_but(dims: Callable[[Visit], Sequence[int]], fresh: bool = False) -> Rule:
+def all_but(dims: Callable[[NodeView], Sequence[int]], fresh: bool = False) -> Rule:
     """Input and output have the same dimensions, of which `dims` are mixed."""
 
-    def maps(visit: Visit) -> list[DimMap | None]:
+    def maps(visit: NodeView) -> list[DimMap | None]:
         mixed = set(dims(visit))
         shape = visit.output().shape
         same = {d: d for d in range(len(shape)) if d not in mixed}
@@ -274,10 +274,10 @@ def all_but(dims: Callable[[Visit], Sequence[int]], fresh: bool = False) -> Rule
     return carried(maps, fresh)
 
 
-def leading(count: Callable[[Visit], int]) -> Rule:
+def leading(count: Callable[[NodeView], int]) -> Rule:
     """The first `count` dimensions are apart in the output and in every input."""
 
-    def maps(visit: Visit) -> list[DimMap | None]:
+    def maps(visit: NodeView) -> list[DimMap | None]:
         shape = visit.output().shape
         out: list[DimMap | None] = []
         for edge in range(len(visit.edges)):
@@ -288,10 +288,10 @@ def leading(count: Callable[[Visit], int]) -> Rule:
     return carried(maps)
 
 
-def permuted(order: Callable[[Visit], Sequence[int]]) -> Rule:
+def permuted(order: Callable[[NodeView], Sequence[int]]) -> Rule:
     """Output dimension d is input dimension order[d]."""
 
-    def one(visit: Visit, group: Group) -> None:
+    def one(visit: NodeView, group: Cotangent) -> None:
         forward = list(order(visit))
         back = [0] + [1 + forward.index(d) for d in range(len(forward))]
         group = whole(visit, group)
@@ -301,7 +301,7 @@ def permuted(order: Callable[[Visit], Sequence[int]]) -> Rule:
     return each(one)
 
 
-def whole(visit: Visit, group: Group) -> Group:
+def whole(visit: NodeView, group: Cotangent) -> Cotangent:
     """Give up batch axes that overlap a dimension without nesting in it."""
     if layouts.diagonal_dims(group.layout, group.shape) is None:
         return visit.densified(group, None, CUTS)
@@ -309,13 +309,13 @@ def whole(visit: Visit, group: Group) -> Group:
 
 
 def reduction(
-    dims: Callable[[Visit], Sequence[int]],
-    keepdim: Callable[[Visit], bool],
-    scale: Callable[[Visit], float] | None = None,
+    dims: Callable[[NodeView], Sequence[int]],
+    keepdim: Callable[[NodeView], bool],
+    scale: Callable[[NodeView], float] | None = None,
 ) -> Rule:
     """Sum or mean over dimensions: the cotangent is expanded."""
 
-    def one(visit: Visit, group: Group) -> None:
+    def one(visit: NodeView, group: Cotangent) -> None:
         target = visit.input(0).shape
         gone = {d % max(1, len(target)) for d in dims(visit)} or set(range(len(target)))
         kept = [d for d in range(len(target)) if d not in gone]

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import _torch, record
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group, densify, materialised, reduce_to
-from gramjd.engine.factors import Factor, Step
+from gramjd.engine import layout as layouts
+from gramjd.engine.autograd import pull
+from gramjd.engine.cotangent import Cotangent, densify, materialised, reduce_to
+from gramjd.engine.factor import Factor, Step
 from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
 from gramjd.engine.hooks import at_edge, through_node
-from gramjd.engine.pull import pull
-from gramjd.engine.rows import Layout, Shape
+from gramjd.engine.layout import Layout, Shape
 from gramjd.errors import RuleError
 
-Message = Group | Factor
+Message = Cotangent | Factor
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,18 @@ class Ledger:
 
     dry: bool
     charge: Callable[[int], None]
-    walk: Callable[[Sequence[Tensor], Sequence[Tensor | None], Mapping[int, list[Group]]], list[tuple[int, Message]]]
-    settle: Callable[[Visit, int], bool]
+    walk: Callable[
+        [Sequence[Tensor], Sequence[Tensor | None], Mapping[int, list[Cotangent]]], list[tuple[int, Message]]
+    ]
+    settle: Callable[[NodeView, int], bool]
     dense: list[Loss] = field(default_factory=list)
 
 
-class Visit:
+class NodeView:
     """One node of the graph with the cotangents that arrived at its outputs."""
 
     def __init__(  # noqa: D107
-        self, graph: Graph, node: Node, arrivals: dict[int, list[Group]], ledger: Ledger, depends: Ancestry
+        self, graph: Graph, node: Node, arrivals: dict[int, list[Cotangent]], ledger: Ledger, depends: Ancestry
     ):
         self.graph = graph
         self.node = node
@@ -125,11 +127,11 @@ class Visit:
 
     # -- cotangents --------------------------------------------------------------------------------------------------
 
-    def groups(self, nr: int = 0) -> list[Group]:
+    def groups(self, nr: int = 0) -> list[Cotangent]:
         """The groups that arrived at an output."""
         return self.arrivals.get(nr, [])
 
-    def densified(self, group: Group, dims: set[int] | None, reason: str) -> Group:
+    def densified(self, group: Cotangent, dims: set[int] | None, reason: str) -> Cotangent:
         """Spread over rows the batch axes in `dims` (None: all of them), and note where the last one was lost."""
         if not group.layout.diagonal:
             return group
@@ -142,7 +144,7 @@ class Visit:
             self.ledger.dense.append(Loss(self.name, reason))
         return new
 
-    def keep_only(self, group: Group, dims: set[int], reason: str) -> Group:
+    def keep_only(self, group: Cotangent, dims: set[int], reason: str) -> Cotangent:
         """Spread all batch axes but those in `dims`."""
         return self.densified(group, set(range(len(group.shape))) - dims, reason)
 
@@ -154,7 +156,7 @@ class Visit:
             return through_node(self.graph, self.graph.hooks, self.node, list(values))
         return pull(self.node, values)
 
-    def hooked(self, nr: int, groups: list[Group]) -> list[Group]:
+    def hooked(self, nr: int, groups: list[Cotangent]) -> list[Cotangent]:
         """Groups that arrived at an output whose tensor has hooks, as those leave them.
 
         A hook need not be linear: it must see the whole gradient of a loss, added up over all groups and repeated rows.
@@ -162,7 +164,7 @@ class Visit:
         alone = [self.densified(g, None, "has a hook, which must see one whole row") for g in groups]
         rows = np.concatenate([g.layout.rows.reshape(-1) for g in alone])
         whole = materialised(rows, torch.cat([g.values for g in alone]))
-        return [whole] if self.dry else [Group(whole.layout, at_edge(self.graph, (self.node, nr), whole.values))]
+        return [whole] if self.dry else [Cotangent(whole.layout, at_edge(self.graph, (self.node, nr), whole.values))]
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class Visit:
             )
         if math.prod(p.size for p in layout.pieces) != math.prod(shape):
             raise RuleError(f"the rule of {self.name} returned a layout for another size than {tuple(shape)}")
-        group = reduce_to(Group(layout, value), target.shape, self.ledger.charge)
+        group = reduce_to(Cotangent(layout, value), target.shape, self.ledger.charge)
         if layout.diagonal and not group.layout.diagonal:
             self.note_sum(edge, group.layout)
         group.operation, group.owned = self.name, owned

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from gramjd.engine import _torch
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Factor
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Factor
 from gramjd.engine.graph import LEAF, Edge, Graph
 from gramjd.engine.hooks import on_accumulation
-from gramjd.engine.rows import Rows, placed
+from gramjd.engine.layout import Rows, placed
 
 
 class Kept:
@@ -29,13 +29,13 @@ class Kept:
         self._wanted = None if targets is None else {id(t) for t in targets}
         self._hooked = on_accumulation(graph)
         self.limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
-        self._held: dict[Edge, tuple[list[Group], list[Factor]]] = {}
+        self._held: dict[Edge, tuple[list[Cotangent], list[Factor]]] = {}
         # Leaves kept, in the order in which `combine` gives their gradients.
         self.edges: list[Edge] = []
         self.combine = self._combine_rows
         self.nbytes = 0
 
-    def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def note(self, edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         """Keep what arrived at an input, if it is a leaf whose `.grad` is wanted and there is room."""
         if not self.wants(edge):
             return
@@ -90,7 +90,7 @@ def weighted_factor(factor: Factor, w: Tensor) -> Tensor:
     return factor.back(total.unsqueeze(0))[0]
 
 
-def weighted_group(group: Group, w: Tensor) -> Tensor:
+def weighted_group(group: Cotangent, w: Tensor) -> Tensor:
     """`sum_r w_r J_r` of rows with a layout, shaped like the parameter."""
     layout, values = group.layout, group.values
     shape = [layout.stacked, *(p.size if p.diagonal else 1 for p in layout.pieces)]

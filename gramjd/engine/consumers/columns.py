@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.accumulate import region_of, upright
-from gramjd.engine.cotangent import Group, densify
-from gramjd.engine.factors import Factor, slabs
+from gramjd.engine.cotangent import Cotangent, densify
+from gramjd.engine.factor import Factor, slabs
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.rows import Rows, placed
+from gramjd.engine.layout import Rows, placed
+from gramjd.engine.parameter import region_of, upright
 
 Combine = Callable[[Tensor], Tensor]
 
@@ -25,7 +25,7 @@ class Columns:
         self.graph, self._m, self._combine = graph, m, combine
         self.updates: dict[Edge, Tensor] = {}
 
-    def note(self, edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def note(self, edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         """The rows of an input arrived."""
         leaf = self.graph.targets[edge]
         factors = [upright(f, leaf.shape) for f in factors]

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from gramjd.engine.cotangent import Group, densify, materialised, unite
-from gramjd.engine.factors import Factor, Gathered, Outer, Step, slabs
-from gramjd.engine.sums import Sum
+from gramjd.engine.consumers.gramian import Sum
+from gramjd.engine.cotangent import Cotangent, densify, materialised, unite
+from gramjd.engine.factor import Factor, Gathered, Outer, Step, slabs
 from gramjd.kernels.gathered import cross_outer_gathered
 
 Region = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
-def settle(total: Sum, shape: Sequence[int], groups: list[Group], factors: list[Factor]) -> None:
+def settle(total: Sum, shape: Sequence[int], groups: list[Cotangent], factors: list[Factor]) -> None:
     """Add `J_p J_p^T` for a parameter whose Jacobian is the sum of these groups and factors."""
     if len(factors) == 1 and not groups:
         total.add_factor(factors[0])
@@ -119,7 +119,7 @@ def _by_slabs(total: Sum, factors: list[Factor]) -> None:
         total.add_rows(rows, torch.cat([f.slab(lo, hi, dtype).flatten(1) for f in factors]))
 
 
-def _given_rows(total: Sum, groups: list[Group]) -> None:
+def _given_rows(total: Sum, groups: list[Cotangent]) -> None:
     if len(groups) > 1:
         groups = unite(groups)
     if len(groups) > 1:

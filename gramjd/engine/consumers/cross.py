@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import driver
-from gramjd.engine.accumulate import region_of, separate, upright
-from gramjd.engine.cotangent import Group, densify
-from gramjd.engine.factors import Factor, Gathered, Outer, slabs
+from gramjd.engine import compute
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.cotangent import Cotangent, densify
+from gramjd.engine.factor import Factor, Gathered, Outer, slabs
 from gramjd.engine.graph import Edge, Graph, Selected
-from gramjd.engine.rows import Rows, placed
-from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Loss
+from gramjd.engine.layout import Rows, placed
+from gramjd.engine.node import Loss
+from gramjd.engine.parameter import region_of, separate, upright
 from gramjd.engine.walk import Budget, OverBudgetError, Walk, seeds_for
 from gramjd.errors import BudgetError, InputError, in_bytes
 from gramjd.kernels.cross import cross_gathered, cross_outer
 from gramjd.kernels.gathered import cross_outer_gathered
 from gramjd.kernels.products import add_product, product
 
-Arrived = tuple[list[Group], list[Factor]]
+Arrived = tuple[list[Cotangent], list[Factor]]
 
 
-def compute(
+def rectangle(
     losses: Sequence[Tensor],
     others: Sequence[Tensor],
     inputs: Sequence[Tensor] | None,
@@ -34,27 +34,27 @@ def compute(
     memory_budget: int | None,
 ) -> Tensor:
     """`J J'^T` [m, m'] for the Jacobians J of `losses` and J' of `others`; both graphs stay usable."""
-    sides = [driver.read(side, inputs, missing_ok=True) for side in (losses, others)]
+    sides = [compute.read(side, inputs, missing_ok=True) for side in (losses, others)]
     _check_reached(inputs, sides)
-    wide = [driver.accumulation_dtype(side, graph, dtype) for side, graph in zip((losses, others), sides, strict=True)]
+    wide = [compute.accumulation_dtype(side, graph, dtype) for side, graph in zip((losses, others), sides, strict=True)]
     counts = [sum(loss.numel() for loss in side) for side in (losses, others)]
     total = torch.zeros(counts, dtype=torch.promote_types(*wide), device=losses[0].device)
     held: dict[int, Arrived] = {}
 
-    def keep(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def keep(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         held[id(sides[0].targets[edge])] = (groups, factors)
 
-    def meet(edge: Edge, groups: list[Group], factors: list[Factor]) -> None:
+    def meet(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
         target = sides[1].targets[edge]
         if id(target) in held:
             _add(total, target.shape, held.pop(id(target)), (groups, factors))
 
-    limit = driver.budget_for(losses, memory_budget)
+    limit = compute.budget_for(losses, memory_budget)
     noticed = [
         *_walk(sides[0], losses, keep, Budget(limit, temporaries=memory_budget)),
         *_walk(sides[1], others, meet, Budget(limit, temporaries=memory_budget)),
     ]
-    driver.notify(noticed)
+    compute.notify(noticed)
     return total
 
 
@@ -70,13 +70,13 @@ def _check_reached(inputs: Sequence[Tensor] | None, sides: Sequence[Graph]) -> N
 
 
 def _walk(
-    graph: Graph, losses: Sequence[Tensor], note: Callable[[Edge, list[Group], list[Factor]], None], budget: Budget
+    graph: Graph, losses: Sequence[Tensor], note: Callable[[Edge, list[Cotangent], list[Factor]], None], budget: Budget
 ) -> list[Loss]:
     walk = Walk(graph, note, budget)
     try:
         in_graph_task(lambda: walk.run(seeds_for(losses)))
     except OverBudgetError:
-        needed = driver.dense_peak(graph, losses)
+        needed = compute.dense_peak(graph, losses)
         raise BudgetError(
             f"the rows of all losses of one side need {in_bytes(needed)}, but memory_budget is "
             f"{in_bytes(budget.limit)}: raise it to at least {needed} bytes, or ask for fewer losses at a time"

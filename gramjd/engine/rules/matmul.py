@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Outer
-from gramjd.engine.rows import Layout, Piece, canonical
+from gramjd.engine import layout as layouts
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Outer
+from gramjd.engine.layout import Layout, Piece, canonical
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque, written_over
-from gramjd.engine.visit import Visit
 from gramjd.kernels.products import product as product_of
 
 Load = Callable[[], Tensor]
@@ -33,11 +33,11 @@ class Operand(NamedTuple):
     scale: float = 1.0
 
 
-def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands: list[Operand]) -> None:
+def product(visit: NodeView, groups: list[Cotangent], shape: tuple[int, ...], operands: list[Operand]) -> None:
     """Send the cotangents of both operands of `out [g, p, q]`, a parameter's first."""
     operands = sorted(operands, key=lambda operand: not (visit.wants(operand.edge) and visit.parametric(operand.edge)))
     for group in groups:
-        whole = Group(group.layout, group.values.reshape(-1, *shape), owned=group.owned)
+        whole = Cotangent(group.layout, group.values.reshape(-1, *shape), owned=group.owned)
         if layouts.split(whole.layout, shape) is None:
             whole = visit.densified(whole, None, CUTS)
         for operand in operands:
@@ -45,7 +45,7 @@ def product(visit: Visit, groups: list[Group], shape: tuple[int, ...], operands:
                 _gradient(visit, operand, whole)
 
 
-def _gradient(visit: Visit, operand: Operand, group: Group) -> None:
+def _gradient(visit: NodeView, operand: Operand, group: Cotangent) -> None:
     own = layouts.diagonal_dims(group.layout, group.shape)
     assert own is not None, "made whole by the caller"
     summed = 2 if operand.left else 1
@@ -58,7 +58,7 @@ def _gradient(visit: Visit, operand: Operand, group: Group) -> None:
         _send_product(visit, operand, group, kept)
 
 
-def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> None:
+def _send_product(visit: NodeView, operand: Operand, group: Cotangent, kept: int) -> None:
     """No batch axis is summed over: an ordinary product, stacked rows in front."""
     target = visit.input(operand.edge).shape
     g, p, q = group.shape
@@ -80,7 +80,7 @@ def _send_product(visit: Visit, operand: Operand, group: Group, kept: int) -> No
     inner = (g, p, r) if operand.left else (g, r, q)
     layout = layouts.carry(group.layout, group.shape, inner, {0: 0, kept: kept})
     if g == 1 and operand.left and len(target) == 2:
-        rows = Group(group.layout, group.values.view(-1, p, q), owned=group.owned)
+        rows = Cotangent(group.layout, group.values.view(-1, p, q), owned=group.owned)
         parameters = [edge for edge in range(len(visit.edges)) if edge != operand.edge]
         found = written_over(visit, rows, operand.edge, parameters, lambda rows, which: of_rows(rows))
         if found is not None:
@@ -109,7 +109,7 @@ def _axis(layout: Layout, shape: tuple[int, ...], dim: int) -> _Axis:
     return _Axis(b, T, tuple(p.size for p in inside), (*own, *rest))
 
 
-def _unfold(t: Tensor, axis: int, group: Group, dim: int) -> Tensor:
+def _unfold(t: Tensor, axis: int, group: Cotangent, dim: int) -> Tensor:
     """Axis `axis` of t (of the size of `dim`) as two: b (batch) and T (positions)."""
     b, T, sizes, order = _axis(group.layout, tuple(group.shape), dim)
     before, after = t.shape[:axis], t.shape[axis + 1 :]
@@ -121,12 +121,12 @@ def _unfold(t: Tensor, axis: int, group: Group, dim: int) -> Tensor:
     return split.permute(perm).reshape(*before, b, T, *after)
 
 
-def batched(group: Group, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
+def batched(group: Cotangent, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
     """`other [g, L, *]` and the cotangent [K, g, L, o] with L as batch and positions [b, T], and the owners [K b]."""
     return _unfold(other, 1, group, 1), _unfold(group.values, 2, group, 1), group.layout.rows.reshape(-1)
 
 
-def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
+def _send_outer(visit: NodeView, operand: Operand, group: Cotangent, summed: int) -> None:
     """At a parameter: rows stay products of the other operand and the cotangent, T = positions without a batch axis."""
     g = group.shape[0]
     c = group.values.mT if operand.left else group.values  # [K, g, L, o]
@@ -144,7 +144,7 @@ def _send_outer(visit: Visit, operand: Operand, group: Group, summed: int) -> No
     visit.send_factor(operand.edge, factor)
 
 
-def _send_rows(visit: Visit, operand: Operand, group: Group, summed: int) -> None:
+def _send_rows(visit: NodeView, operand: Operand, group: Cotangent, summed: int) -> None:
     """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
     cut = layouts.split(group.layout, group.shape)
     assert cut is not None, "made whole by the caller"
@@ -192,7 +192,7 @@ def _as3(t: Tensor) -> Tensor:
     return t if t.ndim == 3 else t.unsqueeze(0)
 
 
-def mm(visit: Visit) -> None:
+def mm(visit: NodeView) -> None:
     """out [p, q] = self @ mat2."""
     shape = (1, *visit.output().shape)
     operands = [
@@ -202,23 +202,23 @@ def mm(visit: Visit) -> None:
     product(visit, visit.groups(), shape, operands)
 
 
-def bmm(visit: Visit) -> None:
+def bmm(visit: NodeView) -> None:
     """out [g, p, q] = self @ mat2."""
     operands = [Operand(0, True, lambda: visit.saved("mat2")), Operand(1, False, lambda: visit.saved("self"))]
     product(visit, visit.groups(), visit.output().shape, operands)
 
 
-def addmm(visit: Visit) -> None:
+def addmm(visit: NodeView) -> None:
     """out = beta * self + alpha * mat1 @ mat2; self broadcasts."""
     _affine(visit, "mat1", "mat2", visit.output().shape)
 
 
-def baddbmm(visit: Visit) -> None:
+def baddbmm(visit: NodeView) -> None:
     """out = beta * self + alpha * batch1 @ batch2; self broadcasts."""
     _affine(visit, "batch1", "batch2", visit.output().shape)
 
 
-def _affine(visit: Visit, first: str, second: str, shape: tuple[int, ...]) -> None:
+def _affine(visit: NodeView, first: str, second: str, shape: tuple[int, ...]) -> None:
     alpha = float(visit.saved("alpha"))
     _added(visit)
     operands = [
@@ -229,13 +229,13 @@ def _affine(visit: Visit, first: str, second: str, shape: tuple[int, ...]) -> No
 
 
 @each
-def _added(visit: Visit, group: Group) -> None:
+def _added(visit: NodeView, group: Cotangent) -> None:
     """The summand `beta * self`, which broadcasts."""
     beta = float(visit.saved("beta"))
     visit.send(0, group.layout, lambda: _scaled(group.values, beta), visit.output().shape)
 
 
-def mv(visit: Visit) -> None:
+def mv(visit: NodeView) -> None:
     """out [p] = self [p, r] @ vec [r]."""
     operands = [
         Operand(0, True, lambda: visit.saved("vec")[None, :, None]),
@@ -244,7 +244,7 @@ def mv(visit: Visit) -> None:
     product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
 
 
-def addmv(visit: Visit) -> None:
+def addmv(visit: NodeView) -> None:
     """out [p] = beta * self + alpha * mat @ vec."""
     alpha = float(visit.saved("alpha"))
     _added(visit)
@@ -255,7 +255,7 @@ def addmv(visit: Visit) -> None:
     product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
 
 
-def dot(visit: Visit) -> None:
+def dot(visit: NodeView) -> None:
     """out = self . tensor."""
     names = ("tensor", "self") if "Vdot" not in visit.name else ("other", "self")
     operands = [
@@ -265,7 +265,7 @@ def dot(visit: Visit) -> None:
     product(visit, visit.groups(), (1, 1, 1), operands)
 
 
-def trilinear(visit: Visit) -> None:
+def trilinear(visit: NodeView) -> None:
     """nn.Bilinear: out [n, o] = x1 [n, a] weight [o, a, b] x2 [n, b]; other patterns of `_trilinear` go dense."""
     pattern = [visit.integers(name) for name in ("expand1", "expand2", "expand3", "sumdim")]
     if pattern != [[1, 3], [0], [1, 2], [2, 3]]:
@@ -279,16 +279,16 @@ def trilinear(visit: Visit) -> None:
             _bilinear_weight(visit, group)
 
 
-def _bilinear_input(visit: Visit, group: Group, edge: int, equation: str, other: str) -> None:
+def _bilinear_input(visit: NodeView, group: Cotangent, edge: int, equation: str, other: str) -> None:
     if visit.wants(edge):
         layout = layouts.carry(group.layout, group.shape, visit.input(edge).shape, {0: 0})
         visit.send(edge, layout, lambda: torch.einsum(equation, group.values, visit.saved("i2"), visit.saved(other)))
 
 
-def _bilinear_weight(visit: Visit, group: Group) -> None:
+def _bilinear_weight(visit: NodeView, group: Cotangent) -> None:
     o, a, b = visit.input(1).shape
     n = group.shape[0]
-    whole = Group(group.layout, group.values.reshape(-1, 1, n, o))
+    whole = Cotangent(group.layout, group.values.reshape(-1, 1, n, o))
     if visit.dry:
         pairs = torch.empty(1, n, a * b, device="meta", dtype=group.values.dtype)
     else:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.factors import Factor
-from gramjd.engine.rows import Mask, Rows, placed
+from gramjd.engine.factor import Factor
+from gramjd.engine.layout import Mask, Rows, placed
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_own_slices, gram_rows
 from gramjd.kernels.symmetric import mirrored

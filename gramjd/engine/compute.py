@@ -14,19 +14,19 @@ from torch import Tensor
 
 from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
-from gramjd.engine.columns import Columns, Combine
+from gramjd.engine.autograd import in_graph_task
+from gramjd.engine.consumers.columns import Columns, Combine
+from gramjd.engine.consumers.gramian import Gramian, Sum
+from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.kept import Kept
+from gramjd.engine.layout import Mask, Rows
+from gramjd.engine.node import Loss
 from gramjd.engine.remember import add_shares_again
-from gramjd.engine.rows import Mask, Rows
-from gramjd.engine.sums import Gramian, Sum
-from gramjd.engine.task import in_graph_task
-from gramjd.engine.visit import Loss
 from gramjd.engine.walk import Budget, OnTarget, OverBudgetError, Walk, add_shares, seeds_for
 from gramjd.errors import BudgetError, DenseRowsWarning, InputsWarning, in_bytes, warn
 
 
-def compute(
+def total(
     losses: Sequence[Tensor],
     inputs: Sequence[Tensor] | None,
     dtype: torch.dtype | None = None,
@@ -34,10 +34,10 @@ def compute(
     kind: type[Sum] = Gramian,
 ) -> Tensor:
     """The Gramian [m, m] (or another kind of sum) of the losses with respect to the inputs; the graph stays usable."""
-    return compute_on(read(losses, inputs), losses, dtype, memory_budget, kind)
+    return total_of(read(losses, inputs), losses, dtype, memory_budget, kind)
 
 
-def compute_on(
+def total_of(
     graph: Graph,
     losses: Sequence[Tensor],
     dtype: torch.dtype | None = None,
@@ -51,7 +51,7 @@ def compute_on(
     return total.finished()
 
 
-def compute_apart(
+def shares(
     losses: Sequence[Tensor],
     inputs: Sequence[Tensor] | None,
     dtype: torch.dtype | None = None,
@@ -66,7 +66,7 @@ def compute_apart(
     return [(tensor, totals[edge].finished()) for edge, tensor in graph.targets.items()]
 
 
-def compute_and_keep(
+def gramian_and_rows(
     graph: Graph, losses: Sequence[Tensor], targets: Sequence[Tensor] | None, memory_budget: int | None
 ) -> tuple[Tensor, Kept]:
     """The Gramian with respect to the inputs of a graph, and the rows of `targets` as far as they can be kept."""

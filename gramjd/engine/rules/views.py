@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group, reduce_to
-from gramjd.engine.factors import Step
-from gramjd.engine.pull import pull
-from gramjd.engine.rules.selection import selection
+from gramjd.engine import layout as layouts
+from gramjd.engine.autograd import pull
+from gramjd.engine.cotangent import Cotangent, reduce_to
+from gramjd.engine.factor import Step
+from gramjd.engine.node import NodeView
+from gramjd.engine.rules.copies import selection
 from gramjd.engine.rules.vocabulary import CUTS, Rule, all_but, carried, each, named, permuted, through, whole
-from gramjd.engine.visit import Visit
 
 
-def _transposed(visit: Visit) -> list[int]:
+def _transposed(visit: NodeView) -> list[int]:
     order = list(range(len(visit.output().shape)))
     a, b = visit.dim("dim0"), visit.dim("dim1")
     if order:
@@ -26,22 +26,22 @@ def _transposed(visit: Visit) -> list[int]:
     return order
 
 
-def _reversed(visit: Visit) -> list[int]:
+def _reversed(visit: NodeView) -> list[int]:
     return list(range(len(visit.output().shape)))[::-1]
 
 
-def _permutation(visit: Visit) -> list[int]:
+def _permutation(visit: NodeView) -> list[int]:
     count = len(visit.output().shape)
     return [d % count for d in visit.integers("dims")]
 
 
 @each
-def expand(visit: Visit, group: Group) -> None:
+def expand(visit: NodeView, group: Cotangent) -> None:
     """The cotangent is summed over the expanded dimensions, where slices of a batch axis become rows."""
     visit.send(0, group.layout, group.values, visit.output().shape)
 
 
-def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
+def _positions(visit: NodeView) -> tuple[int, layouts.Rows]:
     """Dimension and input positions that a slice or select takes."""
     sizes = visit.integers("self_sym_sizes")
     dim = visit.dim(of=len(sizes))
@@ -52,7 +52,7 @@ def _positions(visit: Visit) -> tuple[int, layouts.Rows]:
 
 
 @each
-def taken(visit: Visit, group: Group) -> None:
+def taken(visit: NodeView, group: Cotangent) -> None:
     """Slice and select: zeros elsewhere, which belong to no loss."""
     dim, index = _positions(visit)
     target = visit.input(0).shape
@@ -64,7 +64,7 @@ def taken(visit: Visit, group: Group) -> None:
 
 
 def _scattered(
-    group: Group, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]
+    group: Cotangent, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]
 ) -> layouts.Layout | None:
     """Owners over `target` of a part of `dim`.
 
@@ -89,12 +89,12 @@ def _placed(values: Tensor, dim: int, index: layouts.Rows, target: Sequence[int]
     return out
 
 
-def _sizes(visit: Visit, dim: int) -> list[int]:
+def _sizes(visit: NodeView, dim: int) -> list[int]:
     """Lengths of a split's outputs along `dim`."""
     return [meta.shape[dim] for meta in visit.graph.metadata(visit.node)]
 
 
-def parts(visit: Visit) -> None:
+def parts(visit: NodeView) -> None:
     """Split, chunk and unbind: cotangents of all outputs with the same owners are joined in one tensor."""
     unbind = "Unbind" in visit.name
     target = visit.input(0).shape
@@ -148,7 +148,7 @@ def _joined(pieces: dict[int, Tensor], sizes: list[int], dim: int, target: Seque
     return torch.cat([piece(nr) for nr in range(len(sizes))], dim=1 + dim)
 
 
-def joins(visit: Visit) -> None:
+def joins(visit: NodeView) -> None:
     """Cat and stack: each operand gets its part of the cotangent, with the owners of that part."""
     shape, dim = visit.output().shape, visit.dim()
     starts = list(range(len(visit.edges))) if "Stack" in visit.name else _starts(visit, dim)
@@ -168,7 +168,7 @@ def joins(visit: Visit) -> None:
                 visit.send(edge, layout, None if part is None else part.reshape(-1, *target))
 
 
-def _starts(visit: Visit, dim: int) -> list[int]:
+def _starts(visit: NodeView, dim: int) -> list[int]:
     """Where each operand of cat begins. The node knows; it is asked by sending positions as a cotangent."""
     shape = visit.output().shape
     ladder = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
@@ -176,7 +176,7 @@ def _starts(visit: Visit, dim: int) -> list[int]:
     return [int(part.flatten()[0]) if part is not None and part.numel() else 0 for part in found]
 
 
-def gathered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
+def gathered(group: Cotangent, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
     """Owners of the positions `index` of a dimension; None if no loss owns any."""
     where = layouts.diagonal_dims(group.layout, shape)
     assert where is not None, "made whole by the caller"
@@ -186,10 +186,10 @@ def gathered(group: Group, shape: Sequence[int], dim: int, index: layouts.Rows) 
     return layouts.carry(group.layout, shape, middle, {d: d for d in range(len(shape)) if d != dim})
 
 
-def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
+def moves(positions: Callable[[NodeView], tuple[int, layouts.Rows]]) -> Rule:
     """Output position p of a dimension is input position index[p], each used once (flip, roll)."""
 
-    def rule(visit: Visit) -> None:
+    def rule(visit: NodeView) -> None:
         dim, index = positions(visit)
         target = visit.input(0).shape
         back = layouts.placed(np.argsort(index), torch.device("cpu"))
@@ -207,7 +207,7 @@ def moves(positions: Callable[[Visit], tuple[int, layouts.Rows]]) -> Rule:
     return rule
 
 
-def flip(visit: Visit) -> None:
+def flip(visit: NodeView) -> None:
     """Flip along one dimension; several at once are found by asking the node."""
     dims = [d % len(visit.output().shape) for d in visit.integers("dims")]
     if len(dims) == 1:
@@ -216,7 +216,7 @@ def flip(visit: Visit) -> None:
         selection(visit)
 
 
-def roll(visit: Visit) -> None:
+def roll(visit: NodeView) -> None:
     """Roll along one dimension; other forms are found by asking the node."""
     dims, shifts = visit.integers("dims"), visit.integers("shifts")
     if len(dims) == 1:
@@ -227,7 +227,7 @@ def roll(visit: Visit) -> None:
         selection(visit)
 
 
-def repeat(visit: Visit) -> None:
+def repeat(visit: NodeView) -> None:
     """Tile: [r0, n0, r1, n1, ..] summed over the r; copies of a batch axis keep their owners apart by rows."""
     target = visit.input(0).shape
     repeats = visit.integers("repeats")
@@ -236,18 +236,18 @@ def repeat(visit: Visit) -> None:
     to = [n for size in [1] * lead + list(target) for n in (1, size)]
     for group in visit.groups():
         group = visit.densified(group, None, CUTS) if layouts.split(group.layout, wide) is None else group
-        tiled = Group(group.layout, group.values.reshape(-1, *wide))
+        tiled = Cotangent(group.layout, group.values.reshape(-1, *wide))
         small = reduce_to(tiled, to, visit.ledger.charge)
         visit.send(0, small.layout, small.values.reshape(-1, *target))
 
 
-def pad(visit: Visit) -> None:
+def pad(visit: NodeView) -> None:
     """Constant padding: the batch axes of the dimensions that are not padded."""
     shape, target = visit.output().shape, visit.input(0).shape
     carried(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(visit)
 
 
-def unfold(visit: Visit) -> None:
+def unfold(visit: NodeView) -> None:
     """Windows along one dimension, laid out in a new last one."""
     dim = visit.dim("dimension", of=len(visit.input(0).shape))
     carried(lambda v: [{d: d for d in range(len(v.input(0).shape)) if d != dim}])(visit)
@@ -256,14 +256,14 @@ def unfold(visit: Visit) -> None:
 # -- isometries: what a factor may pass through -----------------------------------------------------------------------
 
 
-MakeStep = Callable[[Visit, int], Step]
+MakeStep = Callable[[NodeView, int], Step]
 Push = Callable[[Tensor], Tensor]
 
 
-def _step(read: Callable[[Visit, int], Push]) -> MakeStep:
+def _step(read: Callable[[NodeView, int], Push]) -> MakeStep:
     """A step from what `read` finds out about the node: it must not hold the visit, which holds cotangents."""
 
-    def make(visit: Visit, nr: int) -> Step:
+    def make(visit: NodeView, nr: int) -> Step:
         node, count = visit.node, len(visit.graph.metadata(visit.node))
 
         def back(values: Tensor) -> Tensor:
@@ -277,18 +277,18 @@ def _step(read: Callable[[Visit, int], Push]) -> MakeStep:
     return make
 
 
-def _same(visit: Visit, nr: int) -> Step:
+def _same(visit: NodeView, nr: int) -> Step:
     dtype = visit.input(0).dtype
     return Step(lambda t: t, lambda values: values.to(dtype))
 
 
-def _view(visit: Visit, nr: int) -> Step:
+def _view(visit: NodeView, nr: int) -> Step:
     shape, target = visit.output(nr).shape, visit.input(0).shape
     return Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
 
 
-def _permutation_by(order: Callable[[Visit], Sequence[int]]) -> MakeStep:
-    def make(visit: Visit, nr: int) -> Step:
+def _permutation_by(order: Callable[[NodeView], Sequence[int]]) -> MakeStep:
+    def make(visit: NodeView, nr: int) -> Step:
         dims = list(order(visit))
         back = [0, *(1 + dims.index(d) for d in range(len(dims)))]
         return Step(lambda t: t.permute(dims), lambda values: values.permute(back))
@@ -296,7 +296,7 @@ def _permutation_by(order: Callable[[Visit], Sequence[int]]) -> MakeStep:
     return make
 
 
-def _read_taken(visit: Visit, nr: int) -> Push:
+def _read_taken(visit: NodeView, nr: int) -> Push:
     dim, index = _positions(visit)
     first, last = int(index[0]), int(index[-1])
     if "Select" in visit.name:
@@ -305,7 +305,7 @@ def _read_taken(visit: Visit, nr: int) -> Push:
     return lambda t: t[(slice(None),) * dim + (slice(first, last + 1, step),)]
 
 
-def _read_part(visit: Visit, nr: int) -> Push:
+def _read_part(visit: NodeView, nr: int) -> Push:
     dim = visit.dim(of=len(visit.input(0).shape))
     if "Unbind" in visit.name:
         return lambda t: t.select(dim, nr)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, named, opaque, reduction
-from gramjd.engine.visit import Visit
 
 
-def _dims(visit: Visit) -> list[int]:
+def _dims(visit: NodeView) -> list[int]:
     """Saved reduction dimensions of the input: one, several, or none for all."""
     saved = visit.saved("dim") if visit.has_saved("dim") else None
     count = len(visit.input(0).shape)
@@ -18,11 +18,11 @@ def _dims(visit: Visit) -> list[int]:
     return [d % max(1, count) for d in (n - (1 << 64) if n >= (1 << 63) else n for n in many)] or list(range(count))
 
 
-def _keepdim(visit: Visit) -> bool:
+def _keepdim(visit: NodeView) -> bool:
     return visit.has_saved("keepdim") and bool(visit.saved("keepdim"))
 
 
-def _reduced(visit: Visit) -> list[DimMap | None]:
+def _reduced(visit: NodeView) -> list[DimMap | None]:
     """Kept dimensions of a reduction, output to input."""
     count = len(visit.input(0).shape)
     gone = set(_dims(visit))
@@ -31,12 +31,12 @@ def _reduced(visit: Visit) -> list[DimMap | None]:
     return maps * len(visit.edges)
 
 
-def _reduction(visit: Visit) -> None:
+def _reduction(visit: NodeView) -> None:
     """Kept dimensions stay apart. The nodes give a number without dimensions back with one."""
     (carried(_reduced) if visit.input(0).shape else opaque)(visit)
 
 
-def _count(visit: Visit) -> float:
+def _count(visit: NodeView) -> float:
     shape = visit.input(0).shape or (1,)
     total = 1
     for d in _dims(visit):
@@ -44,25 +44,25 @@ def _count(visit: Visit) -> float:
     return 1.0 / max(1, total)
 
 
-def _everything(visit: Visit) -> list[int]:
+def _everything(visit: NodeView) -> list[int]:
     return list(range(len(visit.input(0).shape)))
 
 
-def _numel(visit: Visit) -> float:
+def _numel(visit: NodeView) -> float:
     total = 1
     for n in visit.input(0).shape:
         total *= n
     return 1.0 / max(1, total)
 
 
-def _loss_dims(visit: Visit) -> list[DimMap | None]:
+def _loss_dims(visit: NodeView) -> list[DimMap | None]:
     """nll_loss [B, C] or [C] to [B] or []: the class dimension is new; a reduced loss keeps nothing apart."""
     if visit.integer("reduction") != 0:
         return [{}]
     return [{d: (d if d == 0 else d + 1) for d in range(len(visit.output().shape))}]
 
 
-def _cdist(visit: Visit) -> None:
+def _cdist(visit: NodeView) -> None:
     """Batch dimensions that both operands have stay apart; broadcast ones go dense."""
     lead = visit.output().shape[:-2]
     wanted = [e for e in range(2) if visit.wants(e)]
@@ -75,7 +75,7 @@ def _cdist(visit: Visit) -> None:
         opaque(visit)
 
 
-def _cross(visit: Visit) -> None:
+def _cross(visit: NodeView) -> None:
     """Cross product along one dimension, of operands that may broadcast."""
     shape = visit.output().shape
     if all(visit.input(e).shape == shape for e in range(2) if visit.wants(e)):
@@ -84,16 +84,16 @@ def _cross(visit: Visit) -> None:
         opaque(visit)
 
 
-def _fft(visit: Visit) -> list[int]:
+def _fft(visit: NodeView) -> list[int]:
     return [d % len(visit.output().shape) for d in visit.integers("dim")]
 
 
-def _same_lead(visit: Visit) -> None:
+def _same_lead(visit: NodeView) -> None:
     """All dimensions but the pair of real and imaginary part."""
     leading(lambda v: min(len(v.output().shape), len(v.input(0).shape)))(visit)
 
 
-def _matrices(visit: Visit) -> int:
+def _matrices(visit: NodeView) -> int:
     """Batch dimensions of a decomposition of [*, p, q] matrices."""
     return len(visit.input(0).shape) - 2
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gramjd.engine.cotangent import Group
-from gramjd.engine.rows import (
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.layout import (
     Layout,
     Piece,
     along,
@@ -47,17 +47,17 @@ def test_canonical_changes_nothing(data: st.DataObject, shape: tuple[int, ...], 
     values = values_of(pieces, rows, shape, seed)
     layout = canonical(pieces, rows)
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Group(layout, values)), expand(pieces, rows, values))
+    assert torch.equal(dense_rows(Cotangent(layout, values)), expand(pieces, rows, values))
 
 
 @given(groups())
-def test_canonical_twice_is_canonical_once(group: Group) -> None:
+def test_canonical_twice_is_canonical_once(group: Cotangent) -> None:
     again = canonical(group.layout.pieces, group.layout.rows)
     assert again.key == group.layout.key
 
 
 @given(groups())
-def test_what_a_layout_says_of_itself(group: Group) -> None:
+def test_what_a_layout_says_of_itself(group: Cotangent) -> None:
     layout = group.layout
     owned = {int(i) for i in layout.rows.reshape(-1) if i >= 0}
     assert layout.losses == len(owned)
@@ -74,7 +74,7 @@ def nests(layout: Layout, shape: tuple[int, ...]) -> bool:
 
 
 @given(groups(), st.data())
-def test_split_at_any_shape(group: Group, data: st.DataObject) -> None:
+def test_split_at_any_shape(group: Cotangent, data: st.DataObject) -> None:
     numel = math.prod(group.shape)
     shape = data.draw(st.permutations(list(group.shape)).map(tuple) | st.just((numel,)) | st.just((2, numel // 2)))
     assume(math.prod(shape) == numel)
@@ -90,15 +90,15 @@ def test_split_at_any_shape(group: Group, data: st.DataObject) -> None:
 
 
 @given(groups(), st.data())
-def test_a_reshape_needs_nothing(group: Group, data: st.DataObject) -> None:
+def test_a_reshape_needs_nothing(group: Cotangent, data: st.DataObject) -> None:
     numel = math.prod(group.shape)
     shape = data.draw(st.sampled_from([(numel,), (1, numel), (numel, 1), tuple(group.shape[::-1])]))
-    moved = Group(group.layout, group.values.reshape(len(group.values), *shape))
+    moved = Cotangent(group.layout, group.values.reshape(len(group.values), *shape))
     assert torch.equal(dense_rows(moved), dense_rows(group).reshape(M, *shape))
 
 
 @given(groups())
-def test_diagonal_dims(group: Group) -> None:
+def test_diagonal_dims(group: Cotangent) -> None:
     found = diagonal_dims(group.layout, group.shape)
     assert found is not None
     apart = {p.dim for p in (split(group.layout, group.shape) or ([], 0))[0] if p.diagonal}
@@ -106,17 +106,17 @@ def test_diagonal_dims(group: Group) -> None:
 
 
 @given(groups(), st.data())
-def test_carry_permutes(group: Group, data: st.DataObject) -> None:
+def test_carry_permutes(group: Cotangent, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(group.shape))))
     to_shape = [group.shape[d] for d in order]
     layout = carry(group.layout, group.shape, to_shape, {d: to for to, d in enumerate(order)})
     values = group.values.permute(0, *(1 + d for d in order))
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Group(layout, values)), dense_rows(group).permute(0, *(1 + d for d in order)))
+    assert torch.equal(dense_rows(Cotangent(layout, values)), dense_rows(group).permute(0, *(1 + d for d in order)))
 
 
 @given(groups(), st.data())
-def test_carry_replaces_what_is_mixed(group: Group, data: st.DataObject) -> None:
+def test_carry_replaces_what_is_mixed(group: Cotangent, data: st.DataObject) -> None:
     """A linear map of the other dimensions, here: sum over them, and expand to a new one in some place."""
     own = diagonal_dims(group.layout, group.shape)
     assert own is not None
@@ -131,17 +131,17 @@ def test_carry_replaces_what_is_mixed(group: Group, data: st.DataObject) -> None
         return (t.sum(gone) if gone else t).unsqueeze(1 + place).expand(len(t), *to_shape)
 
     layout = carry(group.layout, group.shape, to_shape, to_dim)
-    assert torch.equal(dense_rows(Group(layout, linear(group.values))), linear(dense_rows(group)))
+    assert torch.equal(dense_rows(Cotangent(layout, linear(group.values))), linear(dense_rows(group)))
 
 
 @st.composite
-def with_dim(draw: st.DrawFn) -> tuple[Group, int]:
+def with_dim(draw: st.DrawFn) -> tuple[Cotangent, int]:
     group = draw(groups(draw(SHAPES.filter(bool))))
     return group, draw(st.integers(0, len(group.shape) - 1))
 
 
 @given(with_dim())
-def test_along_makes_a_dimension_diagonal(case: tuple[Group, int]) -> None:
+def test_along_makes_a_dimension_diagonal(case: tuple[Cotangent, int]) -> None:
     group, dim = case
     parts = along(group.layout, group.shape, dim)
     assert parts is not None
@@ -152,14 +152,14 @@ def test_along_makes_a_dimension_diagonal(case: tuple[Group, int]) -> None:
 
 
 @given(with_dim())
-def test_rejoin_undoes_along(case: tuple[Group, int]) -> None:
+def test_rejoin_undoes_along(case: tuple[Cotangent, int]) -> None:
     group, dim = case
     parts = along(group.layout, group.shape, dim)
     assert parts is not None
     layout = rejoin(*parts)
     assert layout is not None
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Group(layout, group.values)), dense_rows(group))
+    assert torch.equal(dense_rows(Cotangent(layout, group.values)), dense_rows(group))
     assert len(layout.rows.reshape(-1)) <= len(parts[2].reshape(-1))
 
 
@@ -183,7 +183,7 @@ def test_rejoin_of_one_owner_has_no_batch_axis() -> None:
 
 
 @given(with_dim(), st.data())
-def test_gather(case: tuple[Group, int], data: st.DataObject) -> None:
+def test_gather(case: tuple[Cotangent, int], data: st.DataObject) -> None:
     group, dim = case
     places = st.integers(0, group.shape[dim] - 1)
     index = np.array(data.draw(st.lists(places, min_size=1, max_size=6)))
@@ -194,11 +194,11 @@ def test_gather(case: tuple[Group, int], data: st.DataObject) -> None:
         return
     values = group.values.index_select(1 + dim, torch.from_numpy(index))
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Group(layout, values)), expected)
+    assert torch.equal(dense_rows(Cotangent(layout, values)), expected)
 
 
 @given(with_dim(), st.data())
-def test_scatter(case: tuple[Group, int], data: st.DataObject) -> None:
+def test_scatter(case: tuple[Cotangent, int], data: st.DataObject) -> None:
     group, dim = case
     n = group.shape[dim]
     size = n + data.draw(st.integers(0, 3))
@@ -215,11 +215,11 @@ def test_scatter(case: tuple[Group, int], data: st.DataObject) -> None:
         assert not expected.any()
         return
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Group(layout, move(group.values))), expected)
+    assert torch.equal(dense_rows(Cotangent(layout, move(group.values))), expected)
 
 
 @given(with_dim(), st.data())
-def test_gather_undoes_scatter(case: tuple[Group, int], data: st.DataObject) -> None:
+def test_gather_undoes_scatter(case: tuple[Cotangent, int], data: st.DataObject) -> None:
     group, dim = case
     n = group.shape[dim]
     index = np.array(data.draw(st.permutations(range(n + 2)))[:n])
@@ -230,19 +230,19 @@ def test_gather_undoes_scatter(case: tuple[Group, int], data: st.DataObject) -> 
     assert away is not None
     back = gather(away, wide, dim, index)
     assert back is not None
-    assert torch.equal(dense_rows(Group(back, group.values)), dense_rows(group))
+    assert torch.equal(dense_rows(Cotangent(back, group.values)), dense_rows(group))
 
 
 @given(st.data(), SHAPES, seeds, st.integers(1, 3))
 def test_overlay(data: st.DataObject, shape: tuple[int, ...], seed: int, K: int) -> None:
     pieces = data.draw(pieces_of(shape))
     pair = [data.draw(rows_of(pieces, K)) for _ in range(2)]
-    a, b = (Group(canonical(pieces, r), values_of(pieces, r, shape, seed + n)) for n, r in enumerate(pair))
+    a, b = (Cotangent(canonical(pieces, r), values_of(pieces, r, shape, seed + n)) for n, r in enumerate(pair))
     both = overlay(a.layout, b.layout)
     clash = ((pair[0] >= 0) & (pair[1] >= 0) & (pair[0] != pair[1])).any()
     assert (both is None) == bool(clash)
     if both is not None:
-        assert torch.equal(dense_rows(Group(both, a.values + b.values)), dense_rows(a) + dense_rows(b))
+        assert torch.equal(dense_rows(Cotangent(both, a.values + b.values)), dense_rows(a) + dense_rows(b))
 
 
 def test_overlay_refuses_other_structures() -> None:
@@ -256,5 +256,5 @@ def test_dense(numel: int) -> None:
     layout = dense([3, 1, 3], numel)
     values = torch.arange(3.0 * numel, dtype=torch.float64).view(3, numel) + 1
     expected = torch.zeros(M, numel, dtype=torch.float64).index_add(0, torch.tensor([3, 1, 3]), values)
-    assert torch.equal(dense_rows(Group(layout, values)), expected)
+    assert torch.equal(dense_rows(Cotangent(layout, values)), expected)
     assert not layout.diagonal

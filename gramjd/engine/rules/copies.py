@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group
-from gramjd.engine.pull import pull
-from gramjd.engine.rows import Piece, Rows
+from gramjd.engine import layout as layouts
+from gramjd.engine.autograd import pull
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.layout import Piece, Rows
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.vocabulary import Rule, named, opaque
-from gramjd.engine.visit import Visit
 
 
-def selection(visit: Visit) -> None:
+def selection(visit: NodeView) -> None:
     """Ask the node which element goes where; dense rows if it does more than copy."""
     if set(visit.arrivals) != {0} or visit.output().dtype.is_complex:
         opaque(visit)
@@ -40,7 +40,7 @@ def selection(visit: Visit) -> None:
                 visit.send(edge, layout, None if visit.dry else _copied(group.values, source))
 
 
-def _sources(visit: Visit) -> list[Tensor | None] | None:
+def _sources(visit: NodeView) -> list[Tensor | None] | None:
     """For each edge the output element that each of its elements was copied to (-1: none); None if that is not so."""
     meta = visit.output()
     count = math.prod(meta.shape)
@@ -67,7 +67,7 @@ def _sources(visit: Visit) -> list[Tensor | None] | None:
     return out
 
 
-def _owned(group: Group, source: Tensor, shape: Sequence[int]) -> layouts.Layout | None:
+def _owned(group: Cotangent, source: Tensor, shape: Sequence[int]) -> layouts.Layout | None:
     layout = group.layout
     if not layout.diagonal:
         return layouts.dense(layout.rows, math.prod(shape))

@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group
-from gramjd.engine.pull import over_rows
+from gramjd.engine import layout as layouts
+from gramjd.engine.autograd import over_rows
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.node import NodeView
 from gramjd.engine.rules.convolution import per_channel
 from gramjd.engine.rules.vocabulary import MIXES, Rule, each, named
-from gramjd.engine.visit import Visit
 
 
 @each
-def layer_norm(visit: Visit, group: Group) -> None:
+def layer_norm(visit: NodeView, group: Cotangent) -> None:
     """Leading dimensions stay apart; the normalised ones mix."""
     shape = visit.output().shape
     normalized = visit.integers("normalized_shape")
@@ -27,12 +27,12 @@ def layer_norm(visit: Visit, group: Group) -> None:
     visit.send(0, group.layout, lambda: over_rows(lambda g: _layer_input(visit, g, normalized), group.values))
 
 
-def _layer_normalised(visit: Visit) -> Tensor:
+def _layer_normalised(visit: NodeView) -> Tensor:
     normalised: Tensor = (visit.saved("input") - visit.saved("result1")) * visit.saved("result2")
     return normalised
 
 
-def _layer_input(visit: Visit, g: Tensor, normalized: list[int]) -> Tensor:
+def _layer_input(visit: NodeView, g: Tensor, normalized: list[int]) -> Tensor:
     saved = [visit.saved(name) for name in ("result1", "result2", "weight", "bias")]
     args = (visit.saved("input"), normalized, *saved)
     out: Tensor = torch.ops.aten.native_layer_norm_backward(g.contiguous(), *args, [True, False, False])[0]
@@ -40,7 +40,7 @@ def _layer_input(visit: Visit, g: Tensor, normalized: list[int]) -> Tensor:
 
 
 @each
-def rms_norm(visit: Visit, group: Group) -> None:
+def rms_norm(visit: NodeView, group: Cotangent) -> None:
     """x / rms(x) * weight over the trailing dimensions."""
     shape = visit.output().shape
     dims = tuple(range(-len(visit.integers("normalized_shape")), 0))
@@ -50,7 +50,7 @@ def rms_norm(visit: Visit, group: Group) -> None:
     visit.send(0, group.layout, lambda: _rms_input(visit, group.values, dims))
 
 
-def _rms_input(visit: Visit, values: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _rms_input(visit: NodeView, values: Tensor, dims: tuple[int, ...]) -> Tensor:
     weight, rstd = visit.saved("weight"), visit.saved("result1")
     normalised = visit.saved("input") * rstd
     g = values if weight is None else values * weight
@@ -59,7 +59,7 @@ def _rms_input(visit: Visit, values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 @each
-def group_norm(visit: Visit, group: Group) -> None:
+def group_norm(visit: NodeView, group: Cotangent) -> None:
     """Samples stay apart; channels of a group and pixels mix."""
     group = visit.keep_only(group, {0}, MIXES)
     per_channel(visit, 2, group, lambda: group.values)
@@ -67,14 +67,14 @@ def group_norm(visit: Visit, group: Group) -> None:
     visit.send(0, group.layout, lambda: over_rows(lambda g: _group_input(visit, g), group.values))
 
 
-def _group_normalised(visit: Visit) -> Tensor:
+def _group_normalised(visit: NodeView) -> Tensor:
     x: Tensor = visit.saved("input")
     n, groups = x.shape[0], visit.integer("group")
     mean, rstd = (visit.saved(name).view(n, groups, 1) for name in ("result1", "result2"))
     return ((x.reshape(n, groups, -1) - mean) * rstd).view(x.shape)
 
 
-def _group_input(visit: Visit, g: Tensor) -> Tensor:
+def _group_input(visit: NodeView, g: Tensor) -> Tensor:
     saved = [visit.saved(name) for name in ("input", "result1", "result2", "weight")]
     sizes = [visit.integer(name) for name in ("N", "C", "HxW", "group")]
     saved[0] = saved[0].contiguous()
@@ -83,7 +83,7 @@ def _group_input(visit: Visit, g: Tensor) -> Tensor:
 
 
 @each
-def batch_norm(visit: Visit, group: Group) -> None:
+def batch_norm(visit: NodeView, group: Cotangent) -> None:
     """In evaluation an affine map of each element; in training each channel's statistics mix the batch."""
     training = bool(visit.saved("training"))
     keep = {1} if training else set(range(len(visit.output().shape)))
@@ -93,11 +93,11 @@ def batch_norm(visit: Visit, group: Group) -> None:
     visit.send(0, group.layout, lambda: _batch_input(visit, group.values, training))
 
 
-def _per_channel_view(visit: Visit, t: Tensor) -> Tensor:
+def _per_channel_view(visit: NodeView, t: Tensor) -> Tensor:
     return t.view(-1, *[1] * (len(visit.output().shape) - 2))
 
 
-def _batch_statistics(visit: Visit) -> tuple[Tensor, Tensor]:
+def _batch_statistics(visit: NodeView) -> tuple[Tensor, Tensor]:
     if visit.saved("training"):
         mean, invstd = visit.saved("result1"), visit.saved("result2")
     else:
@@ -106,13 +106,13 @@ def _batch_statistics(visit: Visit) -> tuple[Tensor, Tensor]:
     return _per_channel_view(visit, mean), _per_channel_view(visit, invstd)
 
 
-def _batch_normalised(visit: Visit) -> Tensor:
+def _batch_normalised(visit: NodeView) -> Tensor:
     mean, invstd = _batch_statistics(visit)
     normalised: Tensor = (visit.saved("input") - mean) * invstd
     return normalised
 
 
-def _batch_input(visit: Visit, values: Tensor, training: bool) -> Tensor:
+def _batch_input(visit: NodeView, values: Tensor, training: bool) -> Tensor:
     _, invstd = _batch_statistics(visit)
     weight = visit.saved("weight")
     scale = invstd if weight is None else invstd * _per_channel_view(visit, weight)
@@ -125,7 +125,7 @@ def _batch_input(visit: Visit, values: Tensor, training: bool) -> Tensor:
 
 
 @each
-def weight_norm(visit: Visit, group: Group) -> None:
+def weight_norm(visit: NodeView, group: Cotangent) -> None:
     """w = g v / ||v||, the norm over all dimensions but one; both inputs are parameters, rows come dense."""
     group = visit.densified(group, None, MIXES)
     v, g = (None, None) if visit.dry else _weight_norm(visit, group.values, visit.integer("dim"))
@@ -134,7 +134,7 @@ def weight_norm(visit: Visit, group: Group) -> None:
             visit.send(edge, layouts.dense(group.layout.rows, math.prod(visit.input(edge).shape)), value)
 
 
-def _weight_norm(visit: Visit, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _weight_norm(visit: NodeView, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     v, g = visit.saved("v"), visit.saved("g")
     dims = [d for d in range(v.ndim) if d != dim % v.ndim]
     norm = torch.linalg.vector_norm(v, dim=dims, keepdim=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gramjd.engine.rows import Rows
+from gramjd.engine.layout import Rows
 from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
 from gramjd.kernels import weighted as weighting
 

@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import rows as layouts
-from gramjd.engine.cotangent import Group
-from gramjd.engine.factors import Gathered
-from gramjd.engine.rules.linear import batched
-from gramjd.engine.rules.shape import gathered
+from gramjd.engine import layout as layouts
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.factor import Gathered
+from gramjd.engine.node import NodeView
+from gramjd.engine.rules.matmul import batched
+from gramjd.engine.rules.views import gathered
 from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, of_real, opaque
-from gramjd.engine.visit import Visit
 
 # An input slice that more output slices read than this gets dense rows instead of one stacked row a reader.
 MOST_READERS = 8
 CUTS = "indexes into a batch axis in a way that mixes its slices"
 
 
-def embedding(visit: Visit) -> None:
+def embedding(visit: NodeView) -> None:
     """out [*ids, d] = weight[ids]."""
     ids: Tensor = visit.saved("indices")
     d = visit.output().shape[-1]
     scale = _token_scale(visit, ids)
     for group in visit.groups():
-        flat = Group(group.layout, group.values.reshape(-1, 1, ids.numel(), d))
+        flat = Cotangent(group.layout, group.values.reshape(-1, 1, ids.numel(), d))
         flat = visit.keep_only(flat, {1}, CUTS)
         own_ids, values, rows = batched(flat, ids.reshape(1, -1, 1))
         if scale is not None and not visit.dry:
@@ -37,14 +37,14 @@ def embedding(visit: Visit) -> None:
         _send_table(visit, factor)
 
 
-def _send_table(visit: Visit, factor: Gathered) -> None:
+def _send_table(visit: NodeView, factor: Gathered) -> None:
     if visit.parametric(0):
         visit.send_factor(0, factor)
     else:
         visit.send_rows(0, factor)
 
 
-def _token_scale(visit: Visit, ids: Tensor) -> Tensor | None:
+def _token_scale(visit: NodeView, ids: Tensor) -> Tensor | None:
     """Zero for the padding index, one over the count where the module scales by frequency."""
     padding = visit.integer("padding_idx")
     scale = None
@@ -57,7 +57,7 @@ def _token_scale(visit: Visit, ids: Tensor) -> Tensor | None:
     return scale
 
 
-def embedding_bag(visit: Visit) -> None:
+def embedding_bag(visit: NodeView) -> None:
     """Bags of ids, summed or averaged: every id is a sample of its own, with its bag's owner."""
     if visit.wants(1) or visit.integer("mode") == 2 or visit.saved("scale_grad_by_freq"):
         opaque(visit)
@@ -80,7 +80,7 @@ def embedding_bag(visit: Visit) -> None:
         _send_bags(visit, group, ids, bag, weight)
 
 
-def _send_bags(visit: Visit, group: Group, ids: Tensor, bag: Tensor, weight: Tensor) -> None:
+def _send_bags(visit: NodeView, group: Cotangent, ids: Tensor, bag: Tensor, weight: Tensor) -> None:
     index = bag.cpu().numpy()
     K = group.layout.stacked
     shape = visit.input(0).shape
@@ -98,12 +98,12 @@ def _send_bags(visit: Visit, group: Group, ids: Tensor, bag: Tensor, weight: Ten
     _send_table(visit, factor)
 
 
-def gather(visit: Visit) -> None:
+def gather(visit: NodeView) -> None:
     """Gather, scatter: all dimensions but one stay apart, where index and input have the same size."""
     dim = visit.dim(of=max(1, len(visit.output().shape)))
     shape = visit.output().shape
 
-    def maps(v: Visit) -> list[DimMap | None]:
+    def maps(v: NodeView) -> list[DimMap | None]:
         out: list[DimMap | None] = []
         for edge in range(len(v.edges)):
             target = v.input(edge).shape if v.wants(edge) else ()
@@ -126,10 +126,12 @@ def _readers(index: layouts.Rows) -> layouts.Rows:
     return out
 
 
-def taken_at(visit: Visit, edge: int, group: Group, shape: tuple[int, int, int], index: Tensor, size: int) -> None:
+def taken_at(
+    visit: NodeView, edge: int, group: Cotangent, shape: tuple[int, int, int], index: Tensor, size: int
+) -> None:
     """The cotangent [A, P, C] of `input [A, size, C]` read at `index [P]` along the middle."""
     A, P, C = shape
-    group = Group(group.layout, group.values.reshape(-1, *shape))
+    group = Cotangent(group.layout, group.values.reshape(-1, *shape))
     where = layouts.diagonal_dims(group.layout, shape)
     if where is None:
         group = visit.densified(group, None, CUTS)
@@ -163,7 +165,7 @@ def _added(values: Tensor, mine: layouts.Rows, index: Tensor, size: int) -> Tens
     return out.index_add_(2, index.to(values.device), values)
 
 
-def index_select(visit: Visit) -> None:
+def index_select(visit: NodeView) -> None:
     """out = input.index_select(dim, index)."""
     shape, target = visit.output().shape, visit.input(0).shape
     dim = visit.dim(of=max(1, len(target)))
@@ -176,7 +178,7 @@ def index_select(visit: Visit) -> None:
         taken_at(visit, 0, group, outer, index, target[dim])
 
 
-def index_add(visit: Visit) -> None:
+def index_add(visit: NodeView) -> None:
     """out = input, plus alpha * source at `index` along a dimension."""
     shape = visit.output().shape
     if not shape:
@@ -214,7 +216,7 @@ def _linear_index(indices: Sequence[Tensor | None], shape: Sequence[int]) -> tup
     return used[0], len(used), linear
 
 
-def index(visit: Visit) -> None:
+def index(visit: NodeView) -> None:
     """out = input[.., i, j, ..] with index tensors on neighbouring dimensions; other forms go dense."""
     target = visit.input(0).shape
     found = _linear_index(visit.saved("indices"), target)
@@ -227,7 +229,7 @@ def index(visit: Visit) -> None:
         taken_at(visit, 0, group, outer, linear.reshape(-1), math.prod(target[start : start + count]))
 
 
-def index_put(visit: Visit) -> None:
+def index_put(visit: NodeView) -> None:
     """out = input with `values` put (or added) at an index."""
     shape = visit.output().shape
     found = _linear_index(visit.saved("indices"), shape)
@@ -238,7 +240,7 @@ def index_put(visit: Visit) -> None:
     flat = (math.prod(shape[:start]), math.prod(shape[start : start + count]), math.prod(shape[start + count :]))
     given = (*shape[:start], *linear.shape, *shape[start + count :])
     for group in visit.groups():
-        whole = Group(group.layout, group.values.reshape(-1, *flat))
+        whole = Cotangent(group.layout, group.values.reshape(-1, *flat))
         whole = visit.densified(whole, None, CUTS) if layouts.split(whole.layout, flat) is None else whole
         if visit.wants(0):
             kept = whole.values
@@ -252,7 +254,7 @@ def index_put(visit: Visit) -> None:
                 visit.send(1, layout, None if part is None else part.reshape(-1, *given), given)
 
 
-def masked_select(visit: Visit) -> None:
+def masked_select(visit: NodeView) -> None:
     """out [P] = input[mask], both broadcast."""
     target, mask = visit.input(0).shape, visit.saved("mask")
     places = torch.arange(math.prod(target), device=mask.device).view(target)
