@@ -211,7 +211,7 @@ def test_explain_says_what_is_kept() -> None:
     _, losses = network()
     plan = gramjd.explain(losses)
     graph = gramjd.engine.compute.read([losses], None)
-    kept = gramjd.engine.compute.compute_and_keep(graph, [losses], None, None)[1]
+    kept = gramjd.engine.compute.gramian_and_rows(graph, [losses], None, None)[1]
     assert plan.bytes == kept.nbytes
     assert len(flatten(losses)) == plan.losses
 
