@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from gramjd.engine import compute
-from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
-from gramjd.engine.node import Loss
+from gramjd.engine.node import LostAxis
+from gramjd.engine.parameter import Jacobian
 from gramjd.errors import graph_errors
 from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
@@ -44,7 +44,7 @@ class Explanation:
 
     losses: int
     uses: tuple[Use, ...]
-    dense: tuple[Loss, ...]
+    dense: tuple[LostAxis, ...]
     row_bytes: int
     products: str
 
@@ -111,9 +111,8 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     names = names_of(inputs)
     uses: dict[Edge, list[Use]] = {}
 
-    def note(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
-        messages: list[Cotangent | Factor] = [*groups, *factors]
-        uses[edge] = [_use(message, device, dtype) for message in messages]
+    def note(edge: Edge, jacobian: Jacobian) -> None:
+        uses[edge] = [_use(factor, device, dtype) for factor in jacobian.factors]
 
     found = as_losses(losses)
     with graph_errors():
@@ -129,16 +128,10 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()))
 
 
-def _use(message: Cotangent | Factor, device: str, dtype: torch.dtype) -> Use:
+def _use(factor: Factor, device: str, dtype: torch.dtype) -> Use:
     """All but which parameter it is of."""
-    if isinstance(message, Factor):
-        route, operations = message.plan(device, dtype)
-        return Use("", (), message.operation, message.describe(), route, operations, message.nbytes)
-    layout = message.layout
-    route = "own slices" if layout.diagonal else "rows"
-    span = message.values.nbytes
-    operations = 2 * layout.stacked * message.values.numel()
-    return Use("", (), message.operation, layout.describe(), route, operations, span)
+    route, operations = factor.plan(device, dtype)
+    return Use("", (), factor.operation, factor.describe(), route, operations, factor.nbytes)
 
 
 __all__: Sequence[str] = ["Explanation", "Use", "explain"]

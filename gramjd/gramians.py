@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import compute
-from gramjd.engine.consumers import cross
 from gramjd.engine.consumers.gramian import Diagonal
 from gramjd.errors import InputError, graph_errors
 from gramjd.kernels.dispatch import chosen
@@ -98,7 +97,7 @@ def gramian(
             raise InputError("give either `other` or `per_parameter`, not both")
         others = as_losses(other)
         with chosen(backend), graph_errors():
-            return cross.rectangle(found, others, targets, dtype, memory_budget)
+            return compute.rectangle(found, others, targets, dtype, memory_budget)
     if per_parameter:
         with chosen(backend), graph_errors():
             shares = compute.shares(found, targets, dtype, memory_budget)

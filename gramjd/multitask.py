@@ -10,9 +10,8 @@ from torch import Tensor
 from gramjd.aggregation import UPGrad
 from gramjd.backward import Aggregator, GramStep, check_aggregator, restoring, weighted_backward, weights_of
 from gramjd.engine import compute
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
+from gramjd.engine.parameter import Jacobian
 from gramjd.errors import LossError, graph_errors
 from gramjd.losses import Inputs, Losses, as_given, as_inputs, as_losses
 from gramjd.renamed import MTL_WORDS, foreign_words
@@ -87,9 +86,8 @@ def _reached(losses: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """All leaves, and those whose rows belong to more than one loss."""
     owners: dict[Edge, set[int]] = {}
 
-    def note(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
-        rows = [*(g.layout.rows for g in groups), *(f.rows for f in factors)]
-        owners[edge] = {int(i) for r in rows for i in r.reshape(-1) if i >= 0}
+    def note(edge: Edge, jacobian: Jacobian) -> None:
+        owners[edge] = jacobian.losses()
 
     graph = compute.read(losses, None)
     compute.plan(graph, losses, note)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import gramjd
-from gramjd.engine import remember
 from gramjd.engine.rules import vocabulary
 from gramjd.errors import BudgetError, GramjdError
 from gramjd.kernels import cost, gathered, outer, symmetric
@@ -117,7 +116,6 @@ def test_next_to_no_room_for_temporaries(case: Case, monkeypatch: pytest.MonkeyP
     for name in ("SLAB", "LEAST_SLAB"):
         monkeypatch.setattr(cost, name, 8)
     monkeypatch.setattr(vocabulary, "IN_CACHE", 30)
-    remember.forget()
     with suppress(GramjdError) if case.may_refuse else nullcontext():
         for _ in range(3):
             losses, inputs = assert_gramian(case, case.dtypes[0])
@@ -125,18 +123,15 @@ def test_next_to_no_room_for_temporaries(case: Case, monkeypatch: pytest.MonkeyP
             parts = gramjd.gramian(losses, inputs, per_parameter=True)
             whole = oracle_gramian(losses, inputs)
             assert_close_gramian(sum(parts.values()), whole, tolerance(case, case.dtypes[0]), case.name)
-    remember.forget()
 
 
 @needs_onednn
 @pytest.mark.parametrize("case", [p for p in some(every=3, slow=False) if F32 in p.values[0].dtypes])
 def test_products_by_onednn(case: Case) -> None:
     """Walked, recorded and replayed, with every product of float32 matrices made by oneDNN."""
-    remember.forget()
     with onednn_for_everything(), suppress(GramjdError) if case.may_refuse else nullcontext():
         for _ in range(3):
             assert_gramian(case, F32)
-    remember.forget()
 
 
 @pytest.mark.parametrize("case", some(every=7, slow=False))

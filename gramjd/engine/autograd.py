@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils.checkpoint import CheckpointError
 
-from gramjd.engine import _torch, record
+from gramjd.engine import _torch
 from gramjd.engine._torch import Node, is_python, needs_gradient, run_python
 from gramjd.engine.graph import LEAF, Edge, Graph, edge_of
 
@@ -153,23 +153,13 @@ WRONG_UNDER_VMAP = {"CdistBackward0"}
 Gradients = tuple[Tensor | None, ...]
 
 
-def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
-    found: list[Tensor | None] = record.call(node, _pull, values)
-    return found
-
-
 def direct(node: Node, values: Sequence[Tensor | None]) -> Gradients:
     """The node's backward, called as it is."""
-    found: Gradients = record.call(node, _direct, values)
-    return found
-
-
-def _direct(node: Node, values: Sequence[Tensor | None]) -> Gradients:
     return _tuple(node(*values))
 
 
-def _pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The node's backward for K stacked cotangents: directly, vectorised by vmap, or one by one."""
     stacked = next(len(v) for v in values if v is not None)
     if stacked > 1 and not is_python(node) and node.name() not in WRONG_UNDER_VMAP:
         # What vmap cannot batch fails in many ways; an error of the node itself comes again below.
@@ -231,7 +221,6 @@ def over_rows(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """A formula for one row's cotangent applied to stacked rows."""
     if len(values) == 1:
         return function(values[0]).unsqueeze(0)
-    record.refuse("vmap")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.vmap(function)(values)

@@ -1,131 +1,379 @@
-"""Cotangents: values with a layout; how they meet, spread over rows, and are summed to a smaller shape."""
+"""Cotangents: values with a layout; how they meet, spread over rows, and are summed to a smaller shape.
+
+What becomes of a layout is decided at once, what becomes of the values is computed when they are first read. A plan
+decides and never reads: its cotangents hold no values.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gramjd.engine.layout import Layout, Piece, Rows, Shape, canonical, dense, overlay, placed, remembered, split
+from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, interned, overlay, split
 from gramjd.kernels.cost import slab
 
 Charge = Callable[[int], None]
 
 
-@dataclass
-class Cotangent:
-    """`values [K, *shape]` whose slices belong to losses as `layout` says. `values` is on `meta` in a dry walk.
-
-    `operation` names the node that sent it. `owned` says that nobody else refers to the memory of `values`, so that
-    whoever receives the group may write over it. `reserved` is memory for further rows, which `values` is the start of.
-    """
-
-    layout: Layout
-    values: Tensor
-    operation: str = ""
-    owned: bool = False
-    reserved: Tensor | None = None
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of one row."""
-        return self.values.shape[1:]
-
-
-def added(one: Cotangent, other: Cotangent) -> Cotangent:
-    """The sum of two groups of one layout, in the memory of one that is owned if there is one."""
-    for into, more in ((one, other), (other, one)):
-        if into.owned and into.values.is_contiguous():
-            into.values.add_(more.values)
-            return into
-    return Cotangent(one.layout, one.values + other.values, one.operation, owned=True)
-
-
-def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cotangent | None:
-    """`one` with the rows of `other` after its own, in memory that is reserved for `more` rows the first time.
-
-    Joined when all have arrived, rows would be there twice for a moment. None where that is no loss, as they are small,
-    and where they cannot simply stand one after the other.
-    """
-    held, count = one.layout.stacked, other.layout.stacked
-    if one.layout.diagonal or one.layout.structure != other.layout.structure or not (one.owned and other.owned):
-        return None
-    rows = np.concatenate([one.layout.rows, other.layout.rows])
-    room = held + more if one.reserved is None else len(one.reserved)
-    if held + count > room or room * other.values[0].numel() <= slab():
-        return None
-    if (rows < 0).any() or len(np.unique(rows)) < len(rows):
-        return None
-    memory = one.reserved
-    if memory is None:
-        charge(room * other.values[0].nbytes)
-        memory = one.values.new_empty(room, *one.shape)
-        memory[:held].copy_(one.values)
-    memory[held : held + count].copy_(other.values)
-    layout = Layout(one.layout.pieces, rows)
-    return Cotangent(layout, memory[: held + count], one.operation, owned=True, reserved=memory)
-
-
-def free(_: int) -> None:
+def unlimited(_: int) -> None:
     """A charge that never refuses."""
 
 
-def densify(group: Cotangent, dims: set[int] | None, charge: Charge = free, shape: Shape | None = None) -> Cotangent:
-    """Give each loss that owns slices along `dims` (None: all) rows of its own: those slices, and zeros elsewhere."""
-    layout, shape = group.layout, group.shape if shape is None else shape
-    cut = split(layout, shape)
-    if cut is None or dims is None:
-        shape = [p.size for p in layout.pieces]
-        dims = set(range(len(shape)))
-        cut = split(layout, shape)
-        assert cut is not None
-    pieces, rows = cut
-    axes = [a for a, p in enumerate(pieces) if p.diagonal]
-    gone = [a for a in axes if pieces[a].dim in dims]
-    if not gone:
-        return group
-    order = [1 + axes.index(a) for a in gone] + [1 + axes.index(a) for a in axes if a not in gone]
-    spread = rows.transpose([0, *order])
-    count = layout.stacked * math.prod(pieces[a].size for a in gone)
-    owner, kept = _distinct(spread.reshape(count, *spread.shape[1 + len(gone) :]))
-    new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
-    charge(len(kept) * math.prod(group.shape) * group.values.element_size())
-    values = _spread(group.values, [p.size for p in pieces], gone, owner, len(kept))
-    return Cotangent(new, values.reshape(len(kept), *group.shape))
+class Cotangent:
+    """`values [K, *shape]` whose slices belong to losses as `layout` says.
+
+    `operation` names the node that sent it. `donated`: nothing else refers to the memory of the values, so that
+    whatever receives the cotangent may write over it. `capacity`: rows for which that memory has room, where more are
+    expected.
+    """
+
+    __slots__ = (
+        "_load",
+        "_memory",
+        "_scope",
+        "_values",
+        "capacity",
+        "donated",
+        "dtype",
+        "layout",
+        "operation",
+        "shape",
+    )
+
+    def __init__(
+        self,
+        layout: Layout,
+        shape: Shape,
+        dtype: torch.dtype,
+        values: Tensor | None = None,
+        *,
+        operation: str = "",
+        donated: bool = False,
+    ) -> None:
+        self.layout, self.shape, self.dtype = layout, tuple(shape), dtype
+        self.operation, self.donated, self.capacity = operation, donated, 0
+        self._values, self._memory = values, None
+        self._load: Callable[[], Tensor] | None = None
+        # Everything derived while one node is visited, so that its values can be dropped together.
+        self._scope: list[Cotangent] = []
+
+    @classmethod
+    def of(cls, layout: Layout, values: Tensor, *, operation: str = "", donated: bool = False) -> Cotangent:
+        """A cotangent with values [K, *shape]."""
+        return cls(layout, values.shape[1:], values.dtype, values, operation=operation, donated=donated)
+
+    @property
+    def planned(self) -> bool:
+        """Returns True if there are no values, as in a plan."""
+        return self._values is None and self._load is None
+
+    @property
+    def values(self) -> Tensor:
+        """[K, *shape]. Raises RuntimeError in a plan."""
+        if self._values is None:
+            if self._load is None:
+                raise RuntimeError("the values of a cotangent were read outside of what a rule sends")
+            self._values = self._load()
+        return self._values
+
+    @property
+    def numel(self) -> int:
+        """Numbers in all rows."""
+        return self.layout.stacked * math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def stacked_bytes(self) -> int:
+        """Bytes of stacked rows: none for a single one, which plain training has, too."""
+        return self.nbytes if self.layout.stacked > 1 else 0
+
+    def fill(self, values: Tensor | None) -> None:
+        """Put in values, or drop them and all that was derived from them."""
+        self._values = values
+        if values is None:
+            for one in self._scope:
+                one._values = None
+
+    def derived(
+        self, layout: Layout, shape: Shape, compute: Callable[[], Tensor], *, donated: bool = False
+    ) -> Cotangent:
+        """Another cotangent whose values are computed from these (and possibly others) when they are read."""
+        out = Cotangent(layout, shape, self.dtype, operation=self.operation, donated=donated)
+        out._load, out._scope = compute, self._scope
+        self._scope.append(out)
+        return out
+
+    def viewed(self, *shape: int) -> Cotangent:
+        """The same rows in another shape."""
+        if shape == self.shape:
+            return self
+        return self.derived(self.layout, shape, lambda: self.values.reshape(-1, *shape), donated=self.donated)
 
 
-def _distinct(rows: Rows) -> tuple[Rows, Rows]:
+def share_scope(cotangents: Sequence[Cotangent]) -> None:
+    """Let the values derived from any of these be dropped together."""
+    for other in cotangents[1:]:
+        other._scope = cotangents[0]._scope
+
+
+def index_tensor(index: npt.NDArray[np.int64] | npt.NDArray[np.bool_], device: torch.device) -> torch.Tensor:
+    """An index as a tensor on a device. Other devices than the CPU get each index once: training repeats its steps."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.ascontiguousarray(index))
+    return _uploaded(index.tobytes(), str(index.dtype), index.shape, device)
+
+
+@lru_cache(maxsize=4096)
+def _uploaded(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
+
+
+# -- cotangents that meet ---------------------------------------------------------------------------------------------
+
+
+def added(one: Cotangent, other: Cotangent) -> Cotangent:
+    """The sum of two cotangents of one layout, in the memory of one that is donated if there is one."""
+    if one.planned:
+        one.donated = True
+        return one
+    for into, more in ((one, other), (other, one)):
+        if into.donated and into.values.is_contiguous():
+            into.values.add_(more.values)
+            return into
+    return Cotangent.of(one.layout, one.values + other.values, operation=one.operation, donated=True)
+
+
+def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cotangent | None:
+    """`one` with the rows of `other` after its own, in memory with room for `more` rows, taken the first time.
+
+    Appending in place avoids a second copy of the rows at the peak. Returns None for small rows, where it saves
+    nothing, and where rows cannot simply stand one after the other.
+    """
+    held, count = one.layout.stacked, other.layout.stacked
+    if one.layout.diagonal or one.layout.structure != other.layout.structure or not (one.donated and other.donated):
+        return None
+    owners = np.concatenate([one.layout.owners, other.layout.owners])
+    room = one.capacity or held + more
+    if held + count > room or room * math.prod(other.shape) <= slab():
+        return None
+    if (owners < 0).any() or len(np.unique(owners)) < len(owners):
+        return None
+    if not one.capacity:
+        charge(room * math.prod(other.shape) * other.dtype.itemsize)
+    out = Cotangent(
+        interned(Layout(one.layout.pieces, owners)), one.shape, one.dtype, operation=one.operation, donated=True
+    )
+    out.capacity = room
+    if not one.planned:
+        memory = one._memory
+        if memory is None:
+            memory = one.values.new_empty(room, *one.shape)
+            memory[:held].copy_(one.values)
+        memory[held : held + count].copy_(other.values)
+        out._memory, out._values = memory, memory[: held + count]
+    return out
+
+
+def unite(cotangents: Sequence[Cotangent], charge: Charge = unlimited) -> list[Cotangent]:
+    """As few as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
+    if len(cotangents) < 2:
+        return list(cotangents)
+    share_scope(cotangents)
+    buckets: dict[object, list[Cotangent]] = {}
+    for cotangent in cotangents:
+        buckets.setdefault(cotangent.layout.structure, []).append(cotangent)
+    united = [_stack(bucket, charge) for bucket in buckets.values()]
+    return _absorb(united, charge) if len(united) > 1 else united
+
+
+def _overlaid(cotangents: list[Cotangent]) -> list[Cotangent]:
+    """Add up those that own different slices, so that a batch that was cut and joined is one row again."""
+    out: list[Cotangent] = []
+    for mine in cotangents:
+        for n, other in enumerate(out):
+            both = overlay(other.layout, mine.layout)
+            if both is not None:
+                out[n] = _sum(both, other, mine)
+                break
+        else:
+            out.append(mine)
+    return out
+
+
+def _sum(layout: Layout, one: Cotangent, other: Cotangent) -> Cotangent:
+    return one.derived(layout, one.shape, lambda: one.values + other.values)
+
+
+def _stack(given: list[Cotangent], charge: Charge) -> Cotangent:
+    if len(given) > 1 and any((c.layout.owners < 0).any() for c in given):
+        given = _overlaid(given)
+    first = given[0]
+    if len(given) == 1:
+        return first
+    owner, kept = _distinct(np.concatenate([c.layout.owners for c in given]))
+    layout = interned(Layout(first.layout.pieces, kept))
+    if len(kept) > 1:
+        charge(len(kept) * math.prod(first.shape) * first.dtype.itemsize)
+    if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
+        return first.derived(layout, first.shape, lambda: torch.cat([c.values for c in given]), donated=True)
+    if len(kept) == 1 and (owner == 0).all():
+        return first.derived(layout, first.shape, lambda: _one_row_of(given))
+    return first.derived(layout, first.shape, lambda: _by_owner(given, owner, len(kept)), donated=True)
+
+
+def _one_row_of(given: Sequence[Cotangent]) -> Tensor:
+    rows = [c.values if len(c.values) == 1 else c.values.sum(0, keepdim=True) for c in given]
+    return reduce(torch.add, rows)
+
+
+def _by_owner(given: Sequence[Cotangent], owner: Owners, count: int) -> Tensor:
+    """Rows of each distinct owner added up; those of none dropped."""
+    first = given[0].values
+    out = torch.zeros(count, *first.shape[1:], dtype=first.dtype, device=first.device)
+    ends = list(itertools.accumulate(c.layout.stacked for c in given))
+    for cotangent, end in zip(given, ends, strict=True):
+        add_rows(out, owner[end - cotangent.layout.stacked : end], cotangent.values)
+    return out
+
+
+def add_rows(out: Tensor, owner: Owners, values: Tensor) -> None:
+    """`out[owner[r]] += values[r]` for every r with an owner (-1: none)."""
+    live = np.flatnonzero(owner >= 0)
+    if len(live) < len(owner):
+        values = values.index_select(0, index_tensor(live, values.device))
+    out.index_add_(0, index_tensor(owner[live], out.device), values.to(out.dtype))
+
+
+def _absorb(given: list[Cotangent], charge: Charge) -> list[Cotangent]:
+    """Add a cotangent with more batch axes into one with fewer when that needs no new rows; or keep both."""
+    given = sorted(given, key=lambda c: c.numel)
+    kept: list[Cotangent] = []
+    for n, mine in enumerate(given):
+        for host in range(n + 1, len(given)):
+            if _fits(mine.layout, given[host].layout):
+                other = given[host]
+                sizes = [p.size for p in other.layout.pieces]
+                mixed = {d for d, p in enumerate(other.layout.pieces) if not p.diagonal}
+                given[host] = _stack([other, densify(mine, mixed, charge, sizes)], charge)
+                break
+        else:
+            kept.append(mine)
+    return kept
+
+
+def _fits(layout: Layout, host: Layout) -> bool:
+    """Returns True if spreading `layout` to the structure of `host` needs no rows that `host` does not have."""
+    cut = split(layout, [p.size for p in host.pieces])
+    if cut is None:
+        return False
+    diagonal = {d for d, p in enumerate(host.pieces) if p.diagonal}
+    pieces, owners = cut
+    inside = [p for p in pieces if p.dim in diagonal]
+    if not all(p.diagonal for p in inside) or [p.size for p in inside] != [
+        host.pieces[d].size for d in sorted(diagonal)
+    ]:
+        return False
+    gone = [1 + a for a, p in enumerate(p for p in pieces if p.diagonal) if p.dim not in diagonal]
+    stay = [a for a in range(1, owners.ndim) if a not in gone]
+    spread = owners.transpose([0, *gone, *stay])
+    spread = spread.reshape(-1, *spread.shape[1 + len(gone) :])
+    _, kept = _distinct(spread)
+    have = {row.tobytes() for row in host.owners}
+    return all(row.tobytes() in have for row in kept)
+
+
+def _distinct(owners: Owners) -> tuple[Owners, Owners]:
     """For each row its index among the distinct ones (-1 if it owns nothing), and those, in first-seen order."""
     seen: dict[bytes, int] = {}
-    owner = np.empty(len(rows), dtype=np.int64)
-    kept: list[Rows] = []
-    for u, row in enumerate(rows):
+    place = np.empty(len(owners), dtype=np.int64)
+    kept: list[Owners] = []
+    for u, row in enumerate(owners):
         if not (row >= 0).any():
-            owner[u] = -1
+            place[u] = -1
             continue
         key = row.tobytes()
         if key not in seen:
             seen[key] = len(kept)
             kept.append(row)
-        owner[u] = seen[key]
-    return owner, np.array(kept, dtype=np.int64).reshape(len(kept), *rows.shape[1:])
+        place[u] = seen[key]
+    return place, np.array(kept, dtype=np.int64).reshape(len(kept), *owners.shape[1:])
 
 
-def _spread(values: Tensor, sizes: list[int], gone: list[int], owner: Rows, count: int) -> Tensor:
+# -- batch axes that are given up -------------------------------------------------------------------------------------
+
+
+class _Spread(NamedTuple):
+    """Slices along the pieces `gone` become rows: the new layout, and which row each slice goes to."""
+
+    layout: Layout
+    sizes: tuple[int, ...]
+    gone: tuple[int, ...]
+    owner: Owners
+
+
+def densify(
+    cotangent: Cotangent, dims: set[int] | None, charge: Charge = unlimited, shape: Shape | None = None
+) -> Cotangent:
+    """Give each loss that owns slices along `dims` (None: all) rows of its own: those slices, and zeros elsewhere."""
+    layout = cotangent.layout
+    if not layout.diagonal:
+        return cotangent
+    shape = cotangent.shape if shape is None else shape
+    plan = _spreading(layout, tuple(shape), None if dims is None else tuple(sorted(dims)))
+    if plan is None:
+        return cotangent
+    count = plan.layout.stacked
+    charge(count * math.prod(cotangent.shape) * cotangent.dtype.itemsize)
+    return cotangent.derived(
+        plan.layout,
+        cotangent.shape,
+        lambda: _spread(cotangent.values, plan).reshape(count, *cotangent.shape),
+        donated=True,
+    )
+
+
+@cached
+def _spreading(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...] | None) -> _Spread | None:
+    cut = split(layout, shape)
+    if cut is None or dims is None:
+        shape = tuple(p.size for p in layout.pieces)
+        dims = tuple(range(len(shape)))
+        cut = split(layout, shape)
+        assert cut is not None
+    pieces, owners = cut
+    axes = [a for a, p in enumerate(pieces) if p.diagonal]
+    gone = [a for a in axes if pieces[a].dim in dims]
+    if not gone:
+        return None
+    order = [1 + axes.index(a) for a in gone] + [1 + axes.index(a) for a in axes if a not in gone]
+    spread = owners.transpose([0, *order])
+    count = layout.stacked * math.prod(pieces[a].size for a in gone)
+    owner, kept = _distinct(spread.reshape(count, *spread.shape[1 + len(gone) :]))
+    new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
+    return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner)
+
+
+def _spread(values: Tensor, plan: _Spread) -> Tensor:
     """`out[owner[k, g], .., g, ..] += values[k, .., g, ..]`, g running over the pieces `gone`."""
-    stacked = values.shape[0]
-    source = values.reshape(stacked, *sizes)
+    layout, sizes, gone, owner = plan
+    stacked, count = values.shape[0], layout.stacked
     out = torch.zeros(count, *sizes, dtype=values.dtype, device=values.device)
     lengths = [sizes[a] for a in gone]
     front = [1 + a for a in gone]
     rest = [1 + a for a in range(len(sizes)) if a not in gone]
-    source = source.permute(0, *front, *rest)
+    source = values.reshape(stacked, *sizes).permute(0, *front, *rest)
     if len(owner) == count and (owner == np.arange(count)).all():
         grid = out.view(stacked, *lengths, *sizes)
         offset = 1 + len(gone)
@@ -135,28 +383,33 @@ def _spread(values: Tensor, sizes: list[int], gone: list[int], owner: Rows, coun
         return out
     place = np.stack(np.unravel_index(np.arange(len(owner)), (stacked, *lengths)), axis=1)
     live = owner >= 0
-    index = placed(np.concatenate([owner[live, None], place[live, 1:]], axis=1), values.device)
+    index = index_tensor(np.concatenate([owner[live, None], place[live, 1:]], axis=1), values.device)
     flat = source.reshape(len(owner), *source.shape[1 + len(gone) :])
-    flat = flat.index_select(0, placed(np.flatnonzero(live), values.device))
+    flat = flat.index_select(0, index_tensor(np.flatnonzero(live), values.device))
     out.permute(0, *front, *rest).index_put_(tuple(index.unbind(1)), flat, accumulate=True)
     return out
 
 
-def reduce_to(group: Cotangent, shape: Shape, charge: Charge = free) -> Cotangent:
-    """Sum a cotangent of a broadcast result down to the operand's `shape`; diagonal pieces summed over become rows."""
-    full = tuple(group.shape)
-    if full == tuple(shape):
-        return group
-    if split(group.layout, full) is None:
-        group = densify(group, None, charge)
-    plan = _reduction(group.layout, full, tuple(shape))
-    values = group.values.reshape(plan.sizes).permute(plan.order)
+# -- sums down to a smaller shape -------------------------------------------------------------------------------------
+
+
+def reduce_to(cotangent: Cotangent, shape: Shape, charge: Charge = unlimited) -> Cotangent:
+    """Sum the cotangent of a broadcast result down to the operand's `shape`; diagonal pieces summed over become rows."""
+    full, shape = cotangent.shape, tuple(shape)
+    if full == shape:
+        return cotangent
+    if split(cotangent.layout, full) is None:
+        cotangent = densify(cotangent, None, charge)
+    plan = _reduction(cotangent.layout, full, shape)
+    return cotangent.derived(plan.layout, shape, lambda: _reduced(cotangent.values, plan, shape))
+
+
+def _reduced(values: Tensor, plan: _Reduction, shape: tuple[int, ...]) -> Tensor:
+    values = values.reshape(plan.sizes).permute(plan.order)
     if plan.over:
         values = values.sum(dim=plan.over)
     values = values.reshape(plan.stacked, *shape)
-    if plan.live is not None:
-        values = values.index_select(0, placed(plan.live, values.device))
-    return Cotangent(plan.layout, values)
+    return values if plan.live is None else values.index_select(0, index_tensor(plan.live, values.device))
 
 
 class _Reduction(NamedTuple):
@@ -166,22 +419,23 @@ class _Reduction(NamedTuple):
     order: tuple[int, ...]
     over: tuple[int, ...]
     stacked: int
-    live: Rows | None
+    live: Owners | None
     layout: Layout
 
 
-@remembered
+@cached
 def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) -> _Reduction:
     cut = split(layout, full)
     assert cut is not None, "the caller densifies what cannot be split"
-    pieces, rows = cut
+    pieces, owners = cut
     lead = len(full) - len(shape)
     summed = {d for d, n in enumerate(full) if d < lead or (shape[d - lead] == 1 and n != 1)}
     over = [1 + a for a, p in enumerate(pieces) if p.dim in summed and not p.diagonal]
     gone = [1 + a for a, p in enumerate(pieces) if p.dim in summed and p.diagonal]
     rest = [1 + a for a, p in enumerate(pieces) if p.dim not in summed]
     axes = [1 + a for a, p in enumerate(pieces) if p.diagonal]
-    moved = rows.transpose([0, *(1 + axes.index(a) for a in gone), *(1 + axes.index(a) for a in axes if a not in gone)])
+    order_of = [0, *(1 + axes.index(a) for a in gone), *(1 + axes.index(a) for a in axes if a not in gone)]
+    moved = owners.transpose(order_of)
     count = math.prod(moved.shape[: 1 + len(gone)])
     moved = moved.reshape(count, *moved.shape[1 + len(gone) :])
     owned = (moved >= 0).reshape(count, -1).any(axis=1)
@@ -190,110 +444,19 @@ def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) ->
     order = (0, *gone, *rest, *over)
     last = tuple(range(1 + len(gone) + len(rest), len(order)))
     small = canonical([Piece(pieces[a - 1].size, pieces[a - 1].diagonal) for a in rest], moved)
-    return _Reduction((len(rows), *(p.size for p in pieces)), order, last, count, live, small)
+    return _Reduction((len(owners), *(p.size for p in pieces)), order, last, count, live, small)
 
 
-def unite(groups: Sequence[Cotangent], charge: Charge = free) -> list[Cotangent]:
-    """As few groups as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
-    if len(groups) < 2:
-        return list(groups)
-    buckets: dict[object, list[Cotangent]] = {}
-    for group in groups:
-        buckets.setdefault(group.layout.structure, []).append(group)
-    united = [_stack(bucket, charge) for bucket in buckets.values()]
-    return _absorb(united, charge) if len(united) > 1 else united
-
-
-def _overlaid(groups: list[Cotangent]) -> list[Cotangent]:
-    """Add up groups that own different slices, so that a batch that was cut and joined is one row again."""
-    out: list[Cotangent] = []
-    for group in groups:
-        for n, other in enumerate(out):
-            both = overlay(other.layout, group.layout)
-            if both is not None:
-                out[n] = Cotangent(both, other.values + group.values)
-                break
-        else:
-            out.append(group)
-    return out
-
-
-def _stack(groups: list[Cotangent], charge: Charge) -> Cotangent:
-    if any((g.layout.rows < 0).any() for g in groups):
-        groups = _overlaid(groups)
-    if len(groups) == 1:
-        return groups[0]
-    rows = np.concatenate([g.layout.rows for g in groups])
-    owner, kept = _distinct(rows)
-    layout = Layout(groups[0].layout.pieces, kept)
-    shape = groups[0].shape
-    first = groups[0].values
-    if len(kept) > 1:
-        charge(len(kept) * math.prod(shape) * first.element_size())
+def by_loss(owners: Owners, numel: int) -> tuple[Layout, Callable[[Tensor], Tensor]]:
+    """For rows [R, *] of `owners`: the layout with one row per loss, and what adds the rows of one loss up."""
+    owner, kept = _distinct(owners.reshape(-1))
+    layout = dense(kept, numel)
     if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return Cotangent(layout, torch.cat([g.values for g in groups]), owned=True)
-    if len(kept) == 1 and (owner == 0).all():
-        total = first.sum(0, keepdim=True) if len(first) > 1 else first
-        return Cotangent(layout, sum((g.values.sum(0, keepdim=True) for g in groups[1:]), start=total))
-    out = torch.zeros(len(kept), *shape, dtype=first.dtype, device=first.device)
-    ends = list(itertools.accumulate(g.layout.stacked for g in groups))
-    for group, end in zip(groups, ends, strict=True):
-        mine = owner[end - group.layout.stacked : end]
-        live = np.flatnonzero(mine >= 0)
-        index = placed(mine[live], out.device)
-        values = group.values
-        if len(live) < len(mine):
-            values = values.index_select(0, placed(live, out.device))
-        out.index_add_(0, index, values.to(out.dtype))
-    return Cotangent(layout, out)
+        return layout, lambda values: values
 
+    def sums(values: Tensor) -> Tensor:
+        out = torch.zeros(len(kept), *values.shape[1:], dtype=values.dtype, device=values.device)
+        add_rows(out, owner, values)
+        return out
 
-def _absorb(groups: list[Cotangent], charge: Charge) -> list[Cotangent]:
-    """Add a group with more batch axes into one with fewer when that needs no new rows; or keep both."""
-    groups = sorted(groups, key=lambda g: g.values.numel())
-    kept: list[Cotangent] = []
-    for n, group in enumerate(groups):
-        for host in range(n + 1, len(groups)):
-            if _fits(group.layout, groups[host].layout):
-                other = groups[host]
-                sizes = [p.size for p in other.layout.pieces]
-                mixed = {d for d, p in enumerate(other.layout.pieces) if not p.diagonal}
-                groups[host] = _stack([other, densify(group, mixed, charge, sizes)], charge)
-                break
-        else:
-            kept.append(group)
-    return kept
-
-
-def _fits(layout: Layout, host: Layout) -> bool:
-    """Whether spreading `layout` to the structure of `host` needs no rows that `host` does not have."""
-    cut = split(layout, [p.size for p in host.pieces])
-    if cut is None:
-        return False
-    diagonal = {d for d, p in enumerate(host.pieces) if p.diagonal}
-    pieces, rows = cut
-    inside = [p for p in pieces if p.dim in diagonal]
-    if not all(p.diagonal for p in inside) or [p.size for p in inside] != [
-        host.pieces[d].size for d in sorted(diagonal)
-    ]:
-        return False
-    gone = [1 + a for a, p in enumerate(p for p in pieces if p.diagonal) if p.dim not in diagonal]
-    stay = [a for a in range(1, rows.ndim) if a not in gone]
-    spread = rows.transpose([0, *gone, *stay])
-    spread = spread.reshape(-1, *spread.shape[1 + len(gone) :])
-    _, kept = _distinct(spread)
-    have = {row.tobytes() for row in host.rows}
-    return all(row.tobytes() in have for row in kept)
-
-
-def materialised(rows: Rows, values: Tensor) -> Cotangent:
-    """A group without batch axes, rows of one loss added up, rows of none dropped."""
-    owner, kept = _distinct(rows.reshape(-1))
-    layout = dense(kept, math.prod(values.shape[1:]))
-    if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return Cotangent(layout, values)
-    out = torch.zeros(len(kept), *values.shape[1:], dtype=values.dtype, device=values.device)
-    live = np.flatnonzero(owner >= 0)
-    index = placed(owner[live], out.device)
-    out.index_add_(0, index, values.index_select(0, placed(live, out.device)))
-    return Cotangent(layout, out)
+    return layout, sums

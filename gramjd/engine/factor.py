@@ -1,99 +1,137 @@
-"""Factors: the rows of a parameter's Jacobian as sums of products, kept unmultiplied until the parameter's last use.
+"""Factors: the terms of a parameter's Jacobian, kept unmultiplied until the parameter's last use.
 
-A factor describes the gradient of one operand (a matrix `W`, a table, a kernel). It travels from the operation to the
-parameter through isometries only (transpose, view, slice, cast), which are noted in `chain`; anything else multiplies
-it out (`Factor.materialise`). Every factor can form a slab of its rows, so factors of any kind can be combined.
+A factor describes the gradient rows of one operand (a matrix `W`, a table, a kernel). It travels from the operation to
+the parameter through isometries only (transpose, view, slice, cast), noted in `chain`; anything else multiplies it out.
+`GivenRows` are rows that were computed. A factor is a few tensors and the losses that own its rows: it can be kept,
+moved to another device, sent to another process, and built again (`tensors`, `with_tensors`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.layout import Rows
+from gramjd.engine.cotangent import Cotangent, densify, index_tensor, unite
+from gramjd.engine.isometry import TRANSPOSED, Isometry, Region, region_of
+from gramjd.engine.layout import Layout, Owners
 from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
+from gramjd.kernels import cross as crossing
+from gramjd.kernels import rows as given
 from gramjd.kernels import weighted as weighting
 
 Known = tuple[Tensor, Tensor] | None
 
 
-def slabs(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
+def chunks(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of the first dimension of an operand, such that its rows' part of each stays in cache."""
-    step = max(1, cost.slab() // max(1, rows * math.prod(shape[1:])))
-    return ((lo, min(shape[0], lo + step)) for lo in range(0, shape[0], step))
+    first, *rest = shape or (1,)
+    step = max(1, cost.slab() // max(1, rows * math.prod(rest)))
+    return ((lo, min(first, lo + step)) for lo in range(0, first, step))
 
 
-class Step(NamedTuple):
-    """One isometry between a parameter and the operation: `push` forwards, `pull` takes row gradients [R, *] back."""
+@dataclass(frozen=True, eq=False)
+class Factor(ABC):
+    """Rows of the Jacobian of an operand of `shape`; `owners` are their losses (-1: none, repeats add up).
 
-    push: Callable[[Tensor], Tensor]
-    pull: Callable[[Tensor], Tensor]
+    `owners [R]`, or `[B, R]` for B blocks of rows of which rows in different blocks share no element.
+    """
 
-
-@dataclass(frozen=True)
-class Factor:
-    """Rows of the Jacobian of an operand of `shape`; `rows [R]` are their losses (-1: none, repeats add up)."""
-
-    rows: Rows
+    owners: Owners
     shape: tuple[int, ...]
     operation: str
-    chain: tuple[Step, ...] = field(default=(), kw_only=True)
+    chain: tuple[Isometry, ...] = field(default=(), kw_only=True)
+
+    NAMES: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All numbers it holds."""
+        return tuple(getattr(self, name) for name in self.NAMES)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Factor:
+        """The same factor with other numbers in the same places, as `tensors` gives them."""
+        return replace(self, **dict(zip(self.NAMES, tensors, strict=True)))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Factor:
+        """The same factor on another device."""
+        return self.with_tensors([t.to(device) for t in self.tensors])
 
     @property
     def dtype(self) -> torch.dtype:
         """What its numbers are stored in."""
-        raise TypeError("an abstract factor")
+        return self.tensors[-1].dtype
 
     @property
     def device(self) -> torch.device:
         """Where its numbers are."""
-        raise TypeError("an abstract factor")
+        return self.tensors[-1].device
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        raise TypeError("an abstract factor")
+        """Bytes held by it alone: inputs of operations are held by the graph, too."""
+        return self.tensors[-1].nbytes
 
-    @property
-    def dry(self) -> bool:
-        """Whether it holds no numbers (a walk that only plans)."""
-        raise TypeError("an abstract factor")
-
+    @abstractmethod
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
-        """[R, R] inner products of the rows, upper (`kernels.symmetric`).
+        """[R, R] inner products of the rows, upper (`kernels.symmetric`); [B, R, R] for blocks.
 
-        `known`: some rows and their inner products, in case they are needed.
+        `known`: a matrix and its Gram matrix, used where it is this factor's cotangent.
         """
-        raise TypeError("an abstract factor")
 
+    @abstractmethod
     def norms(self, dtype: torch.dtype) -> Tensor:
-        """[R] squared norms of the rows."""
-        raise TypeError("an abstract factor")
+        """[R] squared norms of the rows; [B, R] for blocks."""
 
+    @abstractmethod
     def weighted(self, w: Tensor) -> Tensor:
-        """[*shape]: the rows summed with weights w [R]."""
-        raise TypeError("an abstract factor")
+        """[*shape]: the rows summed with weights w, shaped like `owners`."""
 
-    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
+    @abstractmethod
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
         """[R, hi - lo, *shape[1:]]: the rows' part between two indices of the operand's first dimension."""
-        raise TypeError("an abstract factor")
+
+    @abstractmethod
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
+        """Route and floating-point operations of `gram` on a type of device, in `dtype`."""
+
+    @abstractmethod
+    def samples(self) -> tuple[int, int]:
+        """K stacked rows and the length b of the batch axis (1: none)."""
 
     def join(self, other: Factor) -> Factor | None:
-        """Both as one factor (exact cross terms), if their kinds and rows allow."""
+        """Both as one factor (exact cross terms), if their kinds and owners allow."""
         return None
 
-    def through(self, step: Step) -> Factor:
+    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:
+        """[R, R'] inner products with the rows of another factor of the same region."""
+        block = torch.zeros(len(self.owners), len(other.owners), dtype=dtype, device=self.device)
+        for lo, hi in chunks(self.shape, len(self.owners) + len(other.owners)):
+            block += self.rows(lo, hi, dtype).flatten(1) @ other.rows(lo, hi, dtype).flatten(1).T
+        return block
+
+    def through(self, step: Isometry) -> Factor:
         """The factor one isometry closer to the parameter."""
         return replace(self, chain=(*self.chain, step))
 
+    def upright(self, shape: Sequence[int]) -> Factor:
+        """Turned so that all uses of a parameter of `shape` speak of it in one orientation."""
+        return self
+
+    def region(self, shape: Sequence[int]) -> Region | None:
+        """Which part of the parameter, in which order, the operand is; None if it is no strided part."""
+        return region_of(self.chain, tuple(shape))
+
     def materialise(self, dtype: torch.dtype | None = None) -> Tensor:
         """[R, *shape at the current place], taken back through the chain."""
-        return self.back(self.slab(0, self.shape[0], dtype or self.dtype))
+        return self.back(self.rows(0, self.shape[0] if self.shape else 1, dtype or self.dtype))
 
     def back(self, values: Tensor) -> Tensor:
         """Rows [R, *] of the operand taken back through the chain to the current place."""
@@ -102,13 +140,10 @@ class Factor:
             values = step.pull(values)
         return values
 
-    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
-        """Route and operations of `gram` on a type of device, in `dtype`."""
-        raise TypeError("an abstract factor")
-
-    def samples(self) -> tuple[int, int]:
-        """K stacked rows and the length b of the batch axis (1: none)."""
-        raise TypeError("an abstract factor")
+    def combined(self, w: Tensor) -> Tensor:
+        """`sum_r w_r J_r` at the current place, for one weight per loss, w [m]."""
+        total = self.weighted(weights_of(self.owners, w))
+        return self.back(total.unsqueeze(0))[0]
 
     def describe(self) -> str:
         """The rows in words, as `explain` prints them."""
@@ -117,38 +152,31 @@ class Factor:
         return f"batch axis {b}, {stacked}" if b > 1 else stacked
 
 
-@dataclass(frozen=True)
-class Product(Factor):
-    """Rows that are products of an input `x` and a cotangent `c`."""
-
-    x: Tensor
-    c: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
-        return torch.promote_types(self.x.dtype, self.c.dtype)
-
-    @property
-    def device(self) -> torch.device:  # noqa: D102
-        return self.c.device
-
-    @property
-    def nbytes(self) -> int:  # noqa: D102
-        return self.c.nbytes
-
-    @property
-    def dry(self) -> bool:  # noqa: D102
-        return self.c.is_meta
+def weights_of(owners: Owners, w: Tensor) -> Tensor:
+    """The weight of each row's loss, shaped like `owners`; zero for rows of none."""
+    if owners.size == len(w) and (owners.reshape(-1) == np.arange(len(w))).all():
+        return w.view(owners.shape)
+    weights = w.index_select(0, index_tensor(np.where(owners >= 0, owners, 0).reshape(-1), w.device))
+    weights = weights.view(owners.shape)
+    return weights if (owners >= 0).all() else weights * index_tensor(owners >= 0, w.device)
 
 
-@dataclass(frozen=True)
-class Outer(Product):
+@dataclass(frozen=True, eq=False)
+class Outer(Factor):
     """`J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T` per group: x [g, b, T, i], c [K, g, b, T, o].
 
     `shape` is [o, i], or [i, o] where `flipped`; with g > 1 a leading g.
     """
 
+    x: Tensor
+    c: Tensor
     flipped: bool = False
+
+    NAMES = ("x", "c")
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.promote_types(self.x.dtype, self.c.dtype)
 
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         e = outer.extent(self.x, self.c)
@@ -168,7 +196,7 @@ class Outer(Product):
         total = weighting.weighted_outer(self.x, self.c, w)
         return (total.mT if self.flipped else total).reshape(self.shape)
 
-    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         x, c = self.x, self.c
         if len(self.shape) == 3:
             parts = [self._one(x[g], c[:, g], dtype) for g in range(lo, hi)]
@@ -182,14 +210,12 @@ class Outer(Product):
         return J.mT if self.flipped else J
 
     def join(self, other: Factor) -> Factor | None:
-        """Concatenate along T where rows and orientation agree."""
+        """Concatenate along T where owners and orientation agree."""
         if not isinstance(other, Outer) or other.shape != self.shape or self.x.device != other.x.device:
             return None
         turned = other.turned() if other.flipped != self.flipped else other
-        if turned is None or turned.c.shape[:3] != self.c.shape[:3] or (turned.rows != self.rows).any():
+        if turned is None or turned.c.shape[:3] != self.c.shape[:3] or (turned.owners != self.owners).any():
             return None
-        if self.dry:
-            return replace(self, x=self.x.to("meta"), c=torch.cat([self.c, turned.c], dim=3))
         return replace(self, x=torch.cat([self.x, turned.x], dim=2), c=torch.cat([self.c, turned.c], dim=3))
 
     def turned(self) -> Outer | None:
@@ -198,29 +224,31 @@ class Outer(Product):
             return None
         return replace(self, x=self.c[0], c=self.x[None], flipped=not self.flipped)
 
+    def upright(self, shape: Sequence[int]) -> Factor:  # noqa: D102
+        region = self.region(shape) if len(self.shape) == 2 else None
+        if region is None or len(region[1]) < 2 or region[1][0] >= region[1][1]:
+            return self
+        chain = (TRANSPOSED, *self.chain)
+        return replace(self, shape=self.shape[::-1], flipped=not self.flipped, chain=chain)
 
-@dataclass(frozen=True)
+    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        if isinstance(other, Outer):
+            turned = other if other.flipped == self.flipped else other.turned()
+            if turned is not None:
+                return crossing.cross_outer(self.x, self.c, turned.x, turned.c, dtype)
+        if isinstance(other, Gathered) and not self.flipped and len(self.shape) == 2:
+            return gathered.cross_outer_gathered(self.x[0], self.c[:, 0], other.ids, other.c, dtype)
+        return super().cross(other, dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class Gathered(Factor):
     """Row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
 
     ids: Tensor
     c: Tensor
 
-    @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
-        return self.c.dtype
-
-    @property
-    def device(self) -> torch.device:  # noqa: D102
-        return self.c.device
-
-    @property
-    def nbytes(self) -> int:  # noqa: D102
-        return self.c.nbytes
-
-    @property
-    def dry(self) -> bool:  # noqa: D102
-        return self.c.is_meta
+    NAMES = ("ids", "c")
 
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         K, b, T, d = self.c.shape
@@ -240,26 +268,41 @@ class Gathered(Factor):
     def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
         return weighting.weighted_gathered(self.ids, self.c, w, self.shape[0])
 
-    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         return gathered.gathered_rows(self.ids, self.c, lo, hi, dtype)
 
     def join(self, other: Factor) -> Factor | None:  # noqa: D102
-        if not isinstance(other, Gathered) or other.shape != self.shape or self.dry:
+        if not isinstance(other, Gathered) or other.shape != self.shape:
             return None
-        if other.c.shape[:2] != self.c.shape[:2] or (other.rows != self.rows).any():
+        if other.c.shape[:2] != self.c.shape[:2] or (other.owners != self.owners).any():
             return None
         return replace(self, ids=torch.cat([self.ids, other.ids], 1), c=torch.cat([self.c, other.c], 2))
 
+    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        if isinstance(other, Gathered):
+            return crossing.cross_gathered(self.ids, self.c, other.ids, other.c, dtype)
+        if isinstance(other, Outer):
+            return other.cross(self, dtype).T
+        return super().cross(other, dtype)
 
-@dataclass(frozen=True)
-class Convolution(Product):
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Factor):
     """A convolution's weight [groups o, i, *kernel]; of a transposed one [groups i, o, *kernel].
 
     x [b, channels, *spatial] is the input, c [K, b, channels, *spatial] the cotangent of the output.
     """
 
+    x: Tensor
+    c: Tensor
     options: dict[str, Any]
     transposed: bool = False
+
+    NAMES = ("x", "c")
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return torch.promote_types(self.x.dtype, self.c.dtype)
 
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
         sizes = convolution.sizes(*self._operands())
@@ -282,12 +325,101 @@ class Convolution(Product):
     def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
         return weighting.weighted_convolution(self.x, self.c, w, self.shape, self.transposed, self.options)
 
-    def slab(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
         x, c, window = self._operands()
         whole = window.groups > 1
         J = patches.convolution_rows(x, c if whole else c[:, :, lo:hi], *window, dtype=dtype)
-        J = J.reshape(len(self.rows), -1, *self.shape[1:])
+        J = J.reshape(len(self.owners), -1, *self.shape[1:])
         return J[:, lo:hi] if whole else J
 
 
-Factors = list[Factor]
+@dataclass(frozen=True, eq=False)
+class GivenRows(Factor):
+    """Rows that were computed: `values [K, *shape]` with a layout, of a whole parameter.
+
+    Where a batch axis is left, losses own disjoint slices of the parameter: one block of rows per slice.
+    """
+
+    values: Tensor
+    layout: Layout
+
+    NAMES = ("values",)
+
+    @classmethod
+    def of(cls, cotangent: Cotangent, values: Tensor) -> GivenRows:
+        """What a cotangent with these values is at a parameter."""
+        layout = cotangent.layout
+        return cls(_blocks(layout), cotangent.shape, cotangent.operation, values, layout)
+
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
+        route = "own slices" if self.layout.diagonal else "rows"
+        return route, 2 * self.layout.stacked * self.values.numel()
+
+    def samples(self) -> tuple[int, int]:  # noqa: D102
+        return self.layout.stacked, math.prod(self.layout.owners.shape[1:])
+
+    def describe(self) -> str:  # noqa: D102
+        return self.layout.describe()
+
+    @cached_property
+    def parted(self) -> Tensor:
+        """Real numbers: [R, d], or [B, R, d] for blocks."""
+        layout = self.layout
+        values = torch.view_as_real(self.values) if self.values.is_complex() else self.values
+        if not layout.diagonal:
+            return values.reshape(layout.stacked, -1)
+        pieces = layout.pieces
+        split = values.reshape(layout.stacked, *(p.size for p in pieces), -1)
+        own = [1 + a for a, p in enumerate(pieces) if p.diagonal]
+        rest = [1 + a for a, p in enumerate(pieces) if not p.diagonal] + [split.ndim - 1]
+        b = math.prod(pieces[a - 1].size for a in own)
+        return split.permute(*own, 0, *rest).reshape(b, layout.stacked, -1)
+
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+        J, dtype = self.parted, torch.promote_types(self.parted.dtype, dtype)
+        return given.gram_own_slices(J, dtype) if J.ndim == 3 else given.gram_rows(J, dtype)
+
+    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        J = self.parted
+        found = norms.norms_rows(J.flatten(0, -2), torch.promote_types(J.dtype, dtype))
+        return found.view(J.shape[:-1])
+
+    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+        layout, values = self.layout, self.values
+        if not layout.diagonal:
+            return (w.to(values.dtype) @ values.reshape(layout.stacked, -1)).view(self.shape)
+        sizes = [p.size for p in layout.pieces]
+        shape = [layout.stacked, *(p.size if p.diagonal else 1 for p in layout.pieces)]
+        spread = w.T.reshape(shape).to(values.dtype)
+        return (spread * values.reshape(layout.stacked, *sizes)).sum(0).view(self.shape)
+
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+        values = self.values.to(torch.promote_types(self.values.dtype, dtype))
+        return values[:, lo:hi] if self.shape else values.unsqueeze(1)
+
+    @cached_property
+    def dense(self) -> GivenRows:
+        """The same rows without a batch axis."""
+        return self if not self.layout.diagonal else united([self], whole=True)[0]
+
+    def join(self, other: Factor) -> Factor | None:
+        """Added, or stacked, where the layouts allow."""
+        return united([self, other], whole=True)[0] if isinstance(other, GivenRows) else None
+
+
+def _blocks(layout: Layout) -> Owners:
+    """[K], or [b, K] where slices are owned apart."""
+    owners = layout.owners
+    return owners.reshape(layout.stacked, -1).T if layout.diagonal else owners
+
+
+def united(given: Sequence[GivenRows], whole: bool = False) -> list[GivenRows]:
+    """As few as the layouts allow; one without a batch axis, if need be, where `whole` is True."""
+    cotangents = [Cotangent.of(g.layout, g.values, operation=g.operation) for g in given]
+    found = unite(cotangents)
+    if whole and (len(found) > 1 or len(given) == 1):
+        found = unite([densify(c, None) for c in found])
+    out = [GivenRows.of(c, c.values) for c in found]
+    for c in cotangents:
+        c.fill(None)
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ class Graph:
     # Leaves that are no parameters, where parameters are the inputs because none were named.
     others: dict[Edge, Tensor] = field(default_factory=dict)
     hooks: Any = None
+    # Where nodes copy elements to, for those that had to be called to find out.
+    sources: dict[Node, Any] = field(default_factory=dict)
     _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
 
     @cached_property
@@ -111,8 +114,13 @@ class Graph:
             stack += above
         return found
 
+    def target_of(self, edge: Edge) -> Edge | None:
+        """Where an edge of a node leads, if an input of interest lies behind it and it has elements."""
+        node, nr = edge
+        return edge if node in self.wanted and math.prod(self.metadata(node)[nr].shape) else None
+
     def metadata(self, node: Node) -> list[Metadata]:
-        """One entry an output of the node."""
+        """One entry per output of the node."""
         found = self._metadata.get(node)
         if found is None:
             found = self._metadata[node] = [_metadata_of(node, m) for m in _torch.outputs_of(node)]

@@ -1,11 +1,11 @@
-"""Rows: which loss owns which slice of a cotangent.
+"""Owners: which loss owns which slice of a cotangent.
 
 At a node with output `z` the cotangent of m losses has m rows shaped like `z`. A `Layout` says how they are stored in
 one tensor `values [K, *z.shape]`. Read row-major, `z` is a product of *pieces*, each diagonal or not:
 
-    z.shape = [B, T, d], pieces ((B, diagonal), (T * d, dense)), rows [K, B]
+    z.shape = [B, T, d], pieces ((B, diagonal), (T * d, dense)), owners [K, B]
 
-says that slice b of stacked row k belongs to loss `rows[k, b]` (-1: to none, the slice is zero). A loss may own several
+says that slice b of stacked row k belongs to loss `owners[k, b]` (-1: to none, the slice is zero). A loss may own several
 slices: its row of the Jacobian is the sum over them. Because pieces follow the row-major order and not the dimensions,
 a layout survives every view and reshape as it is.
 """
@@ -22,11 +22,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from gramjd.engine.record import note_constant
-
-Rows = npt.NDArray[np.int64]
+Owners = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Shape = Sequence[int]
 Result = TypeVar("Result")
@@ -45,21 +42,21 @@ class Piece:
 class Layout:
     """Canonical pieces (neighbours differ in kind, none has size 1) and the owner of each (k, diagonal index).
 
-    Equal layouts made by `canonical` are one object while any is alive.
+    Equal layouts are one object while any is alive (`interned`).
     """
 
     pieces: tuple[Piece, ...]
-    rows: Rows
+    owners: Owners
 
     @cached_property
     def stacked(self) -> int:
         """K, the number of stacked rows."""
-        return int(self.rows.shape[0])
+        return int(self.owners.shape[0])
 
     @property
     def diagonal(self) -> bool:
-        """Whether any batch axis is left."""
-        return self.rows.ndim > 1
+        """Returns True if any batch axis is left."""
+        return self.owners.ndim > 1
 
     @cached_property
     def structure(self) -> tuple[tuple[int, bool], ...]:
@@ -69,12 +66,12 @@ class Layout:
     @cached_property
     def key(self) -> tuple[tuple[tuple[int, bool], ...], tuple[int, ...], bytes]:
         """Hashable identity."""
-        return self.structure, self.rows.shape, self.rows.tobytes()
+        return self.structure, self.owners.shape, self.owners.tobytes()
 
     @cached_property
     def losses(self) -> int:
         """How many distinct losses own something here."""
-        return int(np.unique(self.rows[self.rows >= 0]).size)
+        return int(np.unique(self.owners[self.owners >= 0]).size)
 
     def describe(self) -> str:
         """The layout in words, as `explain` prints it."""
@@ -84,14 +81,14 @@ class Layout:
 
 
 # Owners of larger layouts would keep too much memory alive in the caches below.
-_SMALL = 1 << 12
+SMALL = 1 << 12
 _ALIVE: WeakValueDictionary[Any, Layout] = WeakValueDictionary()
 # Keeps those of one training step alive until the next.
 _RECENT: deque[Layout] = deque(maxlen=512)
 
 
-def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
-    """Merge neighbours of one kind and drop pieces of size 1; `rows` has one axis a diagonal piece."""
+def canonical(pieces: Sequence[Piece], owners: Owners) -> Layout:
+    """Merge neighbours of one kind and drop pieces of size 1; `owners` has one axis a diagonal piece."""
     merged: list[list[int | bool]] = []
     sizes: list[int] = []
     for piece in pieces:
@@ -105,51 +102,41 @@ def canonical(pieces: Sequence[Piece], rows: Rows) -> Layout:
             merged.append([piece.size, piece.diagonal])
             if piece.diagonal:
                 sizes.append(piece.size)
-    flat = np.ascontiguousarray(rows).reshape(rows.shape[0], *sizes)
-    layout = Layout(tuple(Piece(int(s), bool(d)) for s, d in merged), flat)
+    flat = np.ascontiguousarray(owners).reshape(owners.shape[0], *sizes)
+    return interned(Layout(tuple(Piece(int(s), bool(d)) for s, d in merged), flat))
+
+
+def interned(layout: Layout) -> Layout:
+    """The one object that stands for layouts equal to a canonical one."""
     known = _ALIVE.setdefault(layout.key, layout)
-    if known is layout and flat.size <= _SMALL:
+    if known is layout and layout.owners.size <= SMALL:
         _RECENT.append(layout)
     return known
 
 
-def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Ask the same question about a layout once: a network repeats its layers, and training its steps."""
-    cached = lru_cache(maxsize=1024)(function)
+def cached(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep the results for small layouts: a network repeats its layers, and training its steps."""
+    kept = lru_cache(maxsize=1024)(function)
 
     @wraps(function)
-    def ask(layout: Layout, *args: Hashable) -> Result:
-        return cached(layout, *args) if layout.rows.size <= _SMALL else function(layout, *args)
+    def lookup(layout: Layout, *args: Hashable) -> Result:
+        return kept(layout, *args) if layout.owners.size <= SMALL else function(layout, *args)
 
-    return ask
-
-
-def placed(index: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An index as a tensor on a device. Other devices than the CPU get each index once: training repeats its steps."""
-    if device.type == "cpu":
-        found = torch.from_numpy(np.ascontiguousarray(index))
-        note_constant(found)
-        return found
-    return _uploaded(index.tobytes(), str(index.dtype), index.shape, device)
+    return lookup
 
 
-@lru_cache(maxsize=4096)
-def _uploaded(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
-
-
-def dense(rows: Sequence[int] | Rows, numel: int) -> Layout:
+def dense(owners: Sequence[int] | Owners, numel: int) -> Layout:
     """K rows without a batch axis."""
-    return canonical([Piece(numel, False)], np.asarray(rows, dtype=np.int64).reshape(-1))
+    return canonical([Piece(numel, False)], np.asarray(owners, dtype=np.int64).reshape(-1))
 
 
-def split(layout: Layout, shape: Shape) -> tuple[list[Piece], Rows] | None:
-    """`_split`, remembered."""
+def split(layout: Layout, shape: Shape) -> tuple[list[Piece], Owners] | None:
+    """`_split`, cached."""
     return _split(layout, tuple(shape))
 
 
-@remembered
-def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Rows] | None:
+@cached
+def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Owners] | None:
     """Cut the pieces at the borders of the dimensions of `shape`, so that each lies in one dimension.
 
     Returns None where a diagonal piece and a dimension overlap without nesting.
@@ -171,7 +158,7 @@ def _split(layout: Layout, shape: tuple[int, ...]) -> tuple[list[Piece], Rows] |
         at_piece += cut == strides[at_piece][0]
         before = cut
     sizes = [p.size for p in pieces if p.diagonal]
-    return pieces, layout.rows.reshape(layout.stacked, *sizes)
+    return pieces, layout.owners.reshape(layout.stacked, *sizes)
 
 
 def diagonal_dims(layout: Layout, shape: Shape) -> frozenset[int] | None:
@@ -179,7 +166,7 @@ def diagonal_dims(layout: Layout, shape: Shape) -> frozenset[int] | None:
     return _diagonal_dims(layout, tuple(shape)) if layout.diagonal else frozenset()
 
 
-@remembered
+@cached
 def _diagonal_dims(layout: Layout, shape: tuple[int, ...]) -> frozenset[int] | None:
     cut = _split(layout, shape)
     return None if cut is None else frozenset(p.dim for p in cut[0] if p.diagonal)
@@ -193,15 +180,15 @@ def carry(layout: Layout, shape: Shape, to_shape: Shape, to_dim: dict[int, int])
     return _carry(layout, tuple(shape), tuple(to_shape), tuple(to_dim.items()))
 
 
-@remembered
+@cached
 def _carry(
     layout: Layout, shape: tuple[int, ...], to_shape: tuple[int, ...], to_dim: tuple[tuple[int, int], ...]
 ) -> Layout:
     if not layout.diagonal:
-        return dense(layout.rows, math.prod(to_shape))
+        return dense(layout.owners, math.prod(to_shape))
     cut = split(layout, shape)
     assert cut is not None, "the caller densifies what cannot be split"
-    pieces, rows = cut
+    pieces, owners = cut
     axis_of: dict[int, int] = {}
     for piece in pieces:
         if piece.diagonal:
@@ -212,79 +199,79 @@ def _carry(
         mine = [p for p in pieces if d in source and p.dim == source[d]]
         moved += mine if mine else [Piece(size, False)]
     order = [0] + [axis_of[id(p)] for p in moved if p.diagonal]
-    return canonical(moved, rows.transpose(order))
+    return canonical(moved, owners.transpose(order))
 
 
-def along(layout: Layout, shape: Shape, dim: int) -> tuple[list[Piece], list[Piece], Rows] | None:
+def along(layout: Layout, shape: Shape, dim: int) -> tuple[list[Piece], list[Piece], Owners] | None:
     """Make the whole of `dim` one diagonal piece (repeating owners), as moves along it need.
 
-    Returns the pieces before and after it, and rows whose axis `1 + diagonal pieces before` is the dimension.
+    Returns the pieces before and after it, and owners whose axis `1 + diagonal pieces before` is the dimension.
     """
     cut = split(layout, shape)
     if cut is None:
         return None
-    pieces, rows = cut
+    pieces, owners = cut
     before = [p for p in pieces if p.dim < dim]
     inside = [p for p in pieces if p.dim == dim]
     after = [p for p in pieces if p.dim > dim]
     axis = 1 + sum(p.diagonal for p in before)
     sizes = [p.size for p in inside]
-    full = rows
+    full = owners
     for offset, piece in enumerate(inside):
         if not piece.diagonal:
             full = np.expand_dims(full, axis + offset)
     target = list(full.shape)
     target[axis : axis + len(sizes)] = sizes
-    full = np.broadcast_to(full, target).reshape(*rows.shape[:axis], shape[dim], *target[axis + len(sizes) :])
+    full = np.broadcast_to(full, target).reshape(*owners.shape[:axis], shape[dim], *target[axis + len(sizes) :])
     return before, after, full
 
 
-def rejoin(before: list[Piece], after: list[Piece], rows: Rows) -> Layout | None:
+def rejoin(before: list[Piece], after: list[Piece], owners: Owners) -> Layout | None:
     """The layout with a diagonal piece between `before` and `after`, coarser where owners repeat; None if all is -1."""
-    if not (rows >= 0).any():
+    if not (owners >= 0).any():
         return None
     axis = 1 + sum(p.diagonal for p in before)
-    size = rows.shape[axis]
-    inner = _repeats(rows, axis)
-    rows = np.take(rows, range(0, size, inner), axis=axis)
+    size = owners.shape[axis]
+    inner = _repeats(owners, axis)
+    owners = np.take(owners, range(0, size, inner), axis=axis)
     middle = [Piece(size // inner, True), Piece(inner, False)]
-    return canonical([*before, *middle, *after], rows)
+    return canonical([*before, *middle, *after], owners)
 
 
-def _repeats(rows: Rows, axis: int) -> int:
+def _repeats(owners: Owners, axis: int) -> int:
     """The largest run length r such that owners repeat in runs of r along the whole axis."""
-    size = rows.shape[axis]
+    size = owners.shape[axis]
     if size < 2:
         return 1
-    change = (np.diff(rows, axis=axis) != 0).any(axis=tuple(a for a in range(rows.ndim) if a != axis))
+    change = (np.diff(owners, axis=axis) != 0).any(axis=tuple(a for a in range(owners.ndim) if a != axis))
     starts = np.flatnonzero(change) + 1
     return int(np.gcd.reduce(np.append(starts, size)))
 
 
-def scatter(layout: Layout, shape: Shape, dim: int, index: Rows, size: int) -> Layout | None:
+def scatter(layout: Layout, shape: Shape, dim: int, index: Owners, size: int) -> Layout | None:
     """Owners after position p of `dim` was moved to the distinct position `index[p]` of a dimension of `size`."""
     parts = along(layout, shape, dim)
     assert parts is not None, "the caller densifies what cannot be split"
-    before, after, rows = parts
+    before, after, owners = parts
     axis = 1 + sum(p.diagonal for p in before)
-    moved = np.full((*rows.shape[:axis], size, *rows.shape[axis + 1 :]), -1, dtype=np.int64)
-    moved[(slice(None),) * axis + (index,)] = rows
+    moved = np.full((*owners.shape[:axis], size, *owners.shape[axis + 1 :]), -1, dtype=np.int64)
+    moved[(slice(None),) * axis + (index,)] = owners
     return rejoin(before, after, moved)
 
 
-def gather(layout: Layout, shape: Shape, dim: int, index: Rows) -> Layout | None:
+def gather(layout: Layout, shape: Shape, dim: int, index: Owners) -> Layout | None:
     """Owners of the positions `index` of `dim`; None if no loss owns any of them."""
     parts = along(layout, shape, dim)
     assert parts is not None, "the caller densifies what cannot be split"
-    before, after, rows = parts
+    before, after, owners = parts
     axis = 1 + sum(p.diagonal for p in before)
-    return rejoin(before, after, np.take(rows, index, axis=axis))
+    return rejoin(before, after, np.take(owners, index, axis=axis))
 
 
 def overlay(a: Layout, b: Layout) -> Layout | None:
     """One layout for the sum of two, if no slice has two different owners."""
-    if a.structure != b.structure or a.rows.shape != b.rows.shape:
+    if a.structure != b.structure or a.owners.shape != b.owners.shape:
         return None
-    if ((a.rows >= 0) & (b.rows >= 0) & (a.rows != b.rows)).any():
+    if ((a.owners >= 0) & (b.owners >= 0) & (a.owners != b.owners)).any():
         return None
-    return Layout(a.pieces, np.where(a.rows >= 0, a.rows, b.rows))
+    return interned(Layout(a.pieces, np.where(a.owners >= 0, a.owners, b.owners)))

@@ -1,35 +1,35 @@
-"""A visit: what a rule sees of one node, and the only way in which it hands results on.
+"""A node as a rule sees it, and what a rule hands on.
 
-All invariants of what a rule returns are checked here, in `send`.
+A rule is a generator: it yields what each input receives (`Send`, `SendFactor`) as a layout and a function. It decides
+from shapes, layouts and saved numbers, and computes nothing itself: a plan never calls the functions, the walk does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import _torch, record
+from gramjd.engine import _torch
 from gramjd.engine import layout as layouts
 from gramjd.engine.autograd import pull
-from gramjd.engine.cotangent import Cotangent, densify, materialised, reduce_to
-from gramjd.engine.factor import Factor, Step
-from gramjd.engine.graph import Ancestry, Graph, Metadata, Node
-from gramjd.engine.hooks import at_edge, through_node
-from gramjd.engine.layout import Layout, Shape
-from gramjd.errors import RuleError
+from gramjd.engine.cotangent import Charge, Cotangent, by_loss, densify, unlimited
+from gramjd.engine.factor import Factor
+from gramjd.engine.graph import Graph, Metadata, Node
+from gramjd.engine.hooks import through_node
+from gramjd.engine.layout import Layout, Owners, Shape
 
 Message = Cotangent | Factor
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Where batch axes were lost: the operation and why."""
+class LostAxis:
+    """Where the last batch axis was lost: the operation and why."""
 
     operation: str
     reason: str
@@ -39,78 +39,177 @@ class UnsavedError(Exception):
     """A rule read a value that nodes of this kind do not save in this release of PyTorch."""
 
 
-@dataclass
-class Ledger:
-    """What a walk may use and what it noticed."""
+class Operand(NamedTuple):
+    """A tensor of a factor: its shape and dtype, and how to compute it. An index is read in a plan as well."""
 
-    dry: bool
-    charge: Callable[[int], None]
-    walk: Callable[
-        [Sequence[Tensor], Sequence[Tensor | None], Mapping[int, list[Cotangent]]], list[tuple[int, Message]]
-    ]
-    settle: Callable[[NodeView, int], bool]
-    dense: list[Loss] = field(default_factory=list)
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    compute: Callable[[], Tensor]
+    index: bool = False
+
+    def planned(self) -> Tensor:
+        """Shape and dtype alone."""
+        return self.compute() if self.index else torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+class Overwrite(NamedTuple):
+    """How to compute rows in the memory of a cotangent that nothing else refers to any more.
+
+    `cotangent`: values [K, n, *]; as rows they are [K n, *]. `parameters`: edges to which was sent what refers to that
+    memory, a weight's last. `part(rows, which)`: the result for some of the rows, and which they are.
+    """
+
+    cotangent: Cotangent
+    parameters: tuple[int, ...]
+    part: Callable[[Tensor, slice], Tensor]
+
+
+class Send(NamedTuple):
+    """What the input at an edge receives: rows of a layout, computed by `compute` (None: zero).
+
+    `shape` is that of a row, where it is broadcast from the edge's: the walk sums it down. `donated`: nothing else
+    refers to the memory of the result. `sums`: a batch axis is summed over on the way. `over`: how to do without new
+    memory.
+    """
+
+    edge: int
+    layout: Layout
+    compute: Callable[[], Tensor | None]
+    shape: tuple[int, ...] | None = None
+    donated: bool = False
+    sums: bool = False
+    over: Overwrite | None = None
+
+
+class SendFactor(NamedTuple):
+    """What a parameter at an edge receives: `build(*operands)`, unmultiplied."""
+
+    edge: int
+    owners: Owners
+    build: Callable[..., Factor]
+    operands: tuple[Operand, ...]
+
+
+class SendGraph(NamedTuple):
+    """A graph that computes the same as the node: what arrives at its operands is what the node's inputs receive."""
+
+    operands: tuple[Operand | None, ...]
+    build: Callable[[Sequence[Tensor | None]], Sequence[Tensor]]
+
+
+Sends = Iterable[Send | SendFactor | SendGraph]
+Rule = Callable[["NodeView"], Sends]
+
+
+class Once:
+    """A value that is computed when it is first asked for, once per visit of a node."""
+
+    __slots__ = ("compute", "found", "value")
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self.compute, self.found, self.value = compute, False, None
+
+    def __call__(self) -> Any:
+        """The value."""
+        if not self.found:
+            self.value, self.found = self.compute(), True
+        return self.value
+
+    def clear(self) -> None:
+        """Drop it."""
+        self.found, self.value = False, None
 
 
 class NodeView:
-    """One node of the graph with the cotangents that arrived at its outputs."""
+    """One node with the cotangents that arrived at its outputs, as a rule sees it.
 
-    def __init__(  # noqa: D107
-        self, graph: Graph, node: Node, arrivals: dict[int, list[Cotangent]], ledger: Ledger, depends: Ancestry
-    ):
-        self.graph = graph
-        self.node = node
-        self.name = graph.names[node]
-        self.arrivals = arrivals
-        self.ledger = ledger
-        self._depends = depends
+    A view outlives the node that it was made for: it is bound to another node of the same structure by `bind`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outputs: Sequence[Metadata],
+        inputs: Sequence[Metadata | None],
+        parametric: Sequence[bool],
+    ) -> None:
+        self.name, self.outputs, self.inputs = name, outputs, inputs
+        self._parametric, self._charge = parametric, unlimited
+        self.arrivals: dict[int, list[Cotangent]] = {}
+        self.graph: Graph | None = None
+        self.handle: Node = None
+        # True while a function that a rule sent is called; else what a rule reads belongs to its plan.
+        self.computing = False
+        self.guards: dict[str, Any] = {}
+        self.reads_data = False
+        self.charged = 0
+        self.lost: list[LostAxis] = []
         self._saved: dict[str, Any] = {}
-        self.sent: list[tuple[int, Message]] = []
-        self.edges: list[tuple[Node, int] | None] = [
-            (child, nr) if child in graph.wanted and math.prod(graph.metadata(child)[nr].shape) else None
-            for child, nr in graph.edges[node]
-        ]
+        self._once: list[Once] = []
+
+    def bind(self, graph: Graph, handle: Node, charge: Charge) -> None:
+        """Speak of this node from now on; `charge` is told of rows that will be computed."""
+        self.graph, self.handle, self._charge = graph, handle, charge
+
+    def release(self) -> None:
+        """Refer to nothing of a graph any more."""
+        self.graph, self.handle, self.computing, self._charge = None, None, False, unlimited
+        self._saved.clear()
+        for one in self._once:
+            one.clear()
 
     # -- what the node says ------------------------------------------------------------------------------------------
 
-    @property
-    def dry(self) -> bool:
-        """Whether this walk only plans: values are on the meta device and nothing is computed."""
-        return self.ledger.dry
-
     def output(self, nr: int = 0) -> Metadata:
-        """Shape and dtype of the node's output (where cotangents arrive)."""
-        return self.graph.metadata(self.node)[nr]
+        """Shape, dtype and device of the node's output (where cotangents arrive)."""
+        return self.outputs[nr]
 
     def input(self, edge: int) -> Metadata:
-        """Shape and dtype of what an edge leads to (where cotangents go)."""
-        target = self.edges[edge]
-        assert target is not None, "asked for an edge that leads nowhere"
-        return self.graph.metadata(target[0])[target[1]]
+        """Shape, dtype and device of what an edge leads to (where cotangents go)."""
+        found = self.inputs[edge]
+        assert found is not None, "an edge that leads nowhere has no shape"
+        return found
 
     def wants(self, edge: int) -> bool:
-        """Whether an input of interest lies behind this edge."""
-        return edge < len(self.edges) and self.edges[edge] is not None
+        """Returns True if an input of interest lies behind this edge."""
+        return edge < len(self.inputs) and self.inputs[edge] is not None
+
+    @property
+    def wanted(self) -> list[int]:
+        """The edges that lead to an input of interest."""
+        return [edge for edge, target in enumerate(self.inputs) if target is not None]
 
     def parametric(self, edge: int) -> bool:
-        """Whether the edge leads straight to a parameter, through isometries only."""
-        target = self.edges[edge]
-        return target is not None and self._depends.leads(target[0])
+        """Returns True if the edge leads straight to a parameter, through isometries only."""
+        return self._parametric[edge]
 
     def saved(self, name: str) -> Any:
-        """A saved value, read once: a second read would recompute a checkpointed segment.
+        """A saved value, read once per visit: a second read would recompute a checkpointed segment.
 
         The walk goes on with dense rows where nodes of this kind save none of this name.
         """
         if name not in self._saved:
-            if not _torch.has_saved(self.node, name):
+            if not _torch.has_saved(self.handle, name):
                 raise UnsavedError(name)
-            self._saved[name] = record.note_saved(self.node, name, _torch.saved(self.node, name))
-        return self._saved[name]
+            self._saved[name] = _torch.saved(self.handle, name)
+        value = self._saved[name]
+        if not self.computing:
+            if _has_tensor(value):
+                self.reads_data = True
+            else:
+                self.guards[name] = value
+        return value
 
     def has_saved(self, name: str) -> bool:
         """Returns True if nodes of this kind save a value of this name."""
-        return _torch.has_saved(self.node, name)
+        return _torch.has_saved(self.handle, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """What a custom function saved by `ctx.save_for_backward`. Read it in what is sent, not in the rule itself."""
+        self.reads_data |= not self.computing
+        found: tuple[Tensor, ...] = self.handle.saved_tensors
+        return found
 
     def integer(self, name: str) -> int:
         """A saved integer; negative ones arrive as unsigned 64-bit."""
@@ -127,146 +226,82 @@ class NodeView:
 
     # -- cotangents --------------------------------------------------------------------------------------------------
 
-    def groups(self, nr: int = 0) -> list[Cotangent]:
-        """The groups that arrived at an output."""
+    def cotangents(self, nr: int = 0) -> list[Cotangent]:
+        """Those that arrived at an output."""
         return self.arrivals.get(nr, [])
 
-    def densified(self, group: Cotangent, dims: set[int] | None, reason: str) -> Cotangent:
+    def charge(self, nbytes: int) -> None:
+        """Announce rows that will be computed."""
+        self.charged = max(self.charged, nbytes)
+        self._charge(nbytes)
+
+    def densified(self, cotangent: Cotangent, dims: set[int] | None, reason: str) -> Cotangent:
         """Spread over rows the batch axes in `dims` (None: all of them), and note where the last one was lost."""
-        if not group.layout.diagonal:
-            return group
+        if not cotangent.layout.diagonal:
+            return cotangent
         if dims is not None:
-            where = layouts.diagonal_dims(group.layout, group.shape)
+            where = layouts.diagonal_dims(cotangent.layout, cotangent.shape)
             if where is not None and not where & dims:
-                return group
-        new = densify(group, dims, self.ledger.charge)
-        if not new.layout.diagonal and group.layout.losses > 1:
-            self.ledger.dense.append(Loss(self.name, reason))
+                return cotangent
+        new = densify(cotangent, dims, self.charge)
+        if not new.layout.diagonal and cotangent.layout.losses > 1:
+            self.lost.append(LostAxis(self.name, reason))
         return new
 
-    def keep_only(self, group: Cotangent, dims: set[int], reason: str) -> Cotangent:
+    def keep_only(self, cotangent: Cotangent, dims: set[int], reason: str) -> Cotangent:
         """Spread all batch axes but those in `dims`."""
-        return self.densified(group, set(range(len(group.shape))) - dims, reason)
+        return self.densified(cotangent, set(range(len(cotangent.shape))) - dims, reason)
 
-    def pulled(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+    # -- for what is sent --------------------------------------------------------------------------------------------
+
+    def call(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Call the node: cotangents [K, *output] (None: zero) to [K, *input] for every edge."""
-        if self.dry:
-            return [None] * len(self.edges)
-        if self.node in self.graph.hooks.nodes:
-            return through_node(self.graph, self.graph.hooks, self.node, list(values))
-        return pull(self.node, values)
+        graph = self.graph
+        assert graph is not None, "a node is called by what a rule sends"
+        if self.handle in graph.hooks.nodes:
+            return through_node(graph, graph.hooks, self.handle, list(values))
+        return pull(self.handle, values)
 
-    def hooked(self, nr: int, groups: list[Cotangent]) -> list[Cotangent]:
-        """Groups that arrived at an output whose tensor has hooks, as those leave them.
-
-        A hook need not be linear: it must see the whole gradient of a loss, added up over all groups and repeated rows.
-        """
-        alone = [self.densified(g, None, "has a hook, which must see one whole row") for g in groups]
-        rows = np.concatenate([g.layout.rows.reshape(-1) for g in alone])
-        whole = materialised(rows, torch.cat([g.values for g in alone]))
-        return [whole] if self.dry else [Cotangent(whole.layout, at_edge(self.graph, (self.node, nr), whole.values))]
-
-    # -- results -----------------------------------------------------------------------------------------------------
+    def once(self, compute: Callable[[], Value]) -> Callable[[], Value]:
+        """A function that computes a value when it is first called, for several sends to share."""
+        one = Once(compute)
+        self._once.append(one)
+        return one
 
     def send(
         self,
         edge: int,
         layout: Layout,
-        values: Tensor | Callable[[], Tensor | None] | None,
+        compute: Callable[[], Tensor | None],
         shape: Shape | None = None,
-        owned: bool = False,
-    ) -> None:
-        """Hand a cotangent to an edge: [K, *shape], where a `shape` broadcast from the edge's is summed down to it.
+        donated: bool = False,
+    ) -> Send:
+        """A cotangent for an edge: `compute()` gives [K, *shape], where a `shape` broadcast from the edge's is summed.
 
-        `owned`: nobody else refers to the memory of `values`, or will; the next node may write over it.
+        `donated`: nothing else refers to the memory of the result, or will; the next node may write over it.
         """
-        if not self.wants(edge):
-            return
-        target = self.input(edge)
-        shape = target.shape if shape is None else tuple(shape)
-        if layout.stacked > 1:
-            self.ledger.charge(layout.stacked * math.prod(shape) * target.dtype.itemsize)
-        if self.dry and owned and isinstance(values, Tensor):
-            value: Tensor | None = values  # written over: no memory is asked for
-        elif self.dry:
-            value = torch.empty(layout.stacked, *shape, dtype=target.dtype, device="meta")
-        else:
-            value = values() if callable(values) else values
-        if value is None:
-            return
-        value = self._cast(value, target)
-        if tuple(value.shape) != (layout.stacked, *shape):
-            raise RuleError(
-                f"the rule of {self.name} returned shape {tuple(value.shape)} for input {edge}; expected "
-                f"{(layout.stacked, *shape)} (stacked rows first)"
-            )
-        if math.prod(p.size for p in layout.pieces) != math.prod(shape):
-            raise RuleError(f"the rule of {self.name} returned a layout for another size than {tuple(shape)}")
-        group = reduce_to(Cotangent(layout, value), target.shape, self.ledger.charge)
-        if layout.diagonal and not group.layout.diagonal:
-            self.note_sum(edge, group.layout)
-        group.operation, group.owned = self.name, owned
-        self.sent.append((edge, group))
+        return Send(edge, layout, compute, None if shape is None else tuple(shape), donated)
 
-    def settle(self, edge: int) -> bool:
-        """Have a parameter take what was sent to it now, before the rule goes on; nothing more may be sent to it.
-
-        Whether it did, and nobody will look at what was sent again: its memory may be written over. Also true of an
-        edge that leads nowhere; false of one that leads to no parameter, or to one that waits for more.
-        """
-        return self.ledger.settle(self, edge)
-
-    def taken(self, edge: int) -> list[Message]:
-        """Withdraw what was sent to an edge."""
-        mine = [message for place, message in self.sent if place == edge]
-        self.sent = [pair for pair in self.sent if pair[0] != edge]
-        return mine
-
-    def note_sum(self, edge: int, layout: Layout) -> None:
-        """Note that the batch axis was summed over on the way to something computed from data."""
-        target = self.edges[edge]
-        if target is not None and layout.losses > 1 and not self._depends.parameters_only(target[0]):
-            self.ledger.dense.append(Loss(self.name, "sums over the batch axis"))
-
-    def _cast(self, value: Tensor, target: Metadata) -> Tensor:
-        if value.layout != torch.strided:
-            value = value.to_dense()
-        if value.is_complex():
-            # A lazy conjugate cannot be viewed as real numbers, which is how its products are formed.
-            value = value.resolve_conj() if target.dtype.is_complex else value.real
-        return value if value.dtype == target.dtype else value.to(target.dtype)
-
-    def send_factor(self, edge: int, factor: Factor) -> None:
-        """Hand an unmultiplied factor to an edge that `parametric` is true of."""
-        target, shape = self.input(edge).shape, factor.shape
-        if math.prod(shape) != math.prod(target):
-            raise RuleError(
-                f"the rule of {self.name} returned a factor of shape {shape} for an input of shape {target}"
-            )
-        if tuple(shape) != tuple(target):
-            view = Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
-            factor = factor.through(view)
-        self.sent.append((edge, factor))
-
-    def send_rows(self, edge: int, factor: Factor) -> None:
-        """Multiply a factor out for an edge that leads to no parameter, and send its rows."""
+    def send_factor(
+        self, edge: int, owners: Owners, build: Callable[..., Factor], *operands: Operand
+    ) -> Send | SendFactor:
+        """A factor for a parameter; its rows for an edge that leads to none."""
+        if self.parametric(edge):
+            return SendFactor(edge, owners, build, operands)
         shape = self.input(edge).shape
-        self.ledger.charge(len(factor.rows) * math.prod(shape) * factor.dtype.itemsize)
-        if self.dry:
-            values = torch.empty(len(factor.rows), *shape, dtype=factor.dtype, device="meta")
-        else:
-            values = factor.materialise().reshape(-1, *shape)
-        group = materialised(factor.rows, values)
-        self.send(edge, group.layout, group.values)
+        layout, sums = by_loss(owners, math.prod(shape))
+        self.charge(len(owners) * math.prod(shape) * max(o.dtype.itemsize for o in operands if not o.index))
 
-    def walk_instead(self, outputs: Sequence[Tensor], operands: Sequence[Tensor | None]) -> None:
-        """Walk a graph that computes the same: what arrives at its operands is what the node's inputs get."""
-        record.refuse("a graph within the graph")
-        self.sent += self.ledger.walk(outputs, operands, self.arrivals)
+        def rows() -> Tensor:
+            return sums(build(*(o.compute() for o in operands)).materialise()).reshape(-1, *shape)
 
-    def forward_factor(self, edge: int, factor: Factor, step: Step) -> None:
-        """Hand a factor on through an isometry."""
-        self.sent.append((edge, factor.through(step)))
+        return Send(edge, layout, rows)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(isinstance(v, Tensor) for v in value)
+    return isinstance(value, Tensor)
 
 
 def signed(value: int) -> int:

@@ -1,7 +1,4 @@
-"""What the shares of the parameters add up to: the whole Gramian, or its diagonal alone.
-
-Both take a parameter's rows as a factor, as a block of inner products, or as given rows, with the loss that owns each.
-"""
+"""What the shares of the parameters add up to: the whole Gramian, or its diagonal alone."""
 
 from __future__ import annotations
 
@@ -14,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.factor import Factor
-from gramjd.engine.layout import Mask, Rows, placed
+from gramjd.engine.cotangent import index_tensor
+from gramjd.engine.factor import Factor, GivenRows
+from gramjd.engine.layout import Mask, Owners
+from gramjd.engine.parameter import Jacobian, Part, stacked_rows, tied
 from gramjd.kernels.norms import norms_rows
-from gramjd.kernels.rows import gram_own_slices, gram_rows
+from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
 
 
 @dataclass(eq=False)
-class Sum(ABC):
+class Total(ABC):
     """A sum over parameters, in float32 at least."""
 
     m: int
@@ -39,107 +38,112 @@ class Sum(ABC):
     def shape(self) -> tuple[int, ...]:
         """[m, m] or [m]."""
 
-    @abstractmethod
-    def add_factor(self, factor: Factor) -> None:
-        """A factor that is all of its part of a parameter."""
+    def add_share(self, jacobian: Jacobian) -> None:
+        """Add what a parameter contributes."""
+        for part in jacobian.parts(self.dtype):
+            self._add_part(part)
 
     @abstractmethod
-    def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:
-        """`G[rows, columns] += block`, and its transpose where columns are given; else it is upper. -1 is nobody."""
+    def _add_part(self, part: Part) -> None:
+        """Add the share of factors that no other part has products with."""
 
-    @abstractmethod
-    def add_rows(self, rows: Rows, J: Tensor, whole: bool = False) -> None:
-        """Rows J [R, d] of a parameter, or (`whole`) of all of it."""
-
-    @abstractmethod
-    def add_blocks(self, rows: Rows, J: Tensor) -> None:
-        """Rows J [b, K, d] whose slices n lie in disjoint parts of the parameter; owners [K, b]."""
-
-    def fresh(self) -> Sum:
-        """The same kind of sum, from zero."""
+    def fresh(self) -> Total:
+        """The same kind of total, from zero."""
         return type(self)(self.m, self.device, self.dtype)
 
     @staticmethod
     @abstractmethod
-    def visits(blocks: Sequence[Rows]) -> list[tuple[Rows, ...]]:
+    def visits(blocks: Sequence[Owners]) -> list[tuple[Owners, ...]]:
         """Which blocks of losses have to be walked for together, so that every entry is seen."""
 
     @abstractmethod
-    def paste(self, other: Sum, rows: Rows, columns: Rows) -> None:
+    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:
         """Take over the part for two blocks of losses, each without gaps."""
 
     @abstractmethod
     def finished(self) -> Tensor:
         """The result."""
 
-    def dtype_of(self, factor: Factor) -> torch.dtype:
-        """Products are formed in float32 at least and in no more than the sum keeps."""
-        return torch.promote_types(factor.dtype, torch.float32) if self.dtype == torch.float32 else self.dtype
+    def _dtype_of(self, factor: Factor) -> torch.dtype:
+        """Products are formed in float32 at least and in no more than the total keeps."""
+        real = factor.dtype.to_real()
+        return torch.promote_types(real, torch.float32) if self.dtype == torch.float32 else self.dtype
 
-    def _is_everyone(self, rows: Rows) -> bool:
-        return len(rows) == self.m and bool((rows == np.arange(self.m)).all())
+    def _is_everyone(self, owners: Owners) -> bool:
+        return owners.shape == (self.m,) and bool((owners == np.arange(self.m)).all())
 
-    def _on_device(self, index: Rows | Mask) -> Tensor:
-        return placed(index, self.device)
+    def _on_device(self, index: Owners | Mask) -> Tensor:
+        return index_tensor(index, self.device)
 
 
 @dataclass(eq=False)
-class Gramian(Sum):
+class Gramian(Total):
     """`G = J J^T` [m, m], of which `value` holds the upper half."""
 
     # The rows added last and their Gram matrix: a linear layer's bias comes right before its weight, with those rows.
-    # Forgotten with the next addition, after which their memory may be written over.
+    # Dropped with the next addition, after which their memory may be written over.
     latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.m, self.m
 
-    def add_factor(self, factor: Factor) -> None:  # noqa: D102
-        self.add(factor.rows, factor.gram(self.dtype_of(factor), self.latest))
+    def _add_part(self, part: Part) -> None:
+        known, self.latest = self.latest, None
+        if len(part) == 1:
+            (factor,) = part
+            block = factor.gram(self._dtype_of(factor), known)
+            self._add(factor.owners, block)
+            if isinstance(factor, GivenRows) and block.ndim == 2:
+                self.latest = factor.parted, block
+        elif pair := tied(part):
+            table, head = pair
+            for factor in pair:
+                self._add(factor.owners, factor.gram(self._dtype_of(factor)))
+            self._add(head.owners, head.cross(table, self._dtype_of(head)), table.owners)
+        else:
+            for owners, rows in stacked_rows(part, self._dtype_of(part[0])):
+                self._add(owners, gram_rows(rows, rows.dtype))
 
-    def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:  # noqa: D102
-        self.latest = None
+    def _add(self, owners: Owners, block: Tensor, columns: Owners | None = None) -> None:
+        """`G[owners, columns] += block`, and its transpose. Without `columns` the block is upper triangular.
+
+        Owner -1 means no loss. Blocks [B, R, R] with owners [B, R] are added one by one.
+        """
         block = block.to(device=self.device, dtype=self.dtype)
-        if columns is None and self._is_everyone(rows):
+        if columns is None and self._is_everyone(owners):
             self.value += block
             return
-        other = rows if columns is None else columns
+        if block.ndim == 3:
+            self._add_apart(owners, block)
+            return
+        other = owners if columns is None else columns
         block = mirrored(block) if columns is None else block
-        block = self._live(self._live(block, rows).T, other).T
-        a, b = self._on_device(rows[rows >= 0]), self._on_device(other[other >= 0])
+        block = self._live(self._live(block, owners).T, other).T
+        a, b = self._on_device(owners[owners >= 0]), self._on_device(other[other >= 0])
         self.value.index_put_((a[:, None], b[None, :]), block, accumulate=True)
         if columns is not None:
             self.value.index_put_((b[:, None], a[None, :]), block.T, accumulate=True)
 
-    def _live(self, block: Tensor, rows: Rows) -> Tensor:
-        if (rows >= 0).all():
+    def _live(self, block: Tensor, owners: Owners) -> Tensor:
+        if (owners >= 0).all():
             return block
-        return block.index_select(0, placed(np.flatnonzero(rows >= 0), block.device))
+        return block.index_select(0, index_tensor(np.flatnonzero(owners >= 0), block.device))
 
-    def add_rows(self, rows: Rows, J: Tensor, whole: bool = False) -> None:  # noqa: D102
-        block = gram_rows(J, torch.promote_types(J.dtype, self.dtype))
-        self.add(rows, block)
-        if whole:
-            self.latest = (J, block)
-
-    def add_blocks(self, rows: Rows, J: Tensor) -> None:  # noqa: D102
-        self.latest = None
-        K, b = rows.shape
-        blocks = gram_own_slices(J, torch.promote_types(J.dtype, self.dtype))
-        left = np.broadcast_to(rows.T[:, :, None], (b, K, K)).reshape(-1)
-        right = np.broadcast_to(rows.T[:, None, :], (b, K, K)).reshape(-1)
+    def _add_apart(self, owners: Owners, blocks: Tensor) -> None:
+        left = np.broadcast_to(owners[:, :, None], blocks.shape).reshape(-1)
+        right = np.broadcast_to(owners[:, None, :], blocks.shape).reshape(-1)
         live = (left >= 0) & (right >= 0)
-        flat = blocks.to(device=self.device, dtype=self.dtype).reshape(-1)
+        flat = blocks.reshape(-1)
         flat = flat if live.all() else flat[self._on_device(live)]
         self.value.index_put_((self._on_device(left[live]), self._on_device(right[live])), flat, accumulate=True)
 
     @staticmethod
-    def visits(blocks: Sequence[Rows]) -> list[tuple[Rows, ...]]:
+    def visits(blocks: Sequence[Owners]) -> list[tuple[Owners, ...]]:
         """Pairs, for the cross terms; the diagonal blocks come several times, equally."""
         return list(itertools.combinations(blocks, 2))
 
-    def paste(self, other: Sum, rows: Rows, columns: Rows) -> None:  # noqa: D102
+    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:  # noqa: D102
         span = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
         self.value[span] = other.value[span]
 
@@ -149,57 +153,61 @@ class Gramian(Sum):
 
 
 @dataclass(eq=False)
-class Diagonal(Sum):
+class Diagonal(Total):
     """The squared norms of the rows of J, [m], without the products of different rows where they can be told apart."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # noqa: D102
         return (self.m,)
 
-    def add_factor(self, factor: Factor) -> None:  # noqa: D102
-        dtype = self.dtype_of(factor)
-        live = factor.rows[factor.rows >= 0]
-        if len(np.unique(live)) == len(live):
-            self._add_norms(factor.rows, factor.norms(dtype))
+    def _add_part(self, part: Part) -> None:
+        if len(part) == 1:
+            self._add_factor(part[0])
+        elif pair := tied(part):
+            table, head = pair
+            for factor in pair:
+                self._add_factor(factor)
+            self._add_products(head.owners, table.owners, 2 * head.cross(table, self._dtype_of(head)))
         else:
-            self.add(factor.rows, factor.gram(dtype))
+            for owners, rows in stacked_rows(part, self._dtype_of(part[0])):
+                self._add_rows(owners, rows)
 
-    def add(self, rows: Rows, block: Tensor, columns: Rows | None = None) -> None:  # noqa: D102
-        other = rows if columns is None else columns
-        block = mirrored(block) if columns is None else block
-        same = self._on_device((rows[:, None] == other[None, :]) & (rows[:, None] >= 0))
-        mine = block.to(device=self.device).masked_fill(~same, 0).sum(1)
-        self._add_norms(rows, mine if columns is None else 2 * mine)
-
-    def add_rows(self, rows: Rows, J: Tensor, whole: bool = False) -> None:  # noqa: D102
-        J = J.to(torch.promote_types(J.dtype, self.dtype))
-        owners, place = np.unique(rows, return_inverse=True)
-        if len(owners) < len(rows):
-            J = J.new_zeros(len(owners), J.shape[1]).index_add_(0, self._on_device(place.reshape(-1)), J)
-            rows = owners
-        self._add_norms(rows, norms_rows(J, J.dtype))
-
-    def add_blocks(self, rows: Rows, J: Tensor) -> None:  # noqa: D102
-        if len(rows) == 1:
-            self._add_norms(rows[0], norms_rows(J[:, 0], torch.promote_types(J.dtype, self.dtype)))
+    def _add_factor(self, factor: Factor) -> None:
+        dtype = self._dtype_of(factor)
+        blocks = factor.owners if factor.owners.ndim == 2 else factor.owners[None]
+        if all(len(np.unique(mine[mine >= 0])) == (mine >= 0).sum() for mine in blocks):
+            self._add_norms(factor.owners.reshape(-1), factor.norms(dtype).reshape(-1))
             return
-        for owners, slices in zip(rows.T, J, strict=True):
-            self.add_rows(owners, slices)
+        grams = factor.gram(dtype)
+        for mine, block in zip(blocks, grams if grams.ndim == 3 else grams[None], strict=True):
+            self._add_products(mine, mine, mirrored(block) if grams.ndim == 2 else block)
 
-    def _add_norms(self, rows: Rows, norms: Tensor) -> None:
+    def _add_products(self, owners: Owners, columns: Owners, block: Tensor) -> None:
+        """Those inner products that are of one loss with itself."""
+        same = self._on_device((owners[:, None] == columns[None, :]) & (owners[:, None] >= 0))
+        self._add_norms(owners, block.to(device=self.device).masked_fill(~same, 0).sum(1))
+
+    def _add_rows(self, owners: Owners, rows: Tensor) -> None:
+        mine, place = np.unique(owners, return_inverse=True)
+        if len(mine) < len(owners):
+            rows = rows.new_zeros(len(mine), rows.shape[1]).index_add_(0, self._on_device(place.reshape(-1)), rows)
+            owners = mine
+        self._add_norms(owners, norms_rows(rows, rows.dtype))
+
+    def _add_norms(self, owners: Owners, norms: Tensor) -> None:
         norms = norms.to(device=self.device, dtype=self.dtype)
-        if self._is_everyone(rows):
+        if self._is_everyone(owners):
             self.value += norms
             return
-        live = np.flatnonzero(rows >= 0)
-        self.value.index_add_(0, self._on_device(rows[live]), norms[self._on_device(live)])
+        live = np.flatnonzero(owners >= 0)
+        self.value.index_add_(0, self._on_device(owners[live]), norms[self._on_device(live)])
 
     @staticmethod
-    def visits(blocks: Sequence[Rows]) -> list[tuple[Rows, ...]]:
+    def visits(blocks: Sequence[Owners]) -> list[tuple[Owners, ...]]:
         """Each block by itself."""
         return [(block,) for block in blocks]
 
-    def paste(self, other: Sum, rows: Rows, columns: Rows) -> None:  # noqa: D102
+    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:  # noqa: D102
         span = slice(int(rows[0]), int(rows[-1]) + 1)
         self.value[span] = other.value[span]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gramjd.engine.graph import Graph, Node
+from gramjd.engine.node import Rule
 from gramjd.engine.rules import (
-    attention,
     convolution,
     copies,
     indexing,
@@ -18,7 +18,7 @@ from gramjd.engine.rules import (
     reductions,
     views,
 )
-from gramjd.engine.rules.vocabulary import Rule, opaque
+from gramjd.engine.rules.vocabulary import dense_fallback
 from gramjd.errors import RuleError
 
 ISOMETRIES = views.ISOMETRIES
@@ -32,7 +32,6 @@ TABLE: dict[str, Rule] = {
     **norms.RULES,
     **indexing.RULES,
     **copies.RULES,
-    **attention.RULES,
     **recurrent.RULES,
     **parallel.RULES,
 }
@@ -43,8 +42,8 @@ CUSTOM: set[str] = set()
 
 
 def rule_for(graph: Graph, node: Node) -> Rule:
-    """The node's rule; a node without one, or with hooks, is handled as opaque: dense rows, always right."""
-    return opaque if node in graph.hooks.nodes else TABLE.get(graph.names[node], opaque)
+    """The node's rule; a node without one, or with hooks, is handled as dense_fallback: dense rows, always right."""
+    return dense_fallback if node in graph.hooks.nodes else TABLE.get(graph.names[node], dense_fallback)
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
@@ -54,7 +53,7 @@ def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False)
         name: what `tensor.grad_fn.name()` says (a custom function called `Cube` has the node `CubeBackward`).
         rule: a function that takes the `NodeView` of a node and sends a cotangent to each of its inputs. The definers in
             `gramjd.engine.rules.vocabulary` make one from an algebraic fact: `pointwise`, `through`, `permuted`,
-            `all_but`, `leading`, `carried`, `reduction`, `opaque`.
+            `all_but`, `leading`, `carried`, `reduction`, `dense_fallback`.
         replace: allow a node that has a rule.
 
     Raises:

@@ -1,14 +1,14 @@
-"""Operations that only copy elements, in any pattern: in-place writes to a slice, as_strided, take, packing, rotations.
+"""Operations that only copy elements, in any pattern: writes to a slice, as_strided, take, packing, rotations.
 
-Which output element each input element was copied to is found by asking the node: the numbers 1, 2, .. are sent through
-it, and random numbers check that what comes back is a copy. Owners follow the elements; where they are constant along a
-dimension it is no batch axis.
+Which output element each input element was copied to follows from the operation, applied to the numbers 0, 1, 2, ..
+(`_FORWARD`). Owners follow the elements; where they are constant along a dimension it is no batch axis. Three nodes do
+not tell which elements they copy: those are called with such numbers, and random ones check that they are copies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,62 +17,49 @@ from torch import Tensor
 from gramjd.engine import layout as layouts
 from gramjd.engine.autograd import pull
 from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.layout import Piece, Rows
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import Rule, named, opaque
+from gramjd.engine.layout import Layout, Owners, Piece
+from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.rules.vocabulary import dense_fallback, named
+
+# For each edge, the output element that each of its elements was copied to (-1: none).
+Sources = dict[int, Tensor]
 
 
-def selection(visit: NodeView) -> None:
-    """Ask the node which element goes where; dense rows if it does more than copy."""
-    if set(visit.arrivals) != {0} or visit.output().dtype.is_complex:
-        opaque(visit)
-        return
-    sources = _sources(visit)
-    if sources is None:
-        opaque(visit)
-        return
-    for edge, source in enumerate(sources):
-        if not visit.wants(edge) or source is None:
-            continue
-        for group in visit.groups():
-            layout = _owned(group, source, visit.input(edge).shape)
+def copies(sources_of: Callable[[NodeView], Sources | None]) -> Rule:
+    """A rule from where elements are copied to; dense rows where the operation does more than copy."""
+
+    def rule(node: NodeView) -> Sends:
+        if set(node.arrivals) != {0} or node.output().dtype.is_complex:
+            return dense_fallback(node)
+        sources = sources_of(node)
+        return dense_fallback(node) if sources is None else _copies(node, sources)
+
+    return rule
+
+
+def _copies(node: NodeView, sources: Sources) -> Sends:
+    for edge, source in sources.items():
+        for cotangent in node.cotangents():
+            layout = _owned(cotangent.layout, source, node.input(edge).shape)
             if layout is not None:
-                visit.send(edge, layout, None if visit.dry else _copied(group.values, source))
+                yield node.send(edge, layout, _loaded(cotangent, source))
 
 
-def _sources(visit: NodeView) -> list[Tensor | None] | None:
-    """For each edge the output element that each of its elements was copied to (-1: none); None if that is not so."""
-    meta = visit.output()
-    count = math.prod(meta.shape)
-    ladder = torch.arange(1, count + 1, dtype=torch.float64, device=meta.device).view(1, *meta.shape)
-    # In float32, which a node of that type may round to on the way, the check is the same number.
-    noise = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float32) + 0.5
-    noise = noise.to(meta.device, torch.float64)
-    try:
-        places = pull(visit.node, [ladder])
-        checks = pull(visit.node, [noise.view(ladder.shape)])
-    except RuntimeError:
-        return None
-    out: list[Tensor | None] = []
-    for edge, (place, check) in enumerate(zip(places, checks, strict=True)):
-        if not visit.wants(edge) or place is None or check is None:
-            out.append(None)
-            continue
-        source = place[0].to(torch.int64) - 1
-        valid = (source >= -1) & (source < count)
-        expected = torch.where(source >= 0, noise[source.clamp(0, count - 1)], 0.0)
-        if place.shape[1:] != visit.input(edge).shape or not bool((valid & (expected == check[0])).all()):
-            return None
-        out.append(source)
-    return out
+def _loaded(cotangent: Cotangent, source: Tensor) -> Callable[[], Tensor]:
+    return lambda: _copied(cotangent.values, source)
 
 
-def _owned(group: Cotangent, source: Tensor, shape: Sequence[int]) -> layouts.Layout | None:
-    layout = group.layout
+def _copied(values: Tensor, source: Tensor) -> Tensor:
+    flat, place = values.reshape(len(values), -1), source.reshape(-1).to(values.device)
+    taken = flat.index_select(1, place.clamp(min=0))
+    return taken.masked_fill_(place < 0, 0).view(len(values), *source.shape)
+
+
+def _owned(layout: Layout, source: Tensor, shape: Sequence[int]) -> Layout | None:
     if not layout.diagonal:
-        return layouts.dense(layout.rows, math.prod(shape))
+        return layouts.dense(layout.owners, math.prod(shape))
     sizes = [p.size for p in layout.pieces]
-    owners = layout.rows
+    owners = layout.owners
     for axis, piece in enumerate(layout.pieces):
         if not piece.diagonal:
             owners = np.expand_dims(owners, 1 + axis)
@@ -82,7 +69,7 @@ def _owned(group: Cotangent, source: Tensor, shape: Sequence[int]) -> layouts.La
     return coarsened(mine, shape) if (mine >= 0).any() else None
 
 
-def coarsened(owners: Rows, shape: Sequence[int]) -> layouts.Layout:
+def coarsened(owners: Owners, shape: Sequence[int]) -> Layout:
     """The layout of owners known element by element: dimensions along which they are constant are no batch axis."""
     pieces = []
     for dim, size in enumerate(shape):
@@ -94,15 +81,166 @@ def coarsened(owners: Rows, shape: Sequence[int]) -> layouts.Layout:
     return layouts.canonical(pieces, squeezed)
 
 
-def _copied(values: Tensor, source: Tensor) -> Tensor:
-    flat = values.reshape(len(values), -1)
-    taken = flat.index_select(1, source.reshape(-1).clamp(min=0))
-    return taken.masked_fill_((source.reshape(-1) < 0), 0).view(len(values), *source.shape)
+# -- where elements go, by the operation ------------------------------------------------------------------------------
+
+# From the elements' numbers of each input (None: not wanted, and its elements count as -1) to those of the output.
+Forward = Callable[[NodeView, list[Tensor]], Tensor]
 
 
-_NAMES = """
-    AsStrided AsStridedScatter BlockDiag ChannelShuffle DiagEmbed Diagonal DiagonalScatter IndexCopy IndexFill
-    IndexPutImpl MaskedScatter PackPaddedSequence Rot90 SelectScatter SliceScatter Take
-"""
+def by_forward(forward: Forward) -> Callable[[NodeView], Sources | None]:
+    """Sources from the operation itself, applied to numbers."""
 
-RULES: dict[str, Rule] = {"torch::autograd::CopySlices": selection, **named(_NAMES, selection)}
+    def sources(node: NodeView) -> Sources | None:
+        sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
+        ends = np.cumsum([0, *sizes])
+        ladders = [
+            torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape)
+            if node.wants(e)
+            else torch.tensor(-1)
+            for e in range(len(node.inputs))
+        ]
+        out = forward(node, ladders).reshape(-1)
+        places = (out >= 0).nonzero()[:, 0]
+        if len(torch.unique(out[places])) < len(places):
+            return None  # an element was copied to several places, whose cotangents would have to be added up
+        source = torch.full((int(ends[-1]),), -1, dtype=torch.int64)
+        source[out[places]] = places
+        return {e: source[int(ends[e]) : int(ends[e + 1])].view(node.input(e).shape) for e in node.wanted}
+
+    return sources
+
+
+def _whole(node: NodeView, ladder: Tensor) -> Tensor:
+    """Numbers of the input that is written into, in the shape of the output."""
+    return ladder.expand(node.output().shape)
+
+
+def _index_copy(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    index = node.saved("index").cpu().reshape(-1)
+    base = _whole(node, ladders[0])
+    if not base.ndim:
+        return ladders[1].reshape(())
+    dim = node.dim()
+    into = list(base.shape)
+    into[dim] = len(index)
+    return base.index_copy(dim, index, ladders[1].expand(into))
+
+
+def _index_fill(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    value = int(ladders[1]) if node.wants(1) else -1
+    return _whole(node, ladders[0]).index_fill(node.dim(), node.saved("index").cpu(), value)
+
+
+def _masked_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    mask, base = node.saved("mask").cpu(), _whole(node, ladders[0])
+    given = ladders[1] if node.wants(1) else torch.full((math.prod(node.integers("source_sym_sizes")),), -1)
+    return base.masked_scatter(mask.expand(base.shape), given)
+
+
+def _select_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    base, dim, index = _whole(node, ladders[0]), node.dim(), node.integer("index")
+    return base.select_scatter(ladders[1].expand(base.select(dim, index).shape), dim, index)
+
+
+def _slice_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    base, dim, step = _whole(node, ladders[0]), node.dim(), node.integer("step")
+    start, end = (None if node.saved(name) is None else node.integer(name) for name in ("start", "end"))
+    where = (slice(None),) * dim + (slice(start, end, step),)
+    return base.slice_scatter(ladders[1].expand(base[where].shape), dim, start, end, step)
+
+
+def _diagonal_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    base, options = _whole(node, ladders[0]), _diagonal_options(node)
+    return base.diagonal_scatter(ladders[1].expand(base.diagonal(*options).shape), *options)
+
+
+def _diagonal_options(node: NodeView) -> tuple[int, int, int]:
+    return node.integer("offset"), node.integer("dim1"), node.integer("dim2")
+
+
+def _diag_embed(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    return (ladders[0] + 1).diag_embed(*_diagonal_options(node)) - 1
+
+
+def _block_diagonal(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    out = torch.full(node.output().shape, -1)
+    row = column = 0
+    for ladder in ladders:
+        block = ladder.reshape(1, -1) if ladder.ndim < 2 else ladder
+        out[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return out
+
+
+def _block_diag(node: NodeView) -> Sources | None:
+    # Where blocks lie depends on those before them, also on those that need no gradient.
+    return by_forward(_block_diagonal)(node) if len(node.wanted) == len(node.inputs) else by_calling(node)
+
+
+def _packed(node: NodeView, ladders: list[Tensor]) -> Tensor:
+    steps = ladders[0].transpose(0, 1) if node.saved("batch_first") else ladders[0]
+    return torch.cat([steps[t, : int(n)] for t, n in enumerate(node.saved("result1"))])
+
+
+# -- where elements go, by calling the node ---------------------------------------------------------------------------
+
+
+def by_calling(node: NodeView) -> Sources | None:
+    """Sources from what the node makes of the numbers 1, 2, ..; asked once per node of a graph."""
+    assert node.graph is not None, "a view is bound to a node while its rule decides"
+    asked = node.graph.sources
+    if node.handle not in asked:
+        asked[node.handle] = _asked(node)
+    node.reads_data = True
+    found: Sources | None = asked[node.handle]
+    return found
+
+
+def _asked(node: NodeView) -> Sources | None:
+    meta = node.output()
+    count = math.prod(meta.shape)
+    node.charge(4 * 8 * count)
+    ladder = torch.arange(1, count + 1, dtype=torch.float64, device=meta.device).view(1, *meta.shape)
+    # In float32, which a node of that type may round to on the way, the check is the same number.
+    noise = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float32) + 0.5
+    noise = noise.to(meta.device, torch.float64)
+    try:
+        places = pull(node.handle, [ladder])
+        checks = pull(node.handle, [noise.view(ladder.shape)])
+    except RuntimeError:
+        return None
+    out: Sources = {}
+    for edge in node.wanted:
+        place, check = places[edge], checks[edge]
+        if place is None or check is None:
+            continue
+        source = place[0].to(torch.int64) - 1
+        valid = (source >= -1) & (source < count)
+        expected = torch.where(source >= 0, noise[source.clamp(0, count - 1)], 0.0)
+        if place.shape[1:] != node.input(edge).shape or not bool((valid & (expected == check[0])).all()):
+            return None
+        out[edge] = source
+    return out
+
+
+_FORWARD: dict[str, Forward] = {
+    "ChannelShuffle": lambda node, ladders: torch.channel_shuffle(ladders[0].double(), node.integer("groups")).long(),
+    "DiagEmbed": _diag_embed,
+    "Diagonal": lambda node, ladders: ladders[0].diagonal(*_diagonal_options(node)),
+    "DiagonalScatter": _diagonal_scatter,
+    "IndexCopy": _index_copy,
+    "IndexFill": _index_fill,
+    "MaskedScatter": _masked_scatter,
+    "PackPaddedSequence": _packed,
+    "Rot90": lambda node, ladders: ladders[0].rot90(node.integer("k"), node.integers("dims")),
+    "SelectScatter": _select_scatter,
+    "SliceScatter": _slice_scatter,
+    "Take": lambda node, ladders: ladders[0].take(node.saved("index").cpu()),
+}
+
+RULES: dict[str, Rule] = {
+    **{key: copies(by_forward(f)) for name, f in _FORWARD.items() for key in named(name, f)},
+    **named("BlockDiag", copies(_block_diag)),
+    **named("AsStrided AsStridedScatter IndexPutImpl", copies(by_calling)),
+    "torch::autograd::CopySlices": copies(by_calling),
+}

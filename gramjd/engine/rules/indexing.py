@@ -3,119 +3,141 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gramjd.engine import layout as layouts
-from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.cotangent import Cotangent, index_tensor
 from gramjd.engine.factor import Gathered
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.matmul import batched
-from gramjd.engine.rules.views import gathered
-from gramjd.engine.rules.vocabulary import DimMap, Rule, carried, named, of_real, opaque
+from gramjd.engine.layout import Layout, Owners
+from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
+from gramjd.engine.rules.matmul import axis_of, unfolded
+from gramjd.engine.rules.vocabulary import DimMap, apart, dense_fallback, each, gathered, named, of_real
 
-# An input slice that more output slices read than this gets dense rows instead of one stacked row a reader.
+# An input slice that more output slices read than this gets dense rows instead of one stacked row per reader.
 MOST_READERS = 8
 CUTS = "indexes into a batch axis in a way that mixes its slices"
 
 
-def embedding(visit: NodeView) -> None:
+def embedding(node: NodeView) -> Sends:
     """out [*ids, d] = weight[ids]."""
-    ids: Tensor = visit.saved("indices")
-    d = visit.output().shape[-1]
-    scale = _token_scale(visit, ids)
-    for group in visit.groups():
-        flat = Cotangent(group.layout, group.values.reshape(-1, 1, ids.numel(), d))
-        flat = visit.keep_only(flat, {1}, CUTS)
-        own_ids, values, rows = batched(flat, ids.reshape(1, -1, 1))
-        if scale is not None and not visit.dry:
-            values = values * batched(flat, scale.reshape(1, -1, 1))[0]
-        factor = Gathered(rows, visit.input(0).shape, visit.name, own_ids[0, :, :, 0], values[:, 0])
-        _send_table(visit, factor)
+    *lead, d = node.output().shape
+    count = math.prod(lead)
+    padding, by_frequency = node.integer("padding_idx"), bool(node.saved("scale_grad_by_freq"))
+    scaled = padding >= 0 or by_frequency
+    scale = node.once(lambda: _token_scale(node, padding, by_frequency).reshape(1, -1, 1))
+    for c in node.cotangents():
+        yield _embedded(node, node.keep_only(c.viewed(1, count, d), {1}, CUTS), scale if scaled else None)
 
 
-def _send_table(visit: NodeView, factor: Gathered) -> None:
-    if visit.parametric(0):
-        visit.send_factor(0, factor)
-    else:
-        visit.send_rows(0, factor)
+def _embedded(node: NodeView, c: Cotangent, scale: Callable[[], Tensor] | None) -> Send | SendFactor:
+    axis, owners, d = axis_of(c, 1), c.layout.owners.reshape(-1), c.shape[-1]
+
+    def load_ids() -> Tensor:
+        ids: Tensor = node.saved("indices")
+        return unfolded(ids.reshape(1, -1, 1), 1, axis)[0, :, :, 0]
+
+    def load_c() -> Tensor:
+        values = unfolded(c.values, 2, axis)
+        return (values if scale is None else values * unfolded(scale(), 1, axis))[:, 0]
+
+    ids = Operand((axis.b, axis.T), torch.int64, load_ids, index=True)
+    cs = Operand((c.layout.stacked, axis.b, axis.T, d), c.dtype, load_c)
+    return _table(node, owners, ids, cs)
 
 
-def _token_scale(visit: NodeView, ids: Tensor) -> Tensor | None:
+def _table(node: NodeView, owners: Owners, ids: Operand, c: Operand) -> Send | SendFactor:
+    build = partial(_gathered, owners, node.input(0).shape, node.name)
+    return node.send_factor(0, owners, build, ids, c)
+
+
+def _gathered(owners: Owners, shape: tuple[int, ...], name: str, ids: Tensor, c: Tensor) -> Gathered:
+    return Gathered(owners, shape, name, ids, c)
+
+
+def _token_scale(node: NodeView, padding: int, by_frequency: bool) -> Tensor:
     """Zero for the padding index, one over the count where the module scales by frequency."""
-    padding = visit.integer("padding_idx")
-    scale = None
-    if padding >= 0:
-        scale = ids != padding
-    if visit.saved("scale_grad_by_freq"):
-        _, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
-        frequency = 1 / counts.to(torch.float64)[inverse].to(visit.output().dtype)
-        scale = frequency if scale is None else scale * frequency
-    return scale
+    ids: Tensor = node.saved("indices")
+    if not by_frequency:
+        return ids != padding
+    _, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+    frequency = 1 / counts.to(torch.float64)[inverse].to(node.output().dtype)
+    return frequency * (ids != padding) if padding >= 0 else frequency
 
 
-def embedding_bag(visit: NodeView) -> None:
+def embedding_bag(node: NodeView) -> Sends:
     """Bags of ids, summed or averaged: every id is a sample of its own, with its bag's owner."""
-    if visit.wants(1) or visit.integer("mode") == 2 or visit.saved("scale_grad_by_freq"):
-        opaque(visit)
-        return
-    ids: Tensor = visit.saved("indices")
-    offsets: Tensor = visit.saved("offsets")
-    bags = visit.output().shape[0]
+    if node.wants(1) or node.integer("mode") == 2 or node.saved("scale_grad_by_freq"):
+        return dense_fallback(node)
+    return _bags(node)
+
+
+def _bags(node: NodeView) -> Sends:
+    ids: Tensor = node.saved("indices")
+    offsets: Tensor = node.saved("offsets")
+    bags = node.output().shape[0]
     bag = torch.searchsorted(offsets[:bags].contiguous(), torch.arange(len(ids), device=ids.device), right=True) - 1
     live = torch.ones_like(ids, dtype=torch.bool)
-    if visit.integer("padding_idx") >= 0:
-        live = ids != visit.integer("padding_idx")
+    if node.integer("padding_idx") >= 0:
+        live = ids != node.integer("padding_idx")
     ids, bag = ids[live], bag[live]
-    weight = torch.ones(len(ids), device=ids.device, dtype=visit.output().dtype)
-    if visit.integer("mode") == 1:
-        weight = weight / torch.bincount(bag, minlength=bags)[bag]
-    elif visit.saved("per_sample_weights") is not None and visit.saved("per_sample_weights").numel():
-        weight = visit.saved("per_sample_weights")[live]
-    for group in visit.groups():
-        group = visit.keep_only(group, {0}, CUTS)
-        _send_bags(visit, group, ids, bag, weight)
+
+    def weight() -> Tensor:
+        if node.integer("mode") == 1:
+            return 1 / torch.bincount(bag, minlength=bags)[bag].to(node.output().dtype)
+        given = node.saved("per_sample_weights")
+        if given is not None and given.numel():
+            found: Tensor = given[live]
+            return found
+        return torch.ones(len(ids), device=ids.device, dtype=node.output().dtype)
+
+    scale = node.once(weight)
+    for c in node.cotangents():
+        yield _bag(node, node.keep_only(c, {0}, CUTS), ids, bag, scale)
 
 
-def _send_bags(visit: NodeView, group: Cotangent, ids: Tensor, bag: Tensor, weight: Tensor) -> None:
-    index = bag.cpu().numpy()
-    K = group.layout.stacked
-    shape = visit.input(0).shape
-    if visit.dry:
-        values = torch.empty(K, len(index), shape[1], device="meta", dtype=group.values.dtype)
-    else:
-        values = group.values[:, bag] * weight[:, None]
-    if group.layout.diagonal:
-        parts = layouts.along(group.layout, group.shape, 0)
+def _bag(node: NodeView, c: Cotangent, ids: Tensor, bag: Tensor, weight: Callable[[], Tensor]) -> Send | SendFactor:
+    index, K, d = bag.cpu().numpy(), c.layout.stacked, c.shape[-1]
+    diagonal = c.layout.diagonal
+    owners, place = c.layout.owners, 1
+    if diagonal:
+        parts = layouts.along(c.layout, c.shape, 0)
         assert parts is not None, "kept to whole dimensions above"
-        rows = parts[2][:, index].reshape(-1)
-        factor = Gathered(rows, shape, visit.name, ids[:, None], values[:, :, None])
-    else:
-        factor = Gathered(group.layout.rows, shape, visit.name, ids[None], values[:, None])
-    _send_table(visit, factor)
+        owners, place = parts[2][:, index].reshape(-1), 2
+
+    def load() -> Tensor:
+        return (c.values[:, bag] * weight()[:, None]).unsqueeze(place)
+
+    shape = (K, len(index), 1, d) if diagonal else (K, 1, len(index), d)
+    numbers = ids[:, None] if diagonal else ids[None]
+    return _table(
+        node,
+        owners,
+        Operand(tuple(numbers.shape), ids.dtype, lambda: numbers, index=True),
+        Operand(shape, c.dtype, load),
+    )
 
 
-def gather(visit: NodeView) -> None:
+def gather(node: NodeView) -> Sends:
     """Gather, scatter: all dimensions but one stay apart, where index and input have the same size."""
-    dim = visit.dim(of=max(1, len(visit.output().shape)))
-    shape = visit.output().shape
+    shape = node.output().shape
+    dim = node.dim(of=max(1, len(shape)))
 
     def maps(v: NodeView) -> list[DimMap | None]:
         out: list[DimMap | None] = []
-        for edge in range(len(v.edges)):
-            target = v.input(edge).shape if v.wants(edge) else ()
-            out.append(
-                {d: d for d in range(len(shape)) if d != dim and len(target) == len(shape) and target[d] == shape[d]}
-            )
+        for target in v.inputs:
+            same = target is not None and len(target.shape) == len(shape)
+            out.append({d: d for d in range(len(shape)) if same and d != dim and target.shape[d] == shape[d]})
         return out
 
-    carried(maps)(visit)
+    return apart(maps)(node)
 
 
-def _readers(index: layouts.Rows) -> layouts.Rows:
+def _readers(index: Owners) -> Owners:
     """For each output position, how many earlier ones read the same input position."""
     order = np.argsort(index, kind="stable")
     ordered = index[order]
@@ -126,76 +148,71 @@ def _readers(index: layouts.Rows) -> layouts.Rows:
     return out
 
 
-def taken_at(
-    visit: NodeView, edge: int, group: Cotangent, shape: tuple[int, int, int], index: Tensor, size: int
-) -> None:
+def taken_at(node: NodeView, c: Cotangent, shape: tuple[int, int, int], index: Tensor, size: int) -> Sends:
     """The cotangent [A, P, C] of `input [A, size, C]` read at `index [P]` along the middle."""
     A, P, C = shape
-    group = Cotangent(group.layout, group.values.reshape(-1, *shape))
-    where = layouts.diagonal_dims(group.layout, shape)
+    c = c.viewed(*shape)
+    where = layouts.diagonal_dims(c.layout, shape)
     if where is None:
-        group = visit.densified(group, None, CUTS)
+        c = node.densified(c, None, CUTS)
         where = frozenset()
     positions = index.cpu().numpy().astype(np.int64)
     slots = _readers(positions) if 1 in where and P else np.zeros(P, dtype=np.int64)
     if slots.size and slots.max() >= MOST_READERS:
-        group, slots = visit.densified(group, {1}, CUTS), np.zeros(P, dtype=np.int64)
-        where = layouts.diagonal_dims(group.layout, shape) or frozenset()
-    target = visit.input(edge).shape
+        c, slots = node.densified(c, {1}, CUTS), np.zeros(P, dtype=np.int64)
+        where = layouts.diagonal_dims(c.layout, shape) or frozenset()
     for slot in range(int(slots.max()) + 1 if slots.size else 0):
         mine = np.flatnonzero(slots == slot)
-        layout: layouts.Layout | None
+        layout: Layout | None
         if 1 in where:
-            part = layouts.gather(group.layout, shape, 1, mine)
+            part = layouts.gather(c.layout, shape, 1, mine)
             layout = None if part is None else layouts.scatter(part, (A, len(mine), C), 1, positions[mine], size)
         else:
-            layout = layouts.carry(group.layout, shape, (A, size, C), {0: 0, 2: 2})
+            layout = layouts.carry(c.layout, shape, (A, size, C), {0: 0, 2: 2})
         if layout is not None:
-            visit.send(
-                edge, layout, None if visit.dry else _added(group.values, mine, index, size).reshape(-1, *target)
-            )
+            yield node.send(0, layout, partial(_added, node, c, mine, index, size))
 
 
-def _added(values: Tensor, mine: layouts.Rows, index: Tensor, size: int) -> Tensor:
+def _added(node: NodeView, c: Cotangent, mine: Owners, index: Tensor, size: int) -> Tensor:
+    values = c.values
     K, A, P, C = values.shape
     out = torch.zeros(K, A, size, C, dtype=values.dtype, device=values.device)
     if len(mine) < P:
-        some = layouts.placed(mine, values.device)
+        some = index_tensor(mine, values.device)
         values, index = values.index_select(2, some), index.to(values.device).index_select(0, some)
-    return out.index_add_(2, index.to(values.device), values)
+    return out.index_add_(2, index.to(values.device), values).reshape(K, *node.input(0).shape)
 
 
-def index_select(visit: NodeView) -> None:
+def index_select(node: NodeView) -> Sends:
     """out = input.index_select(dim, index)."""
-    shape, target = visit.output().shape, visit.input(0).shape
-    dim = visit.dim(of=max(1, len(target)))
-    index = visit.saved("index").reshape(-1)
+    shape, target = node.output().shape, node.input(0).shape
+    dim = node.dim(of=max(1, len(target)))
     if not target:
-        opaque(visit)
+        yield from dense_fallback(node)
         return
+    index = node.saved("index").reshape(-1)
     outer = (math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :]))
-    for group in visit.groups():
-        taken_at(visit, 0, group, outer, index, target[dim])
+    for c in node.cotangents():
+        yield from taken_at(node, c, outer, index, target[dim])
 
 
-def index_add(visit: NodeView) -> None:
+def index_add(node: NodeView) -> Sends:
     """out = input, plus alpha * source at `index` along a dimension."""
-    shape = visit.output().shape
-    if not shape:
-        opaque(visit)
-        return
-    dim = visit.dim()
-    index: Tensor = visit.saved("index").reshape(-1)
-    alpha = float(visit.saved("alpha"))
-    for group in visit.groups():
-        visit.send(0, group.layout, group.values)
-        if visit.wants(1):
-            group = visit.densified(group, None, CUTS) if layouts.split(group.layout, shape) is None else group
-            layout = gathered(group, shape, dim, index.cpu().numpy())
-            if layout is not None:
-                target = visit.input(1).shape
-                part = None if visit.dry else group.values.index_select(1 + dim, index) * alpha
-                visit.send(1, layout, None if part is None else part.reshape(-1, *target))
+    return _index_added(node) if node.output().shape else dense_fallback(node)
+
+
+@each
+def _index_added(node: NodeView, c: Cotangent) -> Sends:
+    shape, dim = node.output().shape, node.dim()
+    index: Tensor = node.saved("index").reshape(-1)
+    alpha = float(node.saved("alpha"))
+    yield node.send(0, c.layout, lambda: c.values)
+    if node.wants(1):
+        part = node.densified(c, None, CUTS) if layouts.split(c.layout, shape) is None else c
+        layout = gathered(part.layout, shape, dim, index.cpu().numpy())
+        target = node.input(1).shape
+        if layout is not None:
+            yield node.send(1, layout, lambda: (part.values.index_select(1 + dim, index) * alpha).reshape(-1, *target))
 
 
 def _linear_index(indices: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[int, int, Tensor] | None:
@@ -216,51 +233,51 @@ def _linear_index(indices: Sequence[Tensor | None], shape: Sequence[int]) -> tup
     return used[0], len(used), linear
 
 
-def index(visit: NodeView) -> None:
+def index(node: NodeView) -> Sends:
     """out = input[.., i, j, ..] with index tensors on neighbouring dimensions; other forms go dense."""
-    target = visit.input(0).shape
-    found = _linear_index(visit.saved("indices"), target)
+    target = node.input(0).shape
+    found = _linear_index(node.saved("indices"), target)
     if found is None:
-        opaque(visit)
+        yield from dense_fallback(node)
         return
     start, count, linear = found
     outer = (math.prod(target[:start]), linear.numel(), math.prod(target[start + count :]))
-    for group in visit.groups():
-        taken_at(visit, 0, group, outer, linear.reshape(-1), math.prod(target[start : start + count]))
+    for c in node.cotangents():
+        yield from taken_at(node, c, outer, linear.reshape(-1), math.prod(target[start : start + count]))
 
 
-def index_put(visit: NodeView) -> None:
+def index_put(node: NodeView) -> Sends:
     """out = input with `values` put (or added) at an index."""
-    shape = visit.output().shape
-    found = _linear_index(visit.saved("indices"), shape)
+    shape = node.output().shape
+    found = _linear_index(node.saved("indices"), shape)
     if found is None:
-        opaque(visit)
+        yield from dense_fallback(node)
         return
-    start, count, linear = found
+    for c in node.cotangents():
+        yield from _put(node, c, *found)
+
+
+def _put(node: NodeView, c: Cotangent, start: int, count: int, linear: Tensor) -> Sends:
+    shape, at = node.output().shape, linear.reshape(-1)
     flat = (math.prod(shape[:start]), math.prod(shape[start : start + count]), math.prod(shape[start + count :]))
     given = (*shape[:start], *linear.shape, *shape[start + count :])
-    for group in visit.groups():
-        whole = Cotangent(group.layout, group.values.reshape(-1, *flat))
-        whole = visit.densified(whole, None, CUTS) if layouts.split(whole.layout, flat) is None else whole
-        if visit.wants(0):
-            kept = whole.values
-            if not visit.saved("accumulate") and not visit.dry:
-                kept = kept.index_fill(2, linear.reshape(-1), 0)
-            visit.send(0, whole.layout, None if visit.dry else kept.reshape(-1, *shape))
-        if visit.wants(1):
-            layout = gathered(whole, flat, 1, linear.reshape(-1).cpu().numpy())
-            if layout is not None:
-                part = None if visit.dry else whole.values.index_select(2, linear.reshape(-1))
-                visit.send(1, layout, None if part is None else part.reshape(-1, *given), given)
+    c = c.viewed(*flat)
+    c = node.densified(c, None, CUTS) if layouts.split(c.layout, flat) is None else c
+    added = bool(node.saved("accumulate"))
+    yield node.send(0, c.layout, lambda: (c.values if added else c.values.index_fill(2, at, 0)).reshape(-1, *shape))
+    if node.wants(1):
+        layout = gathered(c.layout, flat, 1, at.cpu().numpy())
+        if layout is not None:
+            yield node.send(1, layout, lambda: c.values.index_select(2, at).reshape(-1, *given), given)
 
 
-def masked_select(visit: NodeView) -> None:
+def masked_select(node: NodeView) -> Sends:
     """out [P] = input[mask], both broadcast."""
-    target, mask = visit.input(0).shape, visit.saved("mask")
+    target, mask = node.input(0).shape, node.saved("mask")
     places = torch.arange(math.prod(target), device=mask.device).view(target)
     linear = places.masked_select(mask)
-    for group in visit.groups():
-        taken_at(visit, 0, group, (1, linear.numel(), 1), linear, math.prod(target))
+    for c in node.cotangents():
+        yield from taken_at(node, c, (1, linear.numel(), 1), linear, math.prod(target))
 
 
 RULES: dict[str, Rule] = {

@@ -7,7 +7,8 @@ dimension there is no sum over it: its slices are rows, and at a parameter they 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,16 +17,16 @@ from torch import Tensor
 from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.factor import Outer
-from gramjd.engine.layout import Layout, Piece, canonical
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import CUTS, MIXES, Rule, each, named, of_real, opaque, written_over
+from gramjd.engine.layout import Layout, Owners, Piece, canonical
+from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
+from gramjd.engine.rules.vocabulary import CUTS, MIXES, dense_fallback, each, named, of_real, overwrite
 from gramjd.kernels.products import product as product_of
 
 Load = Callable[[], Tensor]
 
 
-class Operand(NamedTuple):
-    """One factor of the product: its edge, how to read the *other* operand as [g, p, r] / [g, r, q], and a scale."""
+class Side(NamedTuple):
+    """One factor of the product: its edge, how to read the *other* one as [g, p, r] / [g, r, q], and a scale."""
 
     edge: int
     left: bool
@@ -33,60 +34,56 @@ class Operand(NamedTuple):
     scale: float = 1.0
 
 
-def product(visit: NodeView, groups: list[Cotangent], shape: tuple[int, ...], operands: list[Operand]) -> None:
-    """Send the cotangents of both operands of `out [g, p, q]`, a parameter's first."""
-    operands = sorted(operands, key=lambda operand: not (visit.wants(operand.edge) and visit.parametric(operand.edge)))
-    for group in groups:
-        whole = Cotangent(group.layout, group.values.reshape(-1, *shape), owned=group.owned)
-        if layouts.split(whole.layout, shape) is None:
-            whole = visit.densified(whole, None, CUTS)
-        for operand in operands:
-            if visit.wants(operand.edge):
-                _gradient(visit, operand, whole)
+def product(node: NodeView, shape: tuple[int, ...], sides: Sequence[Side]) -> Sends:
+    """What both operands of `out [g, p, q]` receive, a parameter's first."""
+    wanted = [side for side in sides if node.wants(side.edge)]
+    wanted.sort(key=lambda side: not node.parametric(side.edge))
+    for cotangent in node.cotangents():
+        c = cotangent.viewed(*shape)
+        if layouts.split(c.layout, shape) is None:
+            c = node.densified(c, None, CUTS)
+        for side in wanted:
+            yield _gradient(node, side, c)
 
 
-def _gradient(visit: NodeView, operand: Operand, group: Cotangent) -> None:
-    own = layouts.diagonal_dims(group.layout, group.shape)
+def _gradient(node: NodeView, side: Side, c: Cotangent) -> Send | SendFactor:
+    own = layouts.diagonal_dims(c.layout, c.shape)
     assert own is not None, "made whole by the caller"
-    summed = 2 if operand.left else 1
+    summed = 2 if side.left else 1
     kept = 3 - summed
-    if kept not in own and 0 not in own and visit.parametric(operand.edge):
-        _send_outer(visit, operand, group, summed)
-    elif summed in own:
-        _send_rows(visit, operand, group, summed)
-    else:
-        _send_product(visit, operand, group, kept)
+    if kept not in own and 0 not in own and node.parametric(side.edge):
+        return _outer(node, side, c, summed)
+    if summed in own:
+        return _rows(node, side, c, summed)
+    return _product(node, side, c, kept)
 
 
-def _send_product(visit: NodeView, operand: Operand, group: Cotangent, kept: int) -> None:
+def _product(node: NodeView, side: Side, c: Cotangent, kept: int) -> Send:
     """No batch axis is summed over: an ordinary product, stacked rows in front."""
-    target = visit.input(operand.edge).shape
-    g, p, q = group.shape
+    target = node.input(side.edge).shape
+    g, p, q = c.shape
 
     def of_rows(rows: Tensor) -> Tensor:
-        return _scaled(product_of(rows, operand.other()[0].T), operand.scale)
+        return _scaled(product_of(rows, side.other()[0].T), side.scale)
 
     def compute() -> Tensor:
-        if g == 1 and operand.left:
-            return of_rows(group.values.reshape(-1, q)).view(-1, *target)
-        other, C = operand.other(), group.values
+        if g == 1 and side.left:
+            return of_rows(c.values.reshape(-1, q)).view(-1, *target)
+        other, C = side.other(), c.values
         if g == 1 and len(C) == 1:
             out = product_of(other[0].T, C[0, 0])
         else:
-            out = C @ other.mT if operand.left else other.mT @ C
-        return _scaled(out.reshape(-1, *target), operand.scale)
+            out = C @ other.mT if side.left else other.mT @ C
+        return _scaled(out.reshape(-1, *target), side.scale)
 
-    r = math.prod(target) // (g * (p if operand.left else q))
-    inner = (g, p, r) if operand.left else (g, r, q)
-    layout = layouts.carry(group.layout, group.shape, inner, {0: 0, kept: kept})
-    if g == 1 and operand.left and len(target) == 2:
-        rows = Cotangent(group.layout, group.values.view(-1, p, q), owned=group.owned)
-        parameters = [edge for edge in range(len(visit.edges)) if edge != operand.edge]
-        found = written_over(visit, rows, operand.edge, parameters, lambda rows, which: of_rows(rows))
-        if found is not None:
-            visit.send(operand.edge, layout, found.view(-1, *target), owned=True)
-            return
-    visit.send(operand.edge, layout, compute, owned=True)
+    r = math.prod(target) // (g * (p if side.left else q))
+    inner = (g, p, r) if side.left else (g, r, q)
+    layout = layouts.carry(c.layout, c.shape, inner, {0: 0, kept: kept})
+    over = None
+    if g == 1 and side.left and len(target) == 2:
+        parameters = [edge for edge in range(len(node.inputs)) if edge != side.edge]
+        over = overwrite(node, c.viewed(p, q), side.edge, parameters, lambda rows, which: of_rows(rows))
+    return Send(side.edge, layout, compute, donated=True, over=over)
 
 
 class _Axis(NamedTuple):
@@ -98,7 +95,7 @@ class _Axis(NamedTuple):
     order: tuple[int, ...]
 
 
-@layouts.remembered
+@layouts.cached
 def _axis(layout: Layout, shape: tuple[int, ...], dim: int) -> _Axis:
     cut = layouts.split(layout, shape)
     assert cut is not None, "made whole by the caller"
@@ -109,79 +106,91 @@ def _axis(layout: Layout, shape: tuple[int, ...], dim: int) -> _Axis:
     return _Axis(b, T, tuple(p.size for p in inside), (*own, *rest))
 
 
-def _unfold(t: Tensor, axis: int, group: Cotangent, dim: int) -> Tensor:
-    """Axis `axis` of t (of the size of `dim`) as two: b (batch) and T (positions)."""
-    b, T, sizes, order = _axis(group.layout, tuple(group.shape), dim)
-    before, after = t.shape[:axis], t.shape[axis + 1 :]
-    if order == tuple(range(len(order))):
-        return t.reshape(*before, b, T, *after)
-    n = len(sizes)
-    split = t.reshape(*before, *sizes, *after)
-    perm = [*range(axis), *(axis + a for a in order), *range(axis + n, split.ndim)]
-    return split.permute(perm).reshape(*before, b, T, *after)
+def axis_of(c: Cotangent, dim: int) -> _Axis:
+    """How dimension `dim` of a cotangent is made of batch and positions."""
+    return _axis(c.layout, c.shape, dim)
 
 
-def batched(group: Cotangent, other: Tensor) -> tuple[Tensor, Tensor, layouts.Rows]:
-    """`other [g, L, *]` and the cotangent [K, g, L, o] with L as batch and positions [b, T], and the owners [K b]."""
-    return _unfold(other, 1, group, 1), _unfold(group.values, 2, group, 1), group.layout.rows.reshape(-1)
+def unfolded(t: Tensor, at: int, axis: _Axis) -> Tensor:
+    """Dimension `at` of t as two: b (batch) and T (positions)."""
+    before, after = t.shape[:at], t.shape[at + 1 :]
+    if axis.order == tuple(range(len(axis.order))):
+        return t.reshape(*before, axis.b, axis.T, *after)
+    n = len(axis.sizes)
+    split = t.reshape(*before, *axis.sizes, *after)
+    perm = [*range(at), *(at + a for a in axis.order), *range(at + n, split.ndim)]
+    return split.permute(perm).reshape(*before, axis.b, axis.T, *after)
 
 
-def _send_outer(visit: NodeView, operand: Operand, group: Cotangent, summed: int) -> None:
+def _outer(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | SendFactor:
     """At a parameter: rows stay products of the other operand and the cotangent, T = positions without a batch axis."""
-    g = group.shape[0]
-    c = group.values.mT if operand.left else group.values  # [K, g, L, o]
-    c = _scaled(_unfold(c, 2, group, summed), operand.scale)
-    if visit.dry:
-        i = math.prod(visit.input(operand.edge).shape) // (g * c.shape[-1])
-        x = torch.empty(g, *c.shape[2:4], i, dtype=c.dtype, device="meta")
-    else:
-        other = operand.other()
-        x = _unfold(other.mT if operand.left else other, 1, group, summed)  # [g, b, T, i]
-    o, i = c.shape[-1], x.shape[-1]
-    matrix = (o, i) if operand.left else (i, o)
+    g, p, q = c.shape
+    o = p if side.left else q
+    axis = axis_of(c, summed)
+    i = math.prod(node.input(side.edge).shape) // (g * o)
+
+    def load_c() -> Tensor:
+        values = c.values.mT if side.left else c.values  # [K, g, L, o]
+        return _scaled(unfolded(values, 2, axis), side.scale)
+
+    def load_x() -> Tensor:
+        other = side.other()
+        return unfolded(other.mT if side.left else other, 1, axis)  # [g, b, T, i]
+
+    x = Operand((g, axis.b, axis.T, i), c.dtype, load_x)
+    cs = Operand((c.layout.stacked, g, axis.b, axis.T, o), c.dtype, load_c)
+    matrix = (o, i) if side.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
-    factor = Outer(group.layout.rows.reshape(-1), shape, visit.name, x, c, flipped=not operand.left)
-    visit.send_factor(operand.edge, factor)
+    owners = c.layout.owners.reshape(-1)
+    return node.send_factor(side.edge, owners, partial(_make, owners, shape, node.name, not side.left), x, cs)
 
 
-def _send_rows(visit: NodeView, operand: Operand, group: Cotangent, summed: int) -> None:
+def _make(owners: Owners, shape: tuple[int, ...], name: str, flipped: bool, x: Tensor, c: Tensor) -> Outer:
+    return Outer(owners, shape, name, x, c, flipped)
+
+
+def outer_of(node: NodeView, edge: int, c: Cotangent, o: int, i: int, other: Load) -> Send | SendFactor:
+    """The factor of a parameter [o, i] from `other [1, L, i]` and a cotangent [K, 1, L, o]."""
+    axis, owners = axis_of(c, 1), c.layout.owners.reshape(-1)
+    x = Operand((1, axis.b, axis.T, i), c.dtype, lambda: unfolded(other(), 1, axis))
+    cs = Operand((c.layout.stacked, 1, axis.b, axis.T, o), c.dtype, lambda: unfolded(c.values, 2, axis))
+    return node.send_factor(edge, owners, partial(_make, owners, (o, i), node.name, False), x, cs)
+
+
+def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
     """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
-    cut = layouts.split(group.layout, group.shape)
+    cut = layouts.split(c.layout, c.shape)
     assert cut is not None, "made whole by the caller"
-    pieces, rows = cut
-    g, p, q = group.shape
-    target = visit.input(operand.edge).shape
-    b = _axis(group.layout, tuple(group.shape), summed).b
+    pieces, owners = cut
+    g, p, q = c.shape
+    target = node.input(side.edge).shape
+    axis = axis_of(c, summed)
     axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == summed]
-    stay = [a for a in range(rows.ndim - 1) if a not in axes]
-    moved = rows.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
-    moved = moved.reshape(rows.shape[0] * b, *moved.shape[1 + len(axes) :])
-    i = math.prod(target) // (g * (p if operand.left else q))
-    inner = (g, p, i) if operand.left else (g, i, q)
-    layout = _rest_layout(pieces, summed, moved, inner, operand.left)
-    if not layout.diagonal:
-        visit.note_sum(operand.edge, layout)
-    visit.ledger.charge(len(moved) * math.prod(target) * group.values.element_size())
+    stay = [a for a in range(owners.ndim - 1) if a not in axes]
+    moved = owners.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
+    moved = moved.reshape(owners.shape[0] * axis.b, *moved.shape[1 + len(axes) :])
+    i = math.prod(target) // (g * (p if side.left else q))
+    inner = (g, p, i) if side.left else (g, i, q)
+    layout = _rest_layout(pieces, moved, inner, side.left)
+    node.charge(len(moved) * math.prod(target) * c.dtype.itemsize)
 
     def compute() -> Tensor:
-        other = operand.other()
-        x = _unfold(other.mT if operand.left else other, 1, group, summed)  # [g, b, T, i]
-        c = _unfold(group.values.mT if operand.left else group.values, 2, group, summed)  # [K, g, b, T, o]
-        J = torch.matmul(c.mT, x) if operand.left else torch.matmul(x.mT, c)  # [K, g, b, o, i] or [K, g, b, i, o]
-        return _scaled(J.transpose(1, 2).reshape(len(moved), *target), operand.scale)
+        other = side.other()
+        x = unfolded(other.mT if side.left else other, 1, axis)  # [g, b, T, i]
+        C = unfolded(c.values.mT if side.left else c.values, 2, axis)  # [K, g, b, T, o]
+        J = torch.matmul(C.mT, x) if side.left else torch.matmul(x.mT, C)  # [K, g, b, o, i] or [K, g, b, i, o]
+        return _scaled(J.transpose(1, 2).reshape(len(moved), *target), side.scale)
 
-    visit.send(operand.edge, layout, compute, owned=True)
+    return Send(side.edge, layout, compute, donated=True, sums=True)
 
 
-def _rest_layout(
-    pieces: list[Piece], summed: int, rows: layouts.Rows, inner: tuple[int, int, int], left: bool
-) -> Layout:
+def _rest_layout(pieces: list[Piece], owners: Owners, inner: tuple[int, int, int], left: bool) -> Layout:
     kept = 1 if left else 2
     out: list[Piece] = []
     for dim in range(3):
         mine = [p for p in pieces if p.dim == dim] if dim in (0, kept) else [Piece(inner[dim], False)]
         out += mine
-    return canonical(out, rows)
+    return canonical(out, owners)
 
 
 def _scaled(values: Tensor, scale: float) -> Tensor:
@@ -192,110 +201,101 @@ def _as3(t: Tensor) -> Tensor:
     return t if t.ndim == 3 else t.unsqueeze(0)
 
 
-def mm(visit: NodeView) -> None:
+def mm(node: NodeView) -> Sends:
     """out [p, q] = self @ mat2."""
-    shape = (1, *visit.output().shape)
-    operands = [
-        Operand(0, True, lambda: _as3(visit.saved("mat2"))),
-        Operand(1, False, lambda: _as3(visit.saved("self"))),
-    ]
-    product(visit, visit.groups(), shape, operands)
+    sides = [Side(0, True, lambda: _as3(node.saved("mat2"))), Side(1, False, lambda: _as3(node.saved("self")))]
+    return product(node, (1, *node.output().shape), sides)
 
 
-def bmm(visit: NodeView) -> None:
+def bmm(node: NodeView) -> Sends:
     """out [g, p, q] = self @ mat2."""
-    operands = [Operand(0, True, lambda: visit.saved("mat2")), Operand(1, False, lambda: visit.saved("self"))]
-    product(visit, visit.groups(), visit.output().shape, operands)
+    sides = [Side(0, True, lambda: node.saved("mat2")), Side(1, False, lambda: node.saved("self"))]
+    return product(node, node.output().shape, sides)
 
 
-def addmm(visit: NodeView) -> None:
+def addmm(node: NodeView) -> Sends:
     """out = beta * self + alpha * mat1 @ mat2; self broadcasts."""
-    _affine(visit, "mat1", "mat2", visit.output().shape)
+    return _affine(node, "mat1", "mat2")
 
 
-def baddbmm(visit: NodeView) -> None:
+def baddbmm(node: NodeView) -> Sends:
     """out = beta * self + alpha * batch1 @ batch2; self broadcasts."""
-    _affine(visit, "batch1", "batch2", visit.output().shape)
+    return _affine(node, "batch1", "batch2")
 
 
-def _affine(visit: NodeView, first: str, second: str, shape: tuple[int, ...]) -> None:
-    alpha = float(visit.saved("alpha"))
-    _added(visit)
-    operands = [
-        Operand(1, True, lambda: _as3(visit.saved(second)), alpha),
-        Operand(2, False, lambda: _as3(visit.saved(first)), alpha),
+def _affine(node: NodeView, first: str, second: str) -> Sends:
+    alpha = float(node.saved("alpha"))
+    yield from _added(node)
+    sides = [
+        Side(1, True, lambda: _as3(node.saved(second)), alpha),
+        Side(2, False, lambda: _as3(node.saved(first)), alpha),
     ]
-    product(visit, visit.groups(), (1, *shape)[-3:], operands)
+    yield from product(node, (1, *node.output().shape)[-3:], sides)
 
 
 @each
-def _added(visit: NodeView, group: Cotangent) -> None:
+def _added(node: NodeView, c: Cotangent) -> Sends:
     """The summand `beta * self`, which broadcasts."""
-    beta = float(visit.saved("beta"))
-    visit.send(0, group.layout, lambda: _scaled(group.values, beta), visit.output().shape)
+    beta = float(node.saved("beta"))
+    yield node.send(0, c.layout, lambda: _scaled(c.values, beta), node.output().shape)
 
 
-def mv(visit: NodeView) -> None:
+def mv(node: NodeView) -> Sends:
     """out [p] = self [p, r] @ vec [r]."""
-    operands = [
-        Operand(0, True, lambda: visit.saved("vec")[None, :, None]),
-        Operand(1, False, lambda: visit.saved("self")[None]),
+    sides = [
+        Side(0, True, lambda: node.saved("vec")[None, :, None]),
+        Side(1, False, lambda: node.saved("self")[None]),
     ]
-    product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
+    return product(node, (1, node.output().shape[0], 1), sides)
 
 
-def addmv(visit: NodeView) -> None:
+def addmv(node: NodeView) -> Sends:
     """out [p] = beta * self + alpha * mat @ vec."""
-    alpha = float(visit.saved("alpha"))
-    _added(visit)
-    operands = [
-        Operand(1, True, lambda: visit.saved("vec")[None, :, None], alpha),
-        Operand(2, False, lambda: visit.saved("mat")[None], alpha),
+    alpha = float(node.saved("alpha"))
+    yield from _added(node)
+    sides = [
+        Side(1, True, lambda: node.saved("vec")[None, :, None], alpha),
+        Side(2, False, lambda: node.saved("mat")[None], alpha),
     ]
-    product(visit, visit.groups(), (1, visit.output().shape[0], 1), operands)
+    yield from product(node, (1, node.output().shape[0], 1), sides)
 
 
-def dot(visit: NodeView) -> None:
+def dot(node: NodeView) -> Sends:
     """out = self . tensor."""
-    names = ("tensor", "self") if "Vdot" not in visit.name else ("other", "self")
-    operands = [
-        Operand(0, True, lambda: visit.saved(names[0])[None, :, None]),
-        Operand(1, False, lambda: visit.saved(names[1])[None, None, :]),
+    names = ("tensor", "self") if "Vdot" not in node.name else ("other", "self")
+    sides = [
+        Side(0, True, lambda: node.saved(names[0])[None, :, None]),
+        Side(1, False, lambda: node.saved(names[1])[None, None, :]),
     ]
-    product(visit, visit.groups(), (1, 1, 1), operands)
+    return product(node, (1, 1, 1), sides)
 
 
-def trilinear(visit: NodeView) -> None:
+def trilinear(node: NodeView) -> Sends:
     """nn.Bilinear: out [n, o] = x1 [n, a] weight [o, a, b] x2 [n, b]; other patterns of `_trilinear` go dense."""
-    pattern = [visit.integers(name) for name in ("expand1", "expand2", "expand3", "sumdim")]
-    if pattern != [[1, 3], [0], [1, 2], [2, 3]]:
-        opaque(visit)
-        return
-    for group in visit.groups():
-        group = visit.keep_only(group, {0}, MIXES)
-        _bilinear_input(visit, group, 0, "kno,oab,nb->kna", "i3")
-        _bilinear_input(visit, group, 2, "kno,oab,na->knb", "i1")
-        if visit.wants(1):
-            _bilinear_weight(visit, group)
+    pattern = [node.integers(name) for name in ("expand1", "expand2", "expand3", "sumdim")]
+    return _bilinear(node) if pattern == [[1, 3], [0], [1, 2], [2, 3]] else dense_fallback(node)
 
 
-def _bilinear_input(visit: NodeView, group: Cotangent, edge: int, equation: str, other: str) -> None:
-    if visit.wants(edge):
-        layout = layouts.carry(group.layout, group.shape, visit.input(edge).shape, {0: 0})
-        visit.send(edge, layout, lambda: torch.einsum(equation, group.values, visit.saved("i2"), visit.saved(other)))
+@each
+def _bilinear(node: NodeView, c: Cotangent) -> Sends:
+    c = node.keep_only(c, {0}, MIXES)
+    for edge, equation, other in ((0, "kno,oab,nb->kna", "i3"), (2, "kno,oab,na->knb", "i1")):
+        if node.wants(edge):
+            yield _bilinear_input(node, c, edge, equation, other)
+    if node.wants(1):
+        o, a, b = node.input(1).shape
+        n = c.shape[0]
+
+        def pairs() -> Tensor:
+            both: Tensor = node.saved("i1")[:, :, None] * node.saved("i3")[:, None, :]
+            return both.view(1, n, a * b)
+
+        yield outer_of(node, 1, c.viewed(1, n, o), o, a * b, pairs)
 
 
-def _bilinear_weight(visit: NodeView, group: Cotangent) -> None:
-    o, a, b = visit.input(1).shape
-    n = group.shape[0]
-    whole = Cotangent(group.layout, group.values.reshape(-1, 1, n, o))
-    if visit.dry:
-        pairs = torch.empty(1, n, a * b, device="meta", dtype=group.values.dtype)
-    else:
-        pairs = (visit.saved("i1")[:, :, None] * visit.saved("i3")[:, None, :]).view(1, n, a * b)
-    x, c, rows = batched(whole, pairs)
-    factor = Outer(rows, (o, a * b), visit.name, x, c)
-    (visit.send_factor if visit.parametric(1) else visit.send_rows)(1, factor)
+def _bilinear_input(node: NodeView, c: Cotangent, edge: int, equation: str, other: str) -> Send:
+    layout = layouts.carry(c.layout, c.shape, node.input(edge).shape, {0: 0})
+    return Send(edge, layout, lambda: torch.einsum(equation, c.values, node.saved("i2"), node.saved(other)))
 
 
 RULES: dict[str, Rule] = {

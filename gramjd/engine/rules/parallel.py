@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import Rule
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.node import NodeView, Rule, Sends
 
 
-def each_through(visit: NodeView) -> None:
+def each_through(node: NodeView) -> Sends:
     """Output k is input k: the node acts on its own in a backward pass only, and a walk must not run it.
 
     DistributedDataParallel uses it to begin or to finish the reduction of gradients.
     """
-    for nr, groups in visit.arrivals.items():
-        for group in groups:
-            visit.send(nr, group.layout, group.values)
+    for nr, queue in node.arrivals.items():
+        for cotangent in queue:
+            yield node.send(nr, cotangent.layout, _values(cotangent))
+
+
+def _values(cotangent: Cotangent) -> Callable[[], Tensor]:
+    return lambda: cotangent.values
 
 
 RULES: dict[str, Rule] = {"_DDPSinkBackward": each_through}

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import Rule, all_but, named, overwriting, pointwise
+from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.rules.vocabulary import mixing, named, overwriting, pointwise
 
 _aten = torch.ops.aten
 
@@ -48,11 +49,26 @@ _FORMULAS: dict[str, Formula] = {
         c, v.saved("self"), v.saved("negative_slope"), False, grad_input=c
     ),
 }
-# Their nodes.
-OVERWRITING = {f"{name}Backward0" for name in _FORMULAS}
+
+
+def _filled_with(node: NodeView) -> Sends:
+    """masked_fill with a tensor: the node adds up the gradient of the value, over all rows as well."""
+    for edge in node.wanted:
+        for cotangent in node.cotangents():
+            yield node.send(edge, cotangent.layout, _masked(node, cotangent, edge == 0), node.output().shape)
+
+
+def _masked(node: NodeView, cotangent: Cotangent, kept: bool) -> Callable[[], Tensor]:
+    def compute() -> Tensor:
+        mask = node.saved("mask")
+        return cotangent.values.masked_fill(mask if kept else ~mask, 0)
+
+    return compute
+
 
 RULES: dict[str, Rule] = {
     **named(f"{_FUNCTIONS} {_DERIVATIVES}", pointwise),
-    **named(_STRICT, all_but(lambda _: [])),
+    "MaskedFillBackward1": _filled_with,
+    **named(_STRICT, mixing(lambda _: [])),
     **{f"{name}Backward0": overwriting(formula, name in _STRICT.split()) for name, formula in _FORMULAS.items()},
 }

@@ -1,35 +1,40 @@
-"""Fused recurrent layers: the fused node gives no gradient a time step, so the layer is unrolled and walked instead."""
+"""Fused recurrent layers: the fused node gives no gradient per time step, so the layer is unrolled and walked instead."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import Rule, named, opaque
+from gramjd.engine.node import NodeView, Operand, Rule, SendGraph, Sends
+from gramjd.engine.rules.vocabulary import dense_fallback, named
 
 # ATen's number of an LSTM among the modes of a fused recurrent layer.
 LSTM = 2
+_SAVED = ("input", "weight0", "weight1", "weight2", "weight3", "hx_", "cx_")
 
 
-def lstm(visit: NodeView) -> None:
+def lstm(node: NodeView) -> Sends:
     """One direction of one LSTM layer, [T, B, i] to [T, B, h] (`batch_first` or not); packed sequences go dense."""
-    if visit.integer("mode") != LSTM or len(visit.saved("batch_sizes")):
-        opaque(visit)
-        return
-    names = ("input", "weight0", "weight1", "weight2", "weight3", "hx_", "cx_")
-    given = [visit.saved(name).detach() for name in names]
-    with torch.enable_grad():
-        operands: list[Tensor | None] = [t.requires_grad_() if visit.wants(e) else t for e, t in enumerate(given)]
-        if not visit.saved("has_biases"):
-            # Without biases the node holds other weights in their places.
-            operands[3] = operands[4] = None
-        outputs = _unrolled(operands, bool(visit.saved("reverse")))
-    visit.walk_instead(outputs, operands)
+    if node.integer("mode") != LSTM or len(node.saved("batch_sizes")):
+        return dense_fallback(node)
+    return _unrolled_instead(node)
+
+
+def _unrolled_instead(node: NodeView) -> Sends:
+    biases = bool(node.saved("has_biases"))
+    operands = [_operand(node, name) if biases or name not in ("weight2", "weight3") else None for name in _SAVED]
+    # Without biases the node holds other weights in their places.
+    yield SendGraph(tuple(operands), partial(_unrolled, reverse=bool(node.saved("reverse"))))
+
+
+def _operand(node: NodeView, name: str) -> Operand:
+    like: Tensor = node.saved(name)
+    return Operand(tuple(like.shape), like.dtype, lambda: node.saved(name).detach())
 
 
 def _unrolled(operands: Sequence[Any], reverse: bool) -> list[Tensor]:

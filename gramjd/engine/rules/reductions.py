@@ -1,106 +1,98 @@
-"""Reductions, softmax, pooling, norms of vectors: some dimensions are mixed, the others stay apart."""
+"""Reductions, softmax, attention, pooling, norms: some dimensions are mixed, the others stay apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.vocabulary import DimMap, Rule, all_but, carried, leading, named, opaque, reduction
+from gramjd.engine.node import NodeView, Rule, Sends, signed
+from gramjd.engine.rules.vocabulary import DimMap, apart, batch_leading, dense_fallback, mixing, named, reduction
 
 
-def _dims(visit: NodeView) -> list[int]:
+def _dims(node: NodeView) -> list[int]:
     """Saved reduction dimensions of the input: one, several, or none for all."""
-    saved = visit.saved("dim") if visit.has_saved("dim") else None
-    count = len(visit.input(0).shape)
+    saved = node.saved("dim") if node.has_saved("dim") else None
+    count = len(node.input(0).shape)
     if saved is None:
         return list(range(count))
     many = saved if isinstance(saved, Sequence) else [saved]
-    return [d % max(1, count) for d in (n - (1 << 64) if n >= (1 << 63) else n for n in many)] or list(range(count))
+    return [d % max(1, count) for d in map(signed, many)] or list(range(count))
 
 
-def _keepdim(visit: NodeView) -> bool:
-    return visit.has_saved("keepdim") and bool(visit.saved("keepdim"))
+def _keepdim(node: NodeView) -> bool:
+    return node.has_saved("keepdim") and bool(node.saved("keepdim"))
 
 
-def _reduced(visit: NodeView) -> list[DimMap | None]:
+def _reduced(node: NodeView) -> list[DimMap | None]:
     """Kept dimensions of a reduction, output to input."""
-    count = len(visit.input(0).shape)
-    gone = set(_dims(visit))
+    count = len(node.input(0).shape)
+    gone = set(_dims(node))
     kept = [d for d in range(count) if d not in gone]
-    maps: list[DimMap | None] = [{d: d for d in kept} if _keepdim(visit) else dict(enumerate(kept))]
-    return maps * len(visit.edges)
+    maps: list[DimMap | None] = [{d: d for d in kept} if _keepdim(node) else dict(enumerate(kept))]
+    return maps * len(node.inputs)
 
 
-def _reduction(visit: NodeView) -> None:
+def _reduction(node: NodeView) -> Sends:
     """Kept dimensions stay apart. The nodes give a number without dimensions back with one."""
-    (carried(_reduced) if visit.input(0).shape else opaque)(visit)
+    return (apart(_reduced) if node.input(0).shape else dense_fallback)(node)
 
 
-def _count(visit: NodeView) -> float:
-    shape = visit.input(0).shape or (1,)
+def _count(node: NodeView) -> float:
+    shape = node.input(0).shape or (1,)
     total = 1
-    for d in _dims(visit):
+    for d in _dims(node):
         total *= shape[d]
     return 1.0 / max(1, total)
 
 
-def _everything(visit: NodeView) -> list[int]:
-    return list(range(len(visit.input(0).shape)))
+def _everything(node: NodeView) -> list[int]:
+    return list(range(len(node.input(0).shape)))
 
 
-def _numel(visit: NodeView) -> float:
+def _numel(node: NodeView) -> float:
     total = 1
-    for n in visit.input(0).shape:
+    for n in node.input(0).shape:
         total *= n
     return 1.0 / max(1, total)
 
 
-def _loss_dims(visit: NodeView) -> list[DimMap | None]:
+def _loss_dims(node: NodeView) -> list[DimMap | None]:
     """nll_loss [B, C] or [C] to [B] or []: the class dimension is new; a reduced loss keeps nothing apart."""
-    if visit.integer("reduction") != 0:
+    if node.integer("reduction") != 0:
         return [{}]
-    return [{d: (d if d == 0 else d + 1) for d in range(len(visit.output().shape))}]
+    return [{d: (d if d == 0 else d + 1) for d in range(len(node.output().shape))}]
 
 
-def _cdist(visit: NodeView) -> None:
+def _cdist(node: NodeView) -> Sends:
     """Batch dimensions that both operands have stay apart; broadcast ones go dense."""
-    lead = visit.output().shape[:-2]
-    wanted = [e for e in range(2) if visit.wants(e)]
-    if (
-        all(visit.input(e).shape[:-2] == lead for e in wanted)
-        and visit.saved("x1").shape[:-2] == visit.saved("x2").shape[:-2]
-    ):
-        leading(lambda v: len(lead))(visit)
-    else:
-        opaque(visit)
+    lead = node.output().shape[:-2]
+    same = all(node.saved(name).shape[:-2] == lead for name in ("x1", "x2"))
+    return batch_leading(lambda v: len(lead))(node) if same else dense_fallback(node)
 
 
-def _cross(visit: NodeView) -> None:
+def _cross(node: NodeView) -> Sends:
     """Cross product along one dimension, of operands that may broadcast."""
-    shape = visit.output().shape
-    if all(visit.input(e).shape == shape for e in range(2) if visit.wants(e)):
-        all_but(lambda v: [v.dim()])(visit)
-    else:
-        opaque(visit)
+    shape = node.output().shape
+    same = all(node.input(e).shape == shape for e in node.wanted)
+    return mixing(lambda v: [v.dim()])(node) if same else dense_fallback(node)
 
 
-def _fft(visit: NodeView) -> list[int]:
-    return [d % len(visit.output().shape) for d in visit.integers("dim")]
+def _fft(node: NodeView) -> list[int]:
+    return [d % len(node.output().shape) for d in node.integers("dim")]
 
 
-def _same_lead(visit: NodeView) -> None:
+def _same_lead(node: NodeView) -> Sends:
     """All dimensions but the pair of real and imaginary part."""
-    leading(lambda v: min(len(v.output().shape), len(v.input(0).shape)))(visit)
+    return batch_leading(lambda v: min(len(v.output().shape), len(v.input(0).shape)))(node)
 
 
-def _matrices(visit: NodeView) -> int:
+def _matrices(node: NodeView) -> int:
     """Batch dimensions of a decomposition of [*, p, q] matrices."""
-    return len(visit.input(0).shape) - 2
+    return len(node.input(0).shape) - 2
 
 
 def _last_dims(count: int) -> Rule:
     """Pooling and resampling over the last `count` dimensions."""
-    return all_but(lambda visit: range(len(visit.output().shape) - count, len(visit.output().shape)), fresh=True)
+    return mixing(lambda node: range(len(node.output().shape) - count, len(node.output().shape)), fresh=True)
 
 
 _REDUCED = """
@@ -116,6 +108,11 @@ _PLANES = {
     3: "AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D FractionalMaxPool3D MaxPool3DWithIndices ReflectionPad3D "
     "ReplicationPad3D UpsampleNearest3D UpsampleNearestExact3D UpsampleTrilinear3D",
 }
+# Fused attention, [B, H, T, d]: B and H stay apart, positions mix. Unfused attention is products and softmax.
+_ATTENTION = """
+    ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention ScaledDotProductFlashAttention
+    ScaledDotProductFlashAttentionForCpu ScaledDotProductFusedAttentionOverrideable
+"""
 _SOLVED = "LinalgCholeskyEx LinalgInvEx LinalgMatrixExp LinalgQr LinalgSolveEx LinalgSolveTriangular"
 _DECOMPOSED = "LinalgDet LinalgEig LinalgEigh LinalgLuFactorEx LinalgPinv LinalgSlogdet LinalgSvd"
 
@@ -125,17 +122,17 @@ RULES: dict[str, Rule] = {
     "SumBackward1": reduction(_dims, _keepdim),
     "MeanBackward0": reduction(_everything, lambda _: False, _numel),
     "MeanBackward1": reduction(_dims, _keepdim, _count),
-    **named(_ALONG, all_but(lambda visit: [visit.dim()])),
+    **named(_ALONG, mixing(lambda node: [node.dim()])),
     **{key: rule for count, text in _PLANES.items() for key, rule in named(text, _last_dims(count)).items()},
-    **named("NllLoss NllLoss2D", carried(_loss_dims)),
-    **named("MultiMarginLoss MultilabelMarginLoss", leading(lambda visit: len(visit.output().shape))),
-    **named("PixelShuffle PixelUnshuffle", leading(lambda visit: 2)),
-    **named("AffineGridGenerator Col2Im GridSampler2D GridSampler3D Im2Col", leading(lambda visit: 1)),
-    **named("CtcLoss", carried(lambda visit: [{0: 1}])),
+    **named("NllLoss NllLoss2D", apart(_loss_dims)),
+    **named("MultiMarginLoss MultilabelMarginLoss", batch_leading(lambda node: len(node.output().shape))),
+    **named(f"PixelShuffle PixelUnshuffle {_ATTENTION}", batch_leading(lambda node: 2)),
+    **named("AffineGridGenerator Col2Im GridSampler2D GridSampler3D Im2Col", batch_leading(lambda node: 1)),
+    **named("CtcLoss", apart(lambda node: [{0: 1}])),
     **named("Cdist", _cdist),
-    **named(_SOLVED, leading(lambda visit: len(visit.output().shape) - 2)),
-    **named(_DECOMPOSED, leading(_matrices)),
-    **named("FftC2C FftC2R FftR2C", all_but(_fft)),
+    **named(_SOLVED, batch_leading(lambda node: len(node.output().shape) - 2)),
+    **named(_DECOMPOSED, batch_leading(_matrices)),
+    **named("FftC2C FftC2R FftR2C", mixing(_fft)),
     **named("LinalgCross", _cross),
     **named("ViewAsComplex ViewAsReal", _same_lead),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,74 +10,76 @@ from torch import Tensor
 
 from gramjd.engine import layout as layouts
 from gramjd.engine.autograd import pull
-from gramjd.engine.cotangent import Cotangent, reduce_to
-from gramjd.engine.factor import Step
-from gramjd.engine.node import NodeView
-from gramjd.engine.rules.copies import selection
-from gramjd.engine.rules.vocabulary import CUTS, Rule, all_but, carried, each, named, permuted, through, whole
+from gramjd.engine.cotangent import Cotangent, index_tensor, reduce_to
+from gramjd.engine.isometry import Isometry, Part, Permute, View
+from gramjd.engine.layout import Layout, Owners
+from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.rules.copies import by_forward, copies
+from gramjd.engine.rules.vocabulary import CUTS, apart, each, gathered, mixing, named, permuted, reshape_like, whole
 
 
-def _transposed(visit: NodeView) -> list[int]:
-    order = list(range(len(visit.output().shape)))
-    a, b = visit.dim("dim0"), visit.dim("dim1")
+def _transposed(node: NodeView) -> list[int]:
+    order = list(range(len(node.output().shape)))
+    a, b = node.dim("dim0"), node.dim("dim1")
     if order:
         order[a], order[b] = order[b], order[a]
     return order
 
 
-def _reversed(visit: NodeView) -> list[int]:
-    return list(range(len(visit.output().shape)))[::-1]
+def _reversed(node: NodeView) -> list[int]:
+    return list(range(len(node.output().shape)))[::-1]
 
 
-def _permutation(visit: NodeView) -> list[int]:
-    count = len(visit.output().shape)
-    return [d % count for d in visit.integers("dims")]
+def _permutation(node: NodeView) -> list[int]:
+    count = len(node.output().shape)
+    return [d % count for d in node.integers("dims")]
 
 
 @each
-def expand(visit: NodeView, group: Cotangent) -> None:
+def expand(node: NodeView, c: Cotangent) -> Sends:
     """The cotangent is summed over the expanded dimensions, where slices of a batch axis become rows."""
-    visit.send(0, group.layout, group.values, visit.output().shape)
+    yield node.send(0, c.layout, lambda: c.values, node.output().shape)
 
 
-def _positions(visit: NodeView) -> tuple[int, layouts.Rows]:
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _positions(node: NodeView) -> tuple[int, Owners]:
     """Dimension and input positions that a slice or select takes."""
-    sizes = visit.integers("self_sym_sizes")
-    dim = visit.dim(of=len(sizes))
-    if "Select" in visit.name:
-        return dim, np.array([visit.integer("index") % sizes[dim]])
-    start, end = (None if visit.saved(name) is None else visit.integer(name) for name in ("start", "end"))
-    return dim, np.arange(sizes[dim])[start : end : visit.integer("step")]
+    sizes = node.integers("self_sym_sizes")
+    dim = node.dim(of=len(sizes))
+    if "Select" in node.name:
+        return dim, np.array([node.integer("index") % sizes[dim]])
+    start, end = (None if node.saved(name) is None else node.integer(name) for name in ("start", "end"))
+    return dim, np.arange(sizes[dim])[start : end : node.integer("step")]
 
 
 @each
-def taken(visit: NodeView, group: Cotangent) -> None:
+def taken(node: NodeView, c: Cotangent) -> Sends:
     """Slice and select: zeros elsewhere, which belong to no loss."""
-    dim, index = _positions(visit)
-    target = visit.input(0).shape
-    group = whole(visit, group)
+    dim, index = _positions(node)
+    target = node.input(0).shape
+    c = whole(node, c)
     shape = (*target[:dim], len(index), *target[dim + 1 :])
-    layout = _scattered(group, shape, dim, index, target)
+    layout = _scattered(c.layout, shape, dim, index, target)
     if layout is not None:
-        visit.send(0, layout, lambda: _placed(group.values.reshape(-1, *shape), dim, index, target), owned=True)
+        yield node.send(0, layout, lambda: _at(c.values.reshape(-1, *shape), dim, index, target), donated=True)
 
 
-def _scattered(
-    group: Cotangent, shape: Sequence[int], dim: int, index: layouts.Rows, target: Sequence[int]
-) -> layouts.Layout | None:
+def _scattered(layout: Layout, shape: Sequence[int], dim: int, index: Owners, target: Sequence[int]) -> Layout | None:
     """Owners over `target` of a part of `dim`.
 
     Without another batch axis the part itself becomes one: the columns of a table of task outputs, or the samples of a
     loop over a batch, are then one stacked row together.
     """
-    where = layouts.diagonal_dims(group.layout, shape)
+    where = layouts.diagonal_dims(layout, shape)
     assert where is not None, "made whole by the caller"
     if dim in where or (not where and len(index) < target[dim]):
-        return layouts.scatter(group.layout, shape, dim, index, target[dim])
-    return layouts.carry(group.layout, shape, target, {d: d for d in range(len(shape)) if d != dim})
+        return layouts.scatter(layout, shape, dim, index, target[dim])
+    return layouts.carry(layout, shape, target, {d: d for d in range(len(shape)) if d != dim})
 
 
-def _placed(values: Tensor, dim: int, index: layouts.Rows, target: Sequence[int]) -> Tensor:
+def _at(values: Tensor, dim: int, index: Owners, target: Sequence[int]) -> Tensor:
     """Zeros of `target` with `values` at positions `index` of `dim`."""
     out = torch.zeros(len(values), *target, dtype=values.dtype, device=values.device)
     if not len(index):
@@ -89,42 +90,43 @@ def _placed(values: Tensor, dim: int, index: layouts.Rows, target: Sequence[int]
     return out
 
 
-def _sizes(visit: NodeView, dim: int) -> list[int]:
+def _sizes(node: NodeView, dim: int) -> list[int]:
     """Lengths of a split's outputs along `dim`."""
-    return [meta.shape[dim] for meta in visit.graph.metadata(visit.node)]
+    return [meta.shape[dim] for meta in node.outputs]
 
 
-def parts(visit: NodeView) -> None:
+# Cotangents of a split's outputs that become one: its layout, and the values for each output.
+Pieces = tuple[Layout, dict[int, Cotangent]]
+
+
+def parts(node: NodeView) -> Sends:
     """Split, chunk and unbind: cotangents of all outputs with the same owners are joined in one tensor."""
-    unbind = "Unbind" in visit.name
-    target = visit.input(0).shape
-    dim = visit.dim(of=len(target))
-    sizes = [1] * target[dim] if unbind else _sizes(visit, dim)
+    unbind = "Unbind" in node.name
+    target = node.input(0).shape
+    dim = node.dim(of=len(target))
+    sizes = [1] * target[dim] if unbind else _sizes(node, dim)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    found: dict[object, tuple[layouts.Layout, dict[int, Tensor]]] = {}
-    apart: list[tuple[layouts.Layout, int, Tensor]] = []
-    for nr, queue in visit.arrivals.items():
-        for group in queue:
-            group = whole(visit, group)
-            shape = (*group.shape[:dim], 1, *group.shape[dim:]) if unbind else tuple(group.shape)
-            index = np.arange(starts[nr], starts[nr + 1])
-            layout = _scattered(group, shape, dim, index, target)
+    found: dict[Layout, Pieces] = {}
+    alone: list[Pieces] = []
+    for nr, queue in node.arrivals.items():
+        for c in queue:
+            c = whole(node, c)
+            shape = (*c.shape[:dim], 1, *c.shape[dim:]) if unbind else c.shape
+            layout = _scattered(c.layout, shape, dim, np.arange(starts[nr], starts[nr + 1]), target)
             if layout is None:
                 continue
-            values = group.values.reshape(-1, *shape)
-            pieces = found.setdefault(layout.key, (layout, {}))[1]
+            pieces = found.setdefault(layout, (layout, {}))[1]
             if nr in pieces:
-                apart.append((layout, nr, values))
+                alone.append((layout, {nr: c.viewed(*shape)}))
             else:
-                pieces[nr] = values
-    joined = [(layout, pieces) for layout, pieces in found.values()] + [(lay, {nr: v}) for lay, nr, v in apart]
-    for layout, pieces in _merged(joined):
-        visit.send(0, layout, None if visit.dry else _joined(pieces, sizes, dim, target), owned=True)
+                pieces[nr] = c.viewed(*shape)
+    for layout, pieces in _merged([*found.values(), *alone]):
+        yield node.send(0, layout, _joining(pieces, sizes, dim, target), donated=True)
 
 
-def _merged(joined: list[tuple[layouts.Layout, dict[int, Tensor]]]) -> list[tuple[layouts.Layout, dict[int, Tensor]]]:
+def _merged(joined: list[Pieces]) -> list[Pieces]:
     """Put layouts together that own different slices: x.chunk(2) on the batch axis gives one row again."""
-    out: list[tuple[layouts.Layout, dict[int, Tensor]]] = []
+    out: list[Pieces] = []
     for layout, pieces in joined:
         for n, (other, have) in enumerate(out):
             both = layouts.overlay(other, layout)
@@ -136,181 +138,155 @@ def _merged(joined: list[tuple[layouts.Layout, dict[int, Tensor]]]) -> list[tupl
     return out
 
 
-def _joined(pieces: dict[int, Tensor], sizes: list[int], dim: int, target: Sequence[int]) -> Tensor:
-    first = next(iter(pieces.values()))
+def _joining(pieces: dict[int, Cotangent], sizes: list[int], dim: int, target: Sequence[int]) -> Callable[[], Tensor]:
+    def compute() -> Tensor:
+        first = next(iter(pieces.values())).values
 
-    def piece(nr: int) -> Tensor:
-        if nr in pieces:
-            return pieces[nr]
-        shape = [*target[:dim], sizes[nr], *target[dim + 1 :]]
-        return torch.zeros(len(first), *shape, dtype=first.dtype, device=first.device)
+        def piece(nr: int) -> Tensor:
+            if nr in pieces:
+                return pieces[nr].values
+            shape = [*target[:dim], sizes[nr], *target[dim + 1 :]]
+            return torch.zeros(len(first), *shape, dtype=first.dtype, device=first.device)
 
-    return torch.cat([piece(nr) for nr in range(len(sizes))], dim=1 + dim)
+        return torch.cat([piece(nr) for nr in range(len(sizes))], dim=1 + dim)
+
+    return compute
 
 
-def joins(visit: NodeView) -> None:
+# -- joins ------------------------------------------------------------------------------------------------------------
+
+
+def joins(node: NodeView) -> Sends:
     """Cat and stack: each operand gets its part of the cotangent, with the owners of that part."""
-    shape, dim = visit.output().shape, visit.dim()
-    starts = list(range(len(visit.edges))) if "Stack" in visit.name else _starts(visit, dim)
-    groups = [whole(visit, g) for g in visit.groups()]
-    for edge, start in enumerate(starts):
-        if not visit.wants(edge):
-            continue
-        target = visit.input(edge).shape
-        length = 1 if "Stack" in visit.name else target[dim]
-        if not math.prod(target):
-            continue
-        index = np.arange(start, start + length)
-        for group in groups:
-            layout = gathered(group, shape, dim, index)
+    stack = "Stack" in node.name
+    shape, dim = node.output().shape, node.dim()
+    starts = list(range(len(node.inputs))) if stack else _starts(node, dim)
+    given = [whole(node, c) for c in node.cotangents()]
+    for edge in node.wanted:
+        target = node.input(edge).shape
+        length = 1 if stack else target[dim]
+        for c in given:
+            layout = gathered(c.layout, shape, dim, np.arange(starts[edge], starts[edge] + length))
             if layout is not None:
-                part = None if visit.dry else group.values.narrow(1 + dim, start, length)
-                visit.send(edge, layout, None if part is None else part.reshape(-1, *target))
+                yield node.send(edge, layout, _narrowed(c, dim, starts[edge], length, target))
 
 
-def _starts(visit: NodeView, dim: int) -> list[int]:
-    """Where each operand of cat begins. The node knows; it is asked by sending positions as a cotangent."""
-    shape = visit.output().shape
+def _narrowed(c: Cotangent, dim: int, start: int, length: int, target: Sequence[int]) -> Callable[[], Tensor]:
+    return lambda: c.values.narrow(1 + dim, start, length).reshape(-1, *target)
+
+
+def _starts(node: NodeView, dim: int) -> list[int]:
+    """Where each operand of cat begins.
+
+    Lengths of operands that lead nowhere are known to the node alone: it is sent positions as a cotangent.
+    """
+    lengths = [0 if target is None else target.shape[dim] if target.shape != (0,) else 0 for target in node.inputs]
+    shape = node.output().shape
+    if sum(lengths) == shape[dim]:
+        return [sum(lengths[:edge]) for edge in range(len(lengths))]
+    node.reads_data = True
     ladder = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
-    found = pull(visit.node, [ladder[None]])
+    found = pull(node.handle, [ladder[None]])
     return [int(part.flatten()[0]) if part is not None and part.numel() else 0 for part in found]
 
 
-def gathered(group: Cotangent, shape: Sequence[int], dim: int, index: layouts.Rows) -> layouts.Layout | None:
-    """Owners of the positions `index` of a dimension; None if no loss owns any."""
-    where = layouts.diagonal_dims(group.layout, shape)
-    assert where is not None, "made whole by the caller"
-    if dim in where:
-        return layouts.gather(group.layout, shape, dim, index)
-    middle = [n if d != dim else len(index) for d, n in enumerate(shape)]
-    return layouts.carry(group.layout, shape, middle, {d: d for d in range(len(shape)) if d != dim})
+# -- moves ------------------------------------------------------------------------------------------------------------
 
 
-def moves(positions: Callable[[NodeView], tuple[int, layouts.Rows]]) -> Rule:
+def moves(positions: Callable[[NodeView], tuple[int, Owners]]) -> Rule:
     """Output position p of a dimension is input position index[p], each used once (flip, roll)."""
 
-    def rule(visit: NodeView) -> None:
-        dim, index = positions(visit)
-        target = visit.input(0).shape
-        back = layouts.placed(np.argsort(index), torch.device("cpu"))
-        for group in visit.groups():
-            group = whole(visit, group)
-            where = layouts.diagonal_dims(group.layout, group.shape) or frozenset()
-            layout = (
-                layouts.scatter(group.layout, group.shape, dim, index, target[dim]) if dim in where else group.layout
-            )
-            if layout is not None:
-                visit.send(
-                    0, layout, None if visit.dry else group.values.index_select(1 + dim, back.to(group.values.device))
-                )
+    def one(node: NodeView, c: Cotangent) -> Sends:
+        dim, index = positions(node)
+        back = np.argsort(index)
+        c = whole(node, c)
+        where = layouts.diagonal_dims(c.layout, c.shape) or frozenset()
+        target = node.input(0).shape
+        layout = layouts.scatter(c.layout, c.shape, dim, index, target[dim]) if dim in where else c.layout
+        if layout is not None:
+            yield node.send(0, layout, lambda: c.values.index_select(1 + dim, index_tensor(back, c.values.device)))
 
-    return rule
+    return each(one)
 
 
-def flip(visit: NodeView) -> None:
-    """Flip along one dimension; several at once are found by asking the node."""
-    dims = [d % len(visit.output().shape) for d in visit.integers("dims")]
-    if len(dims) == 1:
-        moves(lambda v: (dims[0], np.arange(v.output().shape[dims[0]])[::-1]))(visit)
-    else:
-        selection(visit)
+_flipped = copies(by_forward(lambda node, ladders: ladders[0].flip(node.integers("dims"))))
+_rolled = copies(by_forward(lambda node, ladders: ladders[0].roll(node.integers("shifts"), node.integers("dims"))))
 
 
-def roll(visit: NodeView) -> None:
-    """Roll along one dimension; other forms are found by asking the node."""
-    dims, shifts = visit.integers("dims"), visit.integers("shifts")
-    if len(dims) == 1:
-        dim = dims[0] % len(visit.output().shape)
-        size = visit.output().shape[dim]
-        moves(lambda _: (dim, (np.arange(size) - shifts[0]) % size))(visit)
-    else:
-        selection(visit)
+def flip(node: NodeView) -> Sends:
+    """Flip along one dimension; several at once are found element by element."""
+    dims = [d % len(node.output().shape) for d in node.integers("dims")]
+    size = node.output().shape[dims[0]] if dims else 0
+    return moves(lambda _: (dims[0], np.arange(size)[::-1]))(node) if len(dims) == 1 else _flipped(node)
 
 
-def repeat(visit: NodeView) -> None:
+def roll(node: NodeView) -> Sends:
+    """Roll along one dimension; other forms are found element by element."""
+    dims, shifts = node.integers("dims"), node.integers("shifts")
+    if len(dims) != 1:
+        return _rolled(node)
+    dim = dims[0] % len(node.output().shape)
+    size = node.output().shape[dim]
+    return moves(lambda _: (dim, (np.arange(size) - shifts[0]) % size))(node)
+
+
+@each
+def repeat(node: NodeView, c: Cotangent) -> Sends:
     """Tile: [r0, n0, r1, n1, ..] summed over the r; copies of a batch axis keep their owners apart by rows."""
-    target = visit.input(0).shape
-    repeats = visit.integers("repeats")
+    target = node.input(0).shape
+    repeats = node.integers("repeats")
     lead = len(repeats) - len(target)
-    wide = [n for r, size in zip(repeats, [1] * lead + list(target), strict=True) for n in (r, size)]
-    to = [n for size in [1] * lead + list(target) for n in (1, size)]
-    for group in visit.groups():
-        group = visit.densified(group, None, CUTS) if layouts.split(group.layout, wide) is None else group
-        tiled = Cotangent(group.layout, group.values.reshape(-1, *wide))
-        small = reduce_to(tiled, to, visit.ledger.charge)
-        visit.send(0, small.layout, small.values.reshape(-1, *target))
+    sizes = [1] * lead + list(target)
+    wide = [n for r, size in zip(repeats, sizes, strict=True) for n in (r, size)]
+    to = [n for size in sizes for n in (1, size)]
+    c = node.densified(c, None, CUTS) if layouts.split(c.layout, wide) is None else c
+    small = reduce_to(c.viewed(*wide), to, node.charge)
+    yield node.send(0, small.layout, lambda: small.values.reshape(-1, *target))
 
 
-def pad(visit: NodeView) -> None:
+def pad(node: NodeView) -> Sends:
     """Constant padding: the batch axes of the dimensions that are not padded."""
-    shape, target = visit.output().shape, visit.input(0).shape
-    carried(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(visit)
+    shape, target = node.output().shape, node.input(0).shape
+    return apart(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(node)
 
 
-def unfold(visit: NodeView) -> None:
+def unfold(node: NodeView) -> Sends:
     """Windows along one dimension, laid out in a new last one."""
-    dim = visit.dim("dimension", of=len(visit.input(0).shape))
-    carried(lambda v: [{d: d for d in range(len(v.input(0).shape)) if d != dim}])(visit)
+    count = len(node.input(0).shape)
+    dim = node.dim("dimension", of=count)
+    return apart(lambda _: [{d: d for d in range(count) if d != dim}])(node)
 
 
 # -- isometries: what a factor may pass through -----------------------------------------------------------------------
 
-
-MakeStep = Callable[[NodeView, int], Step]
-Push = Callable[[Tensor], Tensor]
+MakeIsometry = Callable[[NodeView, int], Isometry]
 
 
-def _step(read: Callable[[NodeView, int], Push]) -> MakeStep:
-    """A step from what `read` finds out about the node: it must not hold the visit, which holds cotangents."""
-
-    def make(visit: NodeView, nr: int) -> Step:
-        node, count = visit.node, len(visit.graph.metadata(visit.node))
-
-        def back(values: Tensor) -> Tensor:
-            outputs: list[Tensor | None] = [None] * count
-            outputs[nr] = values
-            (result,) = (r for r in pull(node, outputs) if r is not None)
-            return result
-
-        return Step(read(visit, nr), back)
-
-    return make
+def _copy(node: NodeView, nr: int) -> Isometry:
+    return Isometry(node.input(0).dtype)
 
 
-def _same(visit: NodeView, nr: int) -> Step:
-    dtype = visit.input(0).dtype
-    return Step(lambda t: t, lambda values: values.to(dtype))
+def _view(node: NodeView, nr: int) -> Isometry:
+    return View(None, node.input(0).shape, node.output(nr).shape)
 
 
-def _view(visit: NodeView, nr: int) -> Step:
-    shape, target = visit.output(nr).shape, visit.input(0).shape
-    return Step(lambda t: t.view(shape), lambda values: values.reshape(len(values), *target))
+def _permute(order: Callable[[NodeView], Sequence[int]]) -> MakeIsometry:
+    return lambda node, nr: Permute(None, tuple(order(node)))
 
 
-def _permutation_by(order: Callable[[NodeView], Sequence[int]]) -> MakeStep:
-    def make(visit: NodeView, nr: int) -> Step:
-        dims = list(order(visit))
-        back = [0, *(1 + dims.index(d) for d in range(len(dims)))]
-        return Step(lambda t: t.permute(dims), lambda values: values.permute(back))
-
-    return make
+def _part_taken(node: NodeView, nr: int) -> Isometry:
+    dim, index = _positions(node)
+    step = int(index[1] - index[0]) if len(index) > 1 else 1
+    return Part(None, dim, node.input(0).shape[dim], int(index[0]), len(index), step, "Select" in node.name)
 
 
-def _read_taken(visit: NodeView, nr: int) -> Push:
-    dim, index = _positions(visit)
-    first, last = int(index[0]), int(index[-1])
-    if "Select" in visit.name:
-        return lambda t: t.select(dim, first)
-    step = int(index[1]) - first if len(index) > 1 else 1
-    return lambda t: t[(slice(None),) * dim + (slice(first, last + 1, step),)]
-
-
-def _read_part(visit: NodeView, nr: int) -> Push:
-    dim = visit.dim(of=len(visit.input(0).shape))
-    if "Unbind" in visit.name:
-        return lambda t: t.select(dim, nr)
-    sizes = _sizes(visit, dim)
-    return lambda t: t.narrow(dim, sum(sizes[:nr]), sizes[nr])
+def _part_split(node: NodeView, nr: int) -> Isometry:
+    target = node.input(0).shape
+    dim = node.dim(of=len(target))
+    if "Unbind" in node.name:
+        return Part(None, dim, target[dim], nr, single=True)
+    sizes = _sizes(node, dim)
+    return Part(None, dim, target[dim], sum(sizes[:nr]), sizes[nr])
 
 
 _COPIES = "Alias Clone ToCopy"
@@ -318,18 +294,18 @@ _VIEWS = "ReshapeAlias UnsafeView View"
 _UNIT_DIMS = "Squeeze Unsqueeze"
 _PARTS = "Split SplitWithSizes Unbind UnsafeSplit UnsafeSplitWithSizes"
 
-ISOMETRIES: dict[str, MakeStep] = {
-    **named(_COPIES, _same),
+ISOMETRIES: dict[str, MakeIsometry] = {
+    **named(_COPIES, _copy),
     **named(f"{_VIEWS} {_UNIT_DIMS}", _view),
-    **named("Transpose", _permutation_by(_transposed)),
-    **named("T", _permutation_by(_reversed)),
-    **named("Permute", _permutation_by(_permutation)),
-    **named("Select Slice", _step(_read_taken)),
-    **named(_PARTS, _step(_read_part)),
+    **named("Transpose", _permute(_transposed)),
+    **named("T", _permute(_reversed)),
+    **named("Permute", _permute(_permutation)),
+    **named("Select Slice", _part_taken),
+    **named(_PARTS, _part_split),
 }
 
 RULES: dict[str, Rule] = {
-    **named(f"{_COPIES} {_VIEWS} {_UNIT_DIMS}", through),
+    **named(f"{_COPIES} {_VIEWS} {_UNIT_DIMS}", reshape_like),
     **named("Transpose", permuted(_transposed)),
     **named("T", permuted(_reversed)),
     **named("Permute", permuted(_permutation)),
@@ -342,5 +318,5 @@ RULES: dict[str, Rule] = {
     **named("Roll", roll),
     **named("ConstantPadNd", pad),
     **named("Unfold", unfold),
-    **named("Tril Triu", all_but(lambda visit: [len(visit.output().shape) - d for d in (1, 2)])),
+    **named("Tril Triu", mixing(lambda node: [len(node.output().shape) - d for d in (1, 2)])),
 }

@@ -1,7 +1,7 @@
 """Definers: each turns an algebraic fact about an operation into the rule of its backward node.
 
-A rule takes a `NodeView`, asks which dimensions of the output keep the batch axis apart, calls the node (or a formula) on
-the stacked rows and sends one cotangent to each input.
+A rule decides which dimensions of the output keep the batch axis apart, and yields for each input a layout and a
+function that calls the node (or a formula) on the stacked rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from gramjd.engine import layout as layouts
 from gramjd.engine._torch import is_python
 from gramjd.engine.autograd import direct
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.node import NodeView
+from gramjd.engine.cotangent import Cotangent, add_rows
+from gramjd.engine.layout import Layout, Owners
+from gramjd.engine.node import NodeView, Overwrite, Rule, Sends
 from gramjd.kernels.cost import slab
 from gramjd.kernels.symmetric import even
 
-Rule = Callable[[NodeView], None]
 Entry = TypeVar("Entry")
 DimMap = dict[int, int]
 # Elements that are written over at a time: where they stay in cache, it is quicker than writing to new memory.
@@ -36,78 +36,96 @@ def named(text: str, entry: Entry) -> dict[str, Entry]:
     return {f"{name}Backward{n}": entry for name in text.split() for n in range(7)}
 
 
-def opaque(visit: NodeView) -> None:
+# -- any node ---------------------------------------------------------------------------------------------------------
+
+
+def dense_fallback(node: NodeView) -> Sends:
     """Any node at all: m dense rows, the node called for each of them (vectorised where vmap can)."""
-    groups = {
-        nr: [visit.densified(g, None, "has no rule that keeps a batch axis") for g in queue]
-        for nr, queue in visit.arrivals.items()
+    queues = {
+        nr: [node.densified(c, None, "has no rule that keeps a batch axis") for c in queue]
+        for nr, queue in node.arrivals.items()
     }
-    owners = np.unique(np.concatenate([g.layout.rows for queue in groups.values() for g in queue]))
+    owners = np.unique(np.concatenate([c.layout.owners for queue in queues.values() for c in queue]))
     owners = owners[owners >= 0]
-    shapes = [meta.shape for meta in visit.graph.metadata(visit.node)]
-    values: list[Tensor | None] = [None] * len(shapes)
-    if not visit.dry:
-        for nr, queue in groups.items():
-            values[nr] = _on_rows(queue, owners)
-    pulled = visit.pulled(values)
-    for edge in range(len(visit.edges)):
-        if visit.wants(edge):
-            value = pulled[edge]
-            shape = visit.input(edge).shape if value is None else tuple(value.shape[1:])
-            visit.send(edge, layouts.dense(owners, math.prod(shape)), value, shape)
+
+    def call() -> list[Tensor | None]:
+        return node.call([_on_rows(queues[nr], owners) if nr in queues else None for nr in range(len(node.outputs))])
+
+    results = node.once(call)
+    for edge in node.wanted:
+        yield node.send(edge, layouts.dense(owners, math.prod(node.input(edge).shape)), _entry(results, edge))
+
+
+def _entry(results: Callable[[], Sequence[Tensor | None]], edge: int) -> Callable[[], Tensor | None]:
+    return lambda: results()[edge]
+
+
+def _on_rows(cotangents: Sequence[Cotangent], owners: Owners) -> Tensor:
+    first = cotangents[0]
+    mine = first.layout.owners
+    if len(cotangents) == 1 and mine.shape == owners.shape and (mine == owners).all():
+        return first.values
+    out = torch.zeros(len(owners), *first.shape, dtype=first.dtype, device=first.values.device)
+    for one in cotangents:
+        mine = one.layout.owners
+        add_rows(out, np.where(mine >= 0, np.searchsorted(owners, mine), -1), one.values)
+    return out
 
 
 def of_real(rule: Rule) -> Rule:
     """A rule for real numbers only: complex operands and scales are conjugated, which is left to the node itself."""
-    return lambda visit: opaque(visit) if visit.output().dtype.is_complex else rule(visit)
+    return lambda node: dense_fallback(node) if node.output().dtype.is_complex else rule(node)
 
 
-def _on_rows(groups: list[Cotangent], owners: layouts.Rows) -> Tensor:
-    first = groups[0].values
-    if len(groups) == 1 and groups[0].layout.rows.shape == owners.shape and (groups[0].layout.rows == owners).all():
-        return first
-    out = torch.zeros(len(owners), *first.shape[1:], dtype=first.dtype, device=first.device)
-    for group in groups:
-        live = np.flatnonzero(group.layout.rows >= 0)
-        place = layouts.placed(np.searchsorted(owners, group.layout.rows[live]), out.device)
-        out.index_add_(0, place, group.values[layouts.placed(live, out.device)])
-    return out
+def each(one: Callable[[NodeView, Cotangent], Sends]) -> Rule:
+    """A rule from what is done with one cotangent of the output."""
+
+    def rule(node: NodeView) -> Sends:
+        for cotangent in node.cotangents():
+            yield from one(node, cotangent)
+
+    return rule
 
 
-def stacked(groups: Sequence[Cotangent]) -> Tensor:
-    """All groups' rows as one tensor, so that a node is called (and its saved tensors read) once."""
-    return groups[0].values if len(groups) == 1 else torch.cat([g.values for g in groups])
+def stacked(cotangents: Sequence[Cotangent]) -> Tensor:
+    """All rows as one tensor, so that a node is called (and its saved tensors read) once."""
+    return cotangents[0].values if len(cotangents) == 1 else torch.cat([c.values for c in cotangents])
 
 
-def unstacked(groups: Sequence[Cotangent], values: Tensor | None) -> list[Tensor | None]:
-    """Cut a result back into the groups' rows."""
-    if values is None:
-        return [None] * len(groups)
-    return list(values.split([g.layout.stacked for g in groups]))
+def unstacked(
+    cotangents: Sequence[Cotangent], compute: Callable[[], Tensor | None]
+) -> list[Callable[[], Tensor | None]]:
+    """For each of the cotangents, its rows of what is computed for all of them."""
+    if len(cotangents) == 1:
+        return [compute]
+    ends = list(np.cumsum([c.layout.stacked for c in cotangents]))
+
+    def rows(end: int, count: int) -> Callable[[], Tensor | None]:
+        def cut() -> Tensor | None:
+            found = compute()
+            return None if found is None else found[end - count : end]
+
+        return cut
+
+    return [rows(int(end), c.layout.stacked) for end, c in zip(ends, cotangents, strict=True)]
 
 
-def pointwise(visit: NodeView) -> None:
+# -- element by element -----------------------------------------------------------------------------------------------
+
+
+def pointwise(node: NodeView) -> Sends:
     """Output element e depends on element e of each operand (operands broadcast from the right)."""
-    groups = visit.groups()
-    shape = visit.output().shape
-    if set(visit.arrivals) != {0}:
-        opaque(visit)
-        return
-    if not all(_broadcasts(visit.input(e).shape, shape) for e in range(len(visit.edges)) if visit.wants(e)):
-        opaque(visit)
-        return
-    if visit.dry:
-        results: list[Tensor | None] = [None] * len(visit.edges)
-    else:
-        results = _broadcast_call(visit, stacked(groups))
-        expected = (sum(g.layout.stacked for g in groups), *shape)
-        if any(visit.wants(e) and r is not None and tuple(r.shape) != expected for e, r in enumerate(results)):
-            opaque(visit)
-            return
-    for edge in range(len(visit.edges)):
-        if visit.wants(edge) and (visit.dry or results[edge] is not None):
-            for group, value in zip(groups, unstacked(groups, results[edge]), strict=True):
-                visit.send(edge, group.layout, value, shape)
+    shape = node.output().shape
+    apart = set(node.arrivals) == {0} and all(_broadcasts(node.input(e).shape, shape) for e in node.wanted)
+    return _each_element(node) if apart else dense_fallback(node)
+
+
+def _each_element(node: NodeView) -> Sends:
+    cotangents, shape = node.cotangents(), node.output().shape
+    results = node.once(lambda: _broadcast_call(node, stacked(cotangents)))
+    for edge in node.wanted:
+        for cotangent, values in zip(cotangents, unstacked(cotangents, _entry(results, edge)), strict=True):
+            yield node.send(edge, cotangent.layout, values, shape)
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
@@ -115,197 +133,190 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     return len(shape) <= len(to) and all(n in (1, to[len(to) - len(shape) + d]) for d, n in enumerate(shape))
 
 
-def _broadcast_call(visit: NodeView, values: Tensor) -> list[Tensor | None]:
+def _broadcast_call(node: NodeView, values: Tensor) -> Sequence[Tensor | None]:
     """Pointwise formulas broadcast over a leading axis: no vmap needed."""
-    outputs: list[Tensor | None] = [None] * len(visit.graph.metadata(visit.node))
+    outputs: list[Tensor | None] = [None] * len(node.outputs)
     outputs[0] = values[0] if len(values) == 1 else values
-    if is_python(visit.node):
+    if is_python(node.handle):
         outputs[0] = values
-        return visit.pulled(outputs)
-    results = direct(visit.node, outputs)
+        return node.call(outputs)
+    results = direct(node.handle, outputs)
     return [r if r is None or len(values) > 1 else r.unsqueeze(0) for r in results]
 
 
 def overwriting(formula: Callable[[NodeView, Tensor], Tensor], strict: bool = False) -> Rule:
-    """A pointwise operation that writes its result over the cotangent, where nobody else has that.
+    """A pointwise operation that writes its result over the cotangent, where nothing else refers to that.
 
     New memory for a large cotangent costs more time than the operation, and would be one more copy at the peak.
-    `formula(visit, values)` overwrites `values`: [*shape] for one row, [K, *shape] for more unless it is `strict`.
+    `formula(node, values)` overwrites `values`: [*shape] for one row, [K, *shape] for more unless it is `strict`.
     """
 
-    otherwise = all_but(lambda _: []) if strict else pointwise
+    otherwise = mixing(lambda _: []) if strict else pointwise
 
-    def rule(visit: NodeView) -> None:
-        groups = visit.groups()
-        if len(groups) != 1 or not _may_overwrite(visit, groups[0], strict):
-            otherwise(visit)
-            return
-        values = groups[0].values
-        if not visit.dry:
-            formula(visit, values[0] if len(values) == 1 else values)
-        visit.send(0, groups[0].layout, values, owned=True)
+    def rule(node: NodeView) -> Sends:
+        cotangents = node.cotangents()
+        if len(cotangents) != 1 or not _may_overwrite(node, cotangents[0], strict):
+            return otherwise(node)
+        return _overwritten(node, cotangents[0], formula)
 
     return rule
 
 
-def _may_overwrite(visit: NodeView, group: Cotangent, strict: bool) -> bool:
-    values, meta = group.values, visit.input(0)
+def _overwritten(node: NodeView, cotangent: Cotangent, formula: Callable[[NodeView, Tensor], Tensor]) -> Sends:
+    def compute() -> Tensor:
+        values = cotangent.values.contiguous()
+        formula(node, values[0] if len(values) == 1 else values)
+        return values
+
+    yield node.send(0, cotangent.layout, compute, donated=True)
+
+
+def _may_overwrite(node: NodeView, cotangent: Cotangent, strict: bool) -> bool:
+    meta = node.output()
     return (
-        group.owned
-        and (len(values) == 1 or not strict)
-        and values.is_contiguous()
-        and meta == visit.output()
-        and values.dtype == meta.dtype
-        and not values.dtype.is_complex
-        and visit.node not in visit.graph.hooks.nodes
+        cotangent.donated
+        and (cotangent.layout.stacked == 1 or not strict)
+        and node.wants(0)
+        and node.input(0) == meta
+        and cotangent.dtype == meta.dtype
+        and not meta.dtype.is_complex
     )
 
 
-def written_over(
-    visit: NodeView,
-    group: Cotangent,
+def overwrite(
+    node: NodeView,
+    cotangent: Cotangent,
     edge: int,
     parameters: Sequence[int],
-    compute: Callable[[Tensor, slice], Tensor],
-) -> Tensor | None:
-    """What `compute(rows, which)` makes of the rows of a group, some at a time, in the memory of the group.
+    part: Callable[[Tensor, slice], Tensor],
+) -> Overwrite | None:
+    """How to send an input's rows in the memory of the cotangent that they come from; None if they do not fit.
 
     Args:
-        visit: of a node that is asked for the cotangent of its input at `edge`.
-        group: values [K, n, *]; as rows they are [K n, *].
+        node: with one cotangent.
+        cotangent: that one, or a view of it: values [K, n, *], as rows [K n, *].
         edge: of an input [n, *].
-        parameters: edges to which was sent what refers to this memory, a weight's last. They are settled.
-        compute: from some of the rows, and which they are.
-
-    Returns:
-        [K n, *]; or None, and nothing was written: where it would not fit, somebody else refers to the memory, or the
-        result is so small that it may have memory of its own.
+        parameters: edges to which was sent, before, what refers to this memory; a weight's last.
+        part: the result for some of the rows, and which they are.
     """
-    values, target = group.values, visit.input(edge)
-    count, shape = values.shape[0] * values.shape[1], target.shape[1:]
-    size = math.prod(shape)
-    fits = slab() < count * size <= values.numel() and target.shape[0] == values.shape[1]
-    alone = group.owned and values.is_contiguous() and target.dtype == values.dtype and len(visit.groups()) == 1
-    if not (fits and alone and visit.wants(parameters[-1])):
+    target = node.input(edge)
+    fits = target.shape[0] == cotangent.shape[0] and math.prod(target.shape) <= math.prod(cotangent.shape)
+    alone = cotangent.donated and target.dtype == cotangent.dtype and len(node.cotangents()) == 1
+    if not (fits and alone and node.wants(parameters[-1])):
         return None
-    settled = [visit.settle(parameter) for parameter in parameters]
-    if not all(settled):
-        return None
-    out = values.view(-1)[: count * size].view(count, *shape)
-    return out if visit.dry else in_parts(values.flatten(0, 1), out, compute)
+    return Overwrite(cotangent, tuple(parameters), part)
 
 
-def in_parts(rows: Tensor, out: Tensor, compute: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """`out[which] = compute(rows[which], which)` for some rows at a time, which stay in cache."""
+def in_parts(rows: Tensor, out: Tensor, part: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """`out[which] = part(rows[which], which)` for some rows at a time, which stay in cache."""
     step = even(len(rows), min(slab(), IN_CACHE) // max(1, out[:1].numel()))
     for lo in range(0, len(rows), step):
         which = slice(lo, min(lo + step, len(rows)))
-        out[which].copy_(compute(rows[which], which))
+        out[which].copy_(part(rows[which], which))
     return out
 
 
-def each(one: Callable[[NodeView, Cotangent], None]) -> Rule:
-    """A rule from what is done with one group of rows."""
-
-    def rule(visit: NodeView) -> None:
-        for group in visit.groups():
-            one(visit, group)
-
-    return rule
+# -- dimensions -------------------------------------------------------------------------------------------------------
 
 
 @each
-def through(visit: NodeView, group: Cotangent) -> None:
+def reshape_like(node: NodeView, cotangent: Cotangent) -> Sends:
     """The gradient passes unchanged, in row-major order: views, reshapes, copies, casts."""
-    target = visit.input(0).shape
-    visit.send(0, group.layout, lambda: group.values.reshape(group.layout.stacked, *target), owned=group.owned)
+    shape = (cotangent.layout.stacked, *node.input(0).shape)
+    yield node.send(0, cotangent.layout, lambda: cotangent.values.reshape(shape), donated=cotangent.donated)
 
 
-def carried(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
+def apart(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
     """An operation that acts apart on each index of some dimensions and mixes the others.
 
     `maps` gives for each edge which output dimension is which input dimension; the node itself is called. `fresh` says
     that the node puts its results into new memory, whatever it is given.
     """
 
-    def rule(visit: NodeView) -> None:
-        given = list(maps(visit))
-        per_edge = given + [None] * (len(visit.edges) - len(given))
-        wanted = [m for e, m in enumerate(per_edge) if visit.wants(e)]
-        metas = visit.graph.metadata(visit.node)
-        shapes = {metas[nr].shape for nr in visit.arrivals}
-        if len(shapes) > 1:
-            opaque(visit)
-            return
-        (shape,) = shapes
-        common = {d for d in range(len(shape)) if all(m is not None and d in m for m in wanted)}
-        arrived = [(nr, visit.keep_only(g, common, MIXES)) for nr, queue in visit.arrivals.items() for g in queue]
-        groups = [g for _, g in arrived]
-        results = visit.pulled([_placed_rows(arrived, nr) for nr in range(len(metas))] if not visit.dry else [])
-        for edge, to_dim in enumerate(per_edge):
-            if visit.wants(edge):
-                kept = {d: e for d, e in (to_dim or {}).items() if d in common}
-                for group, value in zip(groups, unstacked(groups, results[edge]), strict=True):
-                    target = visit.input(edge).shape
-                    visit.send(edge, layouts.carry(group.layout, shape, target, kept), value, owned=fresh)
+    def rule(node: NodeView) -> Sends:
+        shapes = {node.outputs[nr].shape for nr in node.arrivals}
+        return dense_fallback(node) if len(shapes) > 1 else _apart(node, list(maps(node)), *shapes, fresh)
 
     return rule
 
 
-def _placed_rows(arrived: Sequence[tuple[int, Cotangent]], nr: int) -> Tensor | None:
+def _apart(node: NodeView, given: list[DimMap | None], shape: tuple[int, ...], fresh: bool) -> Sends:
+    per_edge = given + [None] * (len(node.inputs) - len(given))
+    wanted = [per_edge[e] for e in node.wanted]
+    common = {d for d in range(len(shape)) if all(m is not None and d in m for m in wanted)}
+    arrived = [(nr, node.keep_only(c, common, MIXES)) for nr, queue in node.arrivals.items() for c in queue]
+    cotangents = [c for _, c in arrived]
+    results = node.once(lambda: node.call([_rows_at(arrived, nr) for nr in range(len(node.outputs))]))
+    for edge in node.wanted:
+        kept = {d: e for d, e in (per_edge[edge] or {}).items() if d in common}
+        for cotangent, values in zip(cotangents, unstacked(cotangents, _entry(results, edge)), strict=True):
+            layout = layouts.carry(cotangent.layout, shape, node.input(edge).shape, kept)
+            yield node.send(edge, layout, values, donated=fresh)
+
+
+def _rows_at(arrived: Sequence[tuple[int, Cotangent]], nr: int) -> Tensor | None:
     """The rows of output `nr`: its own cotangents, zeros for those of other outputs; None if it has none."""
     if all(place != nr for place, _ in arrived):
         return None
     if all(place == nr for place, _ in arrived):
-        return stacked([g for _, g in arrived])
-    return torch.cat([g.values if place == nr else torch.zeros_like(g.values) for place, g in arrived])
+        return stacked([c for _, c in arrived])
+    return torch.cat([c.values if place == nr else torch.zeros_like(c.values) for place, c in arrived])
 
 
-def all_but(dims: Callable[[NodeView], Sequence[int]], fresh: bool = False) -> Rule:
+def mixing(dims: Callable[[NodeView], Sequence[int]], fresh: bool = False) -> Rule:
     """Input and output have the same dimensions, of which `dims` are mixed."""
 
-    def maps(visit: NodeView) -> list[DimMap | None]:
-        mixed = set(dims(visit))
-        shape = visit.output().shape
+    def maps(node: NodeView) -> list[DimMap | None]:
+        mixed = set(dims(node))
+        shape = node.output().shape
         same = {d: d for d in range(len(shape)) if d not in mixed}
-        targets = [visit.input(e).shape if visit.wants(e) else None for e in range(len(visit.edges))]
-        return [same if t is not None and len(t) == len(shape) else {} for t in targets]
+        return [same if t is not None and len(t.shape) == len(shape) else {} for t in node.inputs]
 
-    return carried(maps, fresh)
+    return apart(maps, fresh)
 
 
-def leading(count: Callable[[NodeView], int]) -> Rule:
+def batch_leading(count: Callable[[NodeView], int]) -> Rule:
     """The first `count` dimensions are apart in the output and in every input."""
 
-    def maps(visit: NodeView) -> list[DimMap | None]:
-        shape = visit.output().shape
+    def maps(node: NodeView) -> list[DimMap | None]:
+        shape = node.output().shape
         out: list[DimMap | None] = []
-        for edge in range(len(visit.edges)):
-            target = visit.input(edge).shape if visit.wants(edge) else ()
-            out.append({d: d for d in range(min(count(visit), len(target))) if target[d] == shape[d]})
+        for edge in range(len(node.inputs)):
+            target = node.input(edge).shape if node.wants(edge) else ()
+            out.append({d: d for d in range(min(count(node), len(target))) if target[d] == shape[d]})
         return out
 
-    return carried(maps)
+    return apart(maps)
 
 
 def permuted(order: Callable[[NodeView], Sequence[int]]) -> Rule:
     """Output dimension d is input dimension order[d]."""
 
-    def one(visit: NodeView, group: Cotangent) -> None:
-        forward = list(order(visit))
+    def one(node: NodeView, cotangent: Cotangent) -> Sends:
+        forward = list(order(node))
         back = [0] + [1 + forward.index(d) for d in range(len(forward))]
-        group = whole(visit, group)
-        layout = layouts.carry(group.layout, visit.output().shape, visit.input(0).shape, dict(enumerate(forward)))
-        visit.send(0, layout, lambda: group.values.permute(back), owned=group.owned)
+        cotangent = whole(node, cotangent)
+        layout = layouts.carry(cotangent.layout, node.output().shape, node.input(0).shape, dict(enumerate(forward)))
+        yield node.send(0, layout, lambda: cotangent.values.permute(back), donated=cotangent.donated)
 
     return each(one)
 
 
-def whole(visit: NodeView, group: Cotangent) -> Cotangent:
+def whole(node: NodeView, cotangent: Cotangent) -> Cotangent:
     """Give up batch axes that overlap a dimension without nesting in it."""
-    if layouts.diagonal_dims(group.layout, group.shape) is None:
-        return visit.densified(group, None, CUTS)
-    return group
+    if layouts.diagonal_dims(cotangent.layout, cotangent.shape) is None:
+        return node.densified(cotangent, None, CUTS)
+    return cotangent
+
+
+def gathered(layout: Layout, shape: Sequence[int], dim: int, index: Owners) -> Layout | None:
+    """Owners of the positions `index` of a dimension; None if no loss owns any."""
+    where = layouts.diagonal_dims(layout, shape)
+    assert where is not None, "made whole by the caller"
+    if dim in where:
+        return layouts.gather(layout, shape, dim, index)
+    middle = [n if d != dim else len(index) for d, n in enumerate(shape)]
+    return layouts.carry(layout, shape, middle, {d: d for d in range(len(shape)) if d != dim})
 
 
 def reduction(
@@ -315,16 +326,16 @@ def reduction(
 ) -> Rule:
     """Sum or mean over dimensions: the cotangent is expanded."""
 
-    def one(visit: NodeView, group: Cotangent) -> None:
-        target = visit.input(0).shape
-        gone = {d % max(1, len(target)) for d in dims(visit)} or set(range(len(target)))
+    def one(node: NodeView, cotangent: Cotangent) -> Sends:
+        target = node.input(0).shape
+        gone = {d % max(1, len(target)) for d in dims(node)} or set(range(len(target)))
         kept = [d for d in range(len(target)) if d not in gone]
-        from_dim = {d: d for d in kept} if keepdim(visit) else dict(enumerate(kept))
+        from_dim = {d: d for d in kept} if keepdim(node) else dict(enumerate(kept))
         flat = [1 if d in gone else n for d, n in enumerate(target)]
-        factor = None if scale is None else scale(visit)
-        group = whole(visit, group)
-        layout = layouts.carry(group.layout, visit.output().shape, target, from_dim)
-        visit.send(0, layout, lambda: _expanded(group.values, flat, target, factor))
+        factor = None if scale is None else scale(node)
+        cotangent = whole(node, cotangent)
+        layout = layouts.carry(cotangent.layout, node.output().shape, target, from_dim)
+        yield node.send(0, layout, lambda: _expanded(cotangent.values, flat, target, factor))
 
     return each(one)
 
