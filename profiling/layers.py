@@ -12,13 +12,11 @@ import torch
 
 from gramjd._explain import Explanation, explain
 from gramjd.engine import compute
-from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.consumers.gramian import Gramian
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
-from gramjd.engine.parameter import settle
-from gramjd.engine.walk import Budget, Walk, seeds_for
+from gramjd.engine.memory import MemoryLimits, Meter
+from gramjd.engine.parameter import Jacobian
+from gramjd.engine.walk import walked
 from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
 
@@ -118,15 +116,14 @@ def _timed(work: Work) -> tuple[float, dict[str, float]]:
             torch.cuda.synchronize(work.device)
         return time.perf_counter()
 
-    def add(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
+    def add(edge: Edge, jacobian: Jacobian) -> None:
         start = now()
-        settle(total, graph.targets[edge].shape, groups, factors)
+        total.add_share(jacobian)
         name = names[id(graph.targets[edge])]
         spent[name] = spent.get(name, 0.0) + now() - start
 
-    walk = Walk(graph, add, Budget(compute.budget_for(losses, None)))
     start = now()
-    in_graph_task(lambda: walk.run(seeds_for(losses)))
+    walked(graph, losses, add, Meter(MemoryLimits.of(losses, None)))
     return now() - start, spent
 
 

@@ -12,7 +12,7 @@ import gramjd
 from gramjd import backward
 from gramjd import losses as checks
 from gramjd._capture import check_like
-from gramjd.engine.layout import placed
+from gramjd.engine.cotangent import index_tensor
 from gramjd.errors import InputError
 
 ASKS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::item"}
@@ -63,10 +63,10 @@ def test_a_step_asks_the_device_nothing(name: str, update: str, monkeypatch: pyt
 
 def test_an_index_is_uploaded_once() -> None:
     device = torch.device("meta")
-    first = placed(np.arange(5), device)
-    assert placed(np.arange(5), device) is first
-    assert placed(np.arange(6), device) is not first
-    assert placed(np.arange(5) > 2, device).dtype == torch.bool
+    first = index_tensor(np.arange(5), device)
+    assert index_tensor(np.arange(5), device) is first
+    assert index_tensor(np.arange(6), device) is not first
+    assert index_tensor(np.arange(5) > 2, device).dtype == torch.bool
 
 
 def test_needs_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:

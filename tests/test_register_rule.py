@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gramjd import explain, gramian, register_rule
-from gramjd.engine.node import NodeView
+from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules import TABLE
-from gramjd.engine.rules.vocabulary import Rule, all_but, pointwise
+from gramjd.engine.rules.vocabulary import mixing, pointwise
 from gramjd.errors import DenseRowsWarning, RuleError
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64
@@ -61,13 +61,11 @@ class Scaled(torch.autograd.Function):
         return g * scale, (g * x).sum(0)
 
 
-def scaled_rule(visit: NodeView) -> None:
+def scaled_rule(node: NodeView) -> Sends:
     """Cotangents of both inputs by hand; the broadcast one is left for the walk to sum."""
-    x, scale = visit.node.saved_tensors if not visit.dry else (None, None)
-    shape = visit.output().shape
-    for group in visit.groups():
-        visit.send(0, group.layout, None if visit.dry else group.values * scale)
-        visit.send(1, group.layout, None if visit.dry else group.values * x, shape)
+    for c in node.cotangents():
+        yield node.send(0, c.layout, lambda: c.values * node.saved_tensors[1])
+        yield node.send(1, c.layout, lambda: c.values * node.saved_tensors[0], shape=c.shape)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +96,7 @@ def losses_of(function: type[torch.autograd.Function]) -> Tensor:
 
 RULES: dict[str, tuple[type[torch.autograd.Function], Rule]] = {
     "CubeBackward": (Cube, pointwise),
-    "SoftlyBackward": (Softly, all_but(lambda visit: [len(visit.output().shape) - 1])),
+    "SoftlyBackward": (Softly, mixing(lambda node: [len(node.output().shape) - 1])),
     "ScaledBackward": (Scaled, scaled_rule),
 }
 
@@ -136,32 +134,32 @@ def test_a_rule_serves_stacked_rows_too(name: str) -> None:
 
 def test_a_decorator_returns_the_function() -> None:
     @register_rule("CubeBackward")
-    def rule(visit: NodeView) -> None:
-        pointwise(visit)
+    def rule(node: NodeView) -> Sends:
+        return pointwise(node)
 
     assert TABLE["CubeBackward"] is rule
     losses = losses_of(Cube)
     assert relative_error(gramian(losses), oracle_gramian(losses)) < 1e-12
 
 
-def short(visit: NodeView) -> None:
-    for group in visit.groups():
-        visit.send(0, group.layout, group.values[:, :, :-1])
+def short(node: NodeView) -> Sends:
+    for c in node.cotangents():
+        yield node.send(0, c.layout, lambda: c.values[:, :, :-1])
 
 
-def unstacked(visit: NodeView) -> None:
-    for group in visit.groups():
-        visit.send(0, group.layout, group.values[0])
+def unstacked(node: NodeView) -> Sends:
+    for c in node.cotangents():
+        yield node.send(0, c.layout, lambda: c.values[0])
 
 
-def other_layout(visit: NodeView) -> None:
+def other_layout(node: NodeView) -> Sends:
     from gramjd.engine.layout import dense
 
-    for group in visit.groups():
-        visit.send(0, dense([0], 7), group.values)
+    for c in node.cotangents():
+        yield node.send(0, dense([0], 7), lambda: c.values)
 
 
-WRONG: dict[str, tuple[Callable[[NodeView], None], str]] = {
+WRONG: dict[str, tuple[Rule, str]] = {
     "one column short": (short, r"rule of CubeBackward returned shape \(1, 4, 5\) for input 0; expected \(1, 4, 6\)"),
     "no stacked rows": (unstacked, r"rule of CubeBackward returned shape \(4, 6\).*stacked rows first"),
     "layout of another size": (other_layout, r"rule of CubeBackward returned a layout for another size than \(4, 6\)"),

@@ -166,7 +166,7 @@ def _at_once(
         needed = dense_peak(graph, losses)
         raise BudgetError(
             f"{what} at once, {in_bytes(needed)}, but memory_budget is {in_bytes(limits.rows)}: raise it to at least "
-            f"{needed} bytes, or take fewer losses at a time"
+            f"{needed} bytes, or ask for fewer losses at a time"
         ) from None
 
 

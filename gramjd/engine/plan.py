@@ -121,7 +121,8 @@ def plan_of(
     parametric = tuple([t is not None and ancestry.leads(t[0]) for t in targets])
     arrived = tuple([(nr, c.layout, c.donated) for nr, queue in arrivals.items() for c in queue])
     steady = name not in rules.CUSTOM and node not in graph.hooks.nodes
-    key = (name, outputs, inputs, parametric, arrived)
+    rule = rules.rule_for(graph, node)
+    key = (rule, name, outputs, inputs, parametric, arrived)
     if steady:
         for plan in _known.plans.get(key, ()):
             if not plan.busy and _agrees(node, plan.view.guards):
@@ -130,7 +131,7 @@ def plan_of(
                 return plan
     view = NodeView(name, outputs, inputs, parametric)
     view.bind(graph, node, charge)
-    plan = NodePlan(view, arrivals, rules.rule_for(graph, node))
+    plan = NodePlan(view, arrivals, rule)
     plan.busy, plan.key = True, key if steady else None
     return plan
 

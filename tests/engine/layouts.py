@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.layout import Layout, Piece, Rows, canonical
+from gramjd.engine.layout import Layout, Piece, Owners, canonical
 
 M = 5
 SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple)
 
 
-def expand(pieces: Sequence[Piece], rows: Rows, values: Tensor) -> Tensor:
+def expand(pieces: Sequence[Piece], rows: Owners, values: Tensor) -> Tensor:
     """`[M, *shape]`: each element of each stacked row added to the loss that owns its slice."""
     out = torch.zeros(M, math.prod(values.shape[1:]), dtype=torch.float64)
     flat = values.reshape(len(values), -1)
@@ -34,7 +34,7 @@ def expand(pieces: Sequence[Piece], rows: Rows, values: Tensor) -> Tensor:
 
 def dense_rows(group: Cotangent) -> Tensor:
     """The model of a group."""
-    return expand(group.layout.pieces, group.layout.rows, group.values)
+    return expand(group.layout.pieces, group.layout.owners, group.values)
 
 
 def factors(draw: st.DrawFn, size: int) -> list[int]:
@@ -55,7 +55,7 @@ def pieces_of(draw: st.DrawFn, shape: Sequence[int]) -> list[Piece]:
 
 
 @st.composite
-def rows_of(draw: st.DrawFn, pieces: Sequence[Piece], stacked: int | None = None) -> Rows:
+def rows_of(draw: st.DrawFn, pieces: Sequence[Piece], stacked: int | None = None) -> Owners:
     """Owners of the slices: distinct, repeating or nobody."""
     K = draw(st.integers(1, 3)) if stacked is None else stacked
     shape = (K, *(p.size for p in pieces if p.diagonal))
@@ -68,7 +68,7 @@ def rows_of(draw: st.DrawFn, pieces: Sequence[Piece], stacked: int | None = None
     return np.where(random.random(shape) < 0.4, -1, rows) if kind == "nobody now and then" else rows
 
 
-def values_of(pieces: Sequence[Piece], rows: Rows, shape: Sequence[int], seed: int) -> Tensor:
+def values_of(pieces: Sequence[Piece], rows: Owners, shape: Sequence[int], seed: int) -> Tensor:
     """Small integers (sums are exact), zero in slices that belong to nobody."""
     K = len(rows)
     random = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def groups(draw: st.DrawFn, shape: Sequence[int] | None = None) -> Cotangent:
     if not (rows >= 0).any():
         rows.flat[-1] = M - 1
     values = values_of(pieces, rows, shape, draw(st.integers(0, 2**20)))
-    return Cotangent(canonical(pieces, rows), values)
+    return Cotangent.of(canonical(pieces, rows), values)
 
 
 def is_canonical(layout: Layout) -> bool:
@@ -94,4 +94,4 @@ def is_canonical(layout: Layout) -> bool:
     kinds = [p.diagonal for p in layout.pieces]
     sizes = [p.size for p in layout.pieces if p.diagonal]
     alternate = all(a != b for a, b in pairwise(kinds))
-    return alternate and all(p.size > 1 for p in layout.pieces) and list(layout.rows.shape[1:]) == sizes
+    return alternate and all(p.size > 1 for p in layout.pieces) and list(layout.owners.shape[1:]) == sizes

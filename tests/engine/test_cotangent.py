@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.engine.cotangent import Cotangent, densify, materialised, reduce_to, unite
+from gramjd.engine.cotangent import Cotangent, by_loss, densify, reduce_to, unite
 from gramjd.engine.layout import Piece, canonical, diagonal_dims
 from tests.engine.layouts import SHAPES, dense_rows, groups, is_canonical, rows_of
 
@@ -49,7 +49,7 @@ def test_densify_some_dimensions(group: Cotangent, data: st.DataObject) -> None:
 @given(groups(), st.data())
 def test_densify_at_a_shape_that_does_not_nest(group: Cotangent, data: st.DataObject) -> None:
     shape = tuple(data.draw(st.permutations(list(group.shape))))
-    viewed = Cotangent(group.layout, group.values.reshape(-1, *shape))
+    viewed = Cotangent.of(group.layout, group.values.reshape(-1, *shape))
     spread = densify(viewed, set(range(len(shape))))
     assert torch.equal(dense_rows(spread), dense_rows(viewed))
     assert not spread.layout.diagonal
@@ -91,22 +91,23 @@ def test_unite(data: st.DataObject, shape: tuple[int, ...], count: int) -> None:
 @given(st.data(), SHAPES, st.integers(2, 4))
 def test_unite_adds_what_has_the_same_owners(data: st.DataObject, shape: tuple[int, ...], count: int) -> None:
     first = data.draw(groups(shape))
-    united = unite([Cotangent(first.layout, n * first.values) for n in range(1, count + 1)])
+    united = unite([Cotangent.of(first.layout, n * first.values) for n in range(1, count + 1)])
     assert len(united) == 1
     assert torch.equal(dense_rows(united[0]), math.comb(count + 1, 2) * dense_rows(first))
     assert united[0].layout.stacked <= first.layout.stacked
 
 
 @given(st.data(), SHAPES, st.integers(1, 6), st.integers(0, 2**20))
-def test_materialised(data: st.DataObject, shape: tuple[int, ...], R: int, seed: int) -> None:
+def test_rows_by_loss(data: st.DataObject, shape: tuple[int, ...], R: int, seed: int) -> None:
     rows = data.draw(rows_of([], R))
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-4, 5, (R, *shape), generator=generator).double()
-    group = materialised(rows, values)
+    layout, sums = by_loss(rows, math.prod(shape))
+    group = Cotangent.of(layout, sums(values))
     owned = sorted({int(i) for i in rows if i >= 0})
-    assert sorted(group.layout.rows.tolist()) == owned
+    assert sorted(group.layout.owners.tolist()) == owned
     for i in owned:
-        place = group.layout.rows.tolist().index(i)
+        place = group.layout.owners.tolist().index(i)
         mine = [k for k in range(R) if rows[k] == i]
         assert torch.equal(group.values[place], values[mine].sum(0))
 
@@ -116,8 +117,8 @@ def test_one_sample_a_row_is_spread_to_a_diagonal(stacked: int) -> None:
     """The common case by hand: [K, b, d] to [K b, b, d], zero off the diagonal."""
     values = torch.arange(1.0, 1 + stacked * 4 * 2).view(stacked, 4, 2)
     layout = canonical([Piece(4, True), Piece(2, False)], np.arange(stacked * 4).reshape(stacked, 4))
-    spread = densify(Cotangent(layout, values), {0})
-    assert spread.layout.rows.tolist() == list(range(4 * stacked))
+    spread = densify(Cotangent.of(layout, values), {0})
+    assert spread.layout.owners.tolist() == list(range(4 * stacked))
     for k in range(stacked):
         for n in range(4):
             expected = torch.zeros(4, 2)

@@ -47,19 +47,19 @@ def test_canonical_changes_nothing(data: st.DataObject, shape: tuple[int, ...], 
     values = values_of(pieces, rows, shape, seed)
     layout = canonical(pieces, rows)
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Cotangent(layout, values)), expand(pieces, rows, values))
+    assert torch.equal(dense_rows(Cotangent.of(layout, values)), expand(pieces, rows, values))
 
 
 @given(groups())
 def test_canonical_twice_is_canonical_once(group: Cotangent) -> None:
-    again = canonical(group.layout.pieces, group.layout.rows)
+    again = canonical(group.layout.pieces, group.layout.owners)
     assert again.key == group.layout.key
 
 
 @given(groups())
 def test_what_a_layout_says_of_itself(group: Cotangent) -> None:
     layout = group.layout
-    owned = {int(i) for i in layout.rows.reshape(-1) if i >= 0}
+    owned = {int(i) for i in layout.owners.reshape(-1) if i >= 0}
     assert layout.losses == len(owned)
     assert layout.stacked == len(group.values)
     assert layout.diagonal == any(p.diagonal for p in layout.pieces)
@@ -93,7 +93,7 @@ def test_split_at_any_shape(group: Cotangent, data: st.DataObject) -> None:
 def test_a_reshape_needs_nothing(group: Cotangent, data: st.DataObject) -> None:
     numel = math.prod(group.shape)
     shape = data.draw(st.sampled_from([(numel,), (1, numel), (numel, 1), tuple(group.shape[::-1])]))
-    moved = Cotangent(group.layout, group.values.reshape(len(group.values), *shape))
+    moved = Cotangent.of(group.layout, group.values.reshape(len(group.values), *shape))
     assert torch.equal(dense_rows(moved), dense_rows(group).reshape(M, *shape))
 
 
@@ -112,7 +112,7 @@ def test_carry_permutes(group: Cotangent, data: st.DataObject) -> None:
     layout = carry(group.layout, group.shape, to_shape, {d: to for to, d in enumerate(order)})
     values = group.values.permute(0, *(1 + d for d in order))
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Cotangent(layout, values)), dense_rows(group).permute(0, *(1 + d for d in order)))
+    assert torch.equal(dense_rows(Cotangent.of(layout, values)), dense_rows(group).permute(0, *(1 + d for d in order)))
 
 
 @given(groups(), st.data())
@@ -131,7 +131,7 @@ def test_carry_replaces_what_is_mixed(group: Cotangent, data: st.DataObject) -> 
         return (t.sum(gone) if gone else t).unsqueeze(1 + place).expand(len(t), *to_shape)
 
     layout = carry(group.layout, group.shape, to_shape, to_dim)
-    assert torch.equal(dense_rows(Cotangent(layout, linear(group.values))), linear(dense_rows(group)))
+    assert torch.equal(dense_rows(Cotangent.of(layout, linear(group.values))), linear(dense_rows(group)))
 
 
 @st.composite
@@ -159,8 +159,8 @@ def test_rejoin_undoes_along(case: tuple[Cotangent, int]) -> None:
     layout = rejoin(*parts)
     assert layout is not None
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Cotangent(layout, group.values)), dense_rows(group))
-    assert len(layout.rows.reshape(-1)) <= len(parts[2].reshape(-1))
+    assert torch.equal(dense_rows(Cotangent.of(layout, group.values)), dense_rows(group))
+    assert len(layout.owners.reshape(-1)) <= len(parts[2].reshape(-1))
 
 
 def test_rejoin_of_what_nobody_owns() -> None:
@@ -172,14 +172,14 @@ def test_rejoin_coarsens_runs() -> None:
     layout = rejoin([], [Piece(3, False)], np.array([[0, 0, 1, 1]]))
     assert layout is not None
     assert layout.structure == ((2, True), (6, False))
-    assert layout.rows.tolist() == [[0, 1]]
+    assert layout.owners.tolist() == [[0, 1]]
 
 
 def test_rejoin_of_one_owner_has_no_batch_axis() -> None:
     layout = rejoin([], [Piece(3, False)], np.array([[2, 2, 2, 2]]))
     assert layout is not None
     assert layout.structure == ((12, False),)
-    assert layout.rows.tolist() == [2]
+    assert layout.owners.tolist() == [2]
 
 
 @given(with_dim(), st.data())
@@ -194,7 +194,7 @@ def test_gather(case: tuple[Cotangent, int], data: st.DataObject) -> None:
         return
     values = group.values.index_select(1 + dim, torch.from_numpy(index))
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Cotangent(layout, values)), expected)
+    assert torch.equal(dense_rows(Cotangent.of(layout, values)), expected)
 
 
 @given(with_dim(), st.data())
@@ -215,7 +215,7 @@ def test_scatter(case: tuple[Cotangent, int], data: st.DataObject) -> None:
         assert not expected.any()
         return
     assert is_canonical(layout)
-    assert torch.equal(dense_rows(Cotangent(layout, move(group.values))), expected)
+    assert torch.equal(dense_rows(Cotangent.of(layout, move(group.values))), expected)
 
 
 @given(with_dim(), st.data())
@@ -230,19 +230,19 @@ def test_gather_undoes_scatter(case: tuple[Cotangent, int], data: st.DataObject)
     assert away is not None
     back = gather(away, wide, dim, index)
     assert back is not None
-    assert torch.equal(dense_rows(Cotangent(back, group.values)), dense_rows(group))
+    assert torch.equal(dense_rows(Cotangent.of(back, group.values)), dense_rows(group))
 
 
 @given(st.data(), SHAPES, seeds, st.integers(1, 3))
 def test_overlay(data: st.DataObject, shape: tuple[int, ...], seed: int, K: int) -> None:
     pieces = data.draw(pieces_of(shape))
     pair = [data.draw(rows_of(pieces, K)) for _ in range(2)]
-    a, b = (Cotangent(canonical(pieces, r), values_of(pieces, r, shape, seed + n)) for n, r in enumerate(pair))
+    a, b = (Cotangent.of(canonical(pieces, r), values_of(pieces, r, shape, seed + n)) for n, r in enumerate(pair))
     both = overlay(a.layout, b.layout)
     clash = ((pair[0] >= 0) & (pair[1] >= 0) & (pair[0] != pair[1])).any()
     assert (both is None) == bool(clash)
     if both is not None:
-        assert torch.equal(dense_rows(Cotangent(both, a.values + b.values)), dense_rows(a) + dense_rows(b))
+        assert torch.equal(dense_rows(Cotangent.of(both, a.values + b.values)), dense_rows(a) + dense_rows(b))
 
 
 def test_overlay_refuses_other_structures() -> None:
@@ -256,5 +256,5 @@ def test_dense(numel: int) -> None:
     layout = dense([3, 1, 3], numel)
     values = torch.arange(3.0 * numel, dtype=torch.float64).view(3, numel) + 1
     expected = torch.zeros(M, numel, dtype=torch.float64).index_add(0, torch.tensor([3, 1, 3]), values)
-    assert torch.equal(dense_rows(Cotangent(layout, values)), expected)
+    assert torch.equal(dense_rows(Cotangent.of(layout, values)), expected)
     assert not layout.diagonal

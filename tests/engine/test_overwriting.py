@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 import gramjd
 from gramjd import backward
-from gramjd.engine import remember, rules
+from gramjd.engine import rules, walk
 from gramjd.engine.cotangent import Cotangent, added, appended
 from gramjd.engine.layout import dense
-from gramjd.engine.rules import convolution, matmul, pointwise, vocabulary
+from gramjd.engine.rules import pointwise, vocabulary
 from gramjd.kernels import cost
 from tests.oracle import assert_close_gramian, oracle_gramian
 
@@ -32,9 +32,9 @@ def written(monkeypatch) -> list[str]:
     seen: list[str] = []
 
     def note(formula):
-        def noted(visit, c):
-            seen.append(visit.name)
-            return formula(visit, c)
+        def noted(node, c):
+            seen.append(node.name)
+            return formula(node, c)
 
         return noted
 
@@ -108,18 +108,16 @@ LAYERS = {
 def room(monkeypatch) -> list[str]:
     """Next to no room for temporaries. The names of the nodes that wrote over what they were given instead."""
     seen: list[str] = []
-    remember.forget()
+    written_over = walk._written_over
 
-    def noted(visit, *arguments):
-        found = vocabulary.written_over(visit, *arguments)
-        seen.extend([visit.name] if found is not None else [])
-        return found
+    def noted(values, step, over):
+        seen.append(step.name)
+        return written_over(values, step, over)
 
     monkeypatch.setattr(cost, "SLAB", 8)
     monkeypatch.setattr(cost, "LEAST_SLAB", 8)
     monkeypatch.setattr(vocabulary, "IN_CACHE", 50)
-    for rule in (matmul, convolution):
-        monkeypatch.setattr(rule, "written_over", noted)
+    monkeypatch.setattr(walk, "_written_over", noted)
     return seen
 
 
@@ -134,7 +132,7 @@ def net(kind: str, frozen: bool = False) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_write_over_what_their_parameters_took(room, kind):
     model, x = net(kind)
-    for _ in range(3):  # walked, recorded, replayed
+    for _ in range(3):  # planned, and from the plan
         losses = model(x).square().sum(1)
         assert_close_gramian(gramjd.gramian(losses), oracle_gramian(losses), 1e-12)
     assert len(set(room)) == 1
@@ -205,20 +203,20 @@ def test_sums_go_to_memory_that_is_owned():
     layout = dense(torch.arange(2).numpy(), 3)
 
     def group(number: float, owned: bool) -> Cotangent:
-        return Cotangent(layout, torch.full((2, 3), number), owned=owned)
+        return Cotangent.of(layout, torch.full((2, 3), number), donated=owned)
 
     for one, other in ((False, False), (False, True), (True, False), (True, True)):
         a, b = group(1.0, one), group(2.0, other)
         total = added(a, b)
         assert torch.equal(total.values, torch.full((2, 3), 3.0))
-        assert total.owned
+        assert total.donated
         assert one or torch.equal(a.values, torch.ones(2, 3))
         assert other or torch.equal(b.values, torch.full((2, 3), 2.0))
         assert (total is a, total is b) == (one, other and not one)
 
 
 def rows_of(values: Tensor, owners: list[int], owned: bool = True) -> Cotangent:
-    return Cotangent(dense(np.array(owners), values[0].numel()), values, owned=owned)
+    return Cotangent.of(dense(np.array(owners), values[0].numel()), values, donated=owned)
 
 
 def test_rows_that_arrive_one_by_one_are_put_where_they_will_stand(room):
@@ -229,10 +227,10 @@ def test_rows_that_arrive_one_by_one_are_put_where_they_will_stand(room):
         for n, owner in ((1, 0), (2, 7), (3, 5)):
             more = appended(total, rows_of(parts[n], [owner]), 4 - n, charged.append)
             assert more is not None
-            assert n == 1 or more.reserved is total.reserved
+            assert n == 1 or more._memory is total._memory
             total = more
         assert torch.equal(total.values, torch.cat(parts))
-        assert total.layout.rows.tolist() == [3, 0, 7, 5]
+        assert total.layout.owners.tolist() == [3, 0, 7, 5]
         assert charged == [4 * 20 * 4]
         one = rows_of(parts[0], [3])
         for other, more in [

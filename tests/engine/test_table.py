@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gramjd
-from gramjd.engine import autograd, graph, rules
+from gramjd.engine import autograd, graph, plan, rules
 from gramjd.engine.node import NodeView
 from gramjd.engine.rules import CUSTOM, TABLE, parallel, pointwise
 from tests.engine.imitations import MODELS, losses_of, other_devices
@@ -74,7 +74,8 @@ def test_lists_name_entries_of_the_table() -> None:
 
 def test_nodes_that_are_named_elsewhere_exist() -> None:
     """Those treated in a special way, beside the table."""
-    for names in (graph.PRODUCTS, autograd.WRONG_UNDER_VMAP, pointwise.OVERWRITING):
+    overwriting = {f"{name}Backward0" for name in pointwise._FORMULAS}
+    for names in (graph.PRODUCTS, autograd.WRONG_UNDER_VMAP, overwriting):
         assert names
         assert {name for name in names if node_class(name) is None} == set()
     assert set(rules.ISOMETRIES) <= set(entries())
@@ -92,10 +93,11 @@ class Survey(NamedTuple):
 def survey() -> Survey:
     found = Survey(set(), set(), set())
     original = NodeView.saved
+    plan.forget()
 
-    def noted(visit: NodeView, name: str) -> Any:
-        found.read.add((visit.node.name(), name))
-        return original(visit, name)
+    def noted(node: NodeView, name: str) -> Any:
+        found.read.add((node.name, name))
+        return original(node, name)
 
     with pytest.MonkeyPatch.context() as patch, single_thread():
         patch.setattr(NodeView, "saved", noted)

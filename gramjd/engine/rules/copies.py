@@ -133,7 +133,7 @@ def _index_fill(node: NodeView, ladders: list[Tensor]) -> Tensor:
 
 def _masked_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
     mask, base = node.saved("mask").cpu(), _whole(node, ladders[0])
-    given = ladders[1] if node.wants(1) else torch.full((math.prod(node.integers("source_sym_sizes")),), -1)
+    given = ladders[1] if node.wants(1) else torch.full((base.numel(),), -1)
     return base.masked_scatter(mask.expand(base.shape), given)
 
 
