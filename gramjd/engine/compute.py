@@ -20,6 +20,7 @@ from gramjd.engine.layout import Mask, Owners
 from gramjd.engine.memory import NO_LIMITS, MemoryLimits, Meter, OverBudgetError
 from gramjd.engine.node import LostAxis
 from gramjd.engine.parameter import Jacobian
+from gramjd.engine.structure import structured
 from gramjd.engine.walk import OnTarget, walked
 from gramjd.errors import BudgetError, DenseRowsWarning, InputError, InputsWarning, in_bytes, warn
 
@@ -34,7 +35,7 @@ def read(
     graph = graphs.read(losses, inputs, missing_ok)
     if everything:
         graph.targets |= graph.others
-    graph.hooks = hooks.find(graph)
+    graph.hooks = hooks.find(structured(graph))
     return graph
 
 

@@ -175,28 +175,28 @@ class Outer(Factor):
     NAMES = ("x", "c")
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    def dtype(self) -> torch.dtype:
         return torch.promote_types(self.x.dtype, self.c.dtype)
 
-    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         e = outer.extent(self.x, self.c)
         name = outer.route(e, cost.constants_of(device, dtype))
         return name, 2 * outer.operations(name, e)
 
-    def samples(self) -> tuple[int, int]:  # noqa: D102
+    def samples(self) -> tuple[int, int]:
         return self.c.shape[0], self.c.shape[2]
 
-    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         return outer.gram_outer(self.x, self.c, dtype, known)
 
-    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def norms(self, dtype: torch.dtype) -> Tensor:
         return norms.norms_outer(self.x, self.c, dtype)
 
-    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+    def weighted(self, w: Tensor) -> Tensor:
         total = weighting.weighted_outer(self.x, self.c, w)
         return (total.mT if self.flipped else total).reshape(self.shape)
 
-    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
         x, c = self.x, self.c
         if len(self.shape) == 3:
             parts = [self._one(x[g], c[:, g], dtype) for g in range(lo, hi)]
@@ -224,14 +224,14 @@ class Outer(Factor):
             return None
         return replace(self, x=self.c[0], c=self.x[None], flipped=not self.flipped)
 
-    def upright(self, shape: Sequence[int]) -> Factor:  # noqa: D102
+    def upright(self, shape: Sequence[int]) -> Factor:
         region = self.region(shape) if len(self.shape) == 2 else None
         if region is None or len(region[1]) < 2 or region[1][0] >= region[1][1]:
             return self
         chain = (TRANSPOSED, *self.chain)
         return replace(self, shape=self.shape[::-1], flipped=not self.flipped, chain=chain)
 
-    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:
         if isinstance(other, Outer):
             turned = other if other.flipped == self.flipped else other.turned()
             if turned is not None:
@@ -250,35 +250,35 @@ class Gathered(Factor):
 
     NAMES = ("ids", "c")
 
-    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         K, b, T, d = self.c.shape
         R, U = K * b, len(torch.unique(self.ids))
         name = gathered.route(R, T, U, d)
         return name, 2 * ((R * T) ** 2 if name == "pairwise" else R * R * U) * d
 
-    def samples(self) -> tuple[int, int]:  # noqa: D102
+    def samples(self) -> tuple[int, int]:
         return self.c.shape[0], self.c.shape[1]
 
-    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         return gathered.gram_gathered(self.ids, self.c, dtype)
 
-    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def norms(self, dtype: torch.dtype) -> Tensor:
         return norms.norms_gathered(self.ids, self.c, dtype)
 
-    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+    def weighted(self, w: Tensor) -> Tensor:
         return weighting.weighted_gathered(self.ids, self.c, w, self.shape[0])
 
-    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
         return gathered.gathered_rows(self.ids, self.c, lo, hi, dtype)
 
-    def join(self, other: Factor) -> Factor | None:  # noqa: D102
+    def join(self, other: Factor) -> Factor | None:
         if not isinstance(other, Gathered) or other.shape != self.shape:
             return None
         if other.c.shape[:2] != self.c.shape[:2] or (other.owners != self.owners).any():
             return None
         return replace(self, ids=torch.cat([self.ids, other.ids], 1), c=torch.cat([self.c, other.c], 2))
 
-    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def cross(self, other: Factor, dtype: torch.dtype) -> Tensor:
         if isinstance(other, Gathered):
             return crossing.cross_gathered(self.ids, self.c, other.ids, other.c, dtype)
         if isinstance(other, Outer):
@@ -301,31 +301,31 @@ class Convolution(Factor):
     NAMES = ("x", "c")
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    def dtype(self) -> torch.dtype:
         return torch.promote_types(self.x.dtype, self.c.dtype)
 
-    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         sizes = convolution.sizes(*self._operands())
         name = convolution.route(sizes, cost.constants_of(device, dtype))
         return name, 2 * convolution.operations(name, sizes)
 
-    def samples(self) -> tuple[int, int]:  # noqa: D102
+    def samples(self) -> tuple[int, int]:
         return self.c.shape[0], self.c.shape[1]
 
-    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         return convolution.gram_convolution(*self._operands(), dtype)
 
     def _operands(self) -> tuple[Tensor, Tensor, convolution.Window]:
         x, c = (self.c, self.x[None]) if self.transposed else (self.x, self.c)
         return x, c, convolution.Window(self.shape[2:], **self.options)
 
-    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def norms(self, dtype: torch.dtype) -> Tensor:
         return norms.norms_convolution(*self._operands(), dtype)
 
-    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+    def weighted(self, w: Tensor) -> Tensor:
         return weighting.weighted_convolution(self.x, self.c, w, self.shape, self.transposed, self.options)
 
-    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
         x, c, window = self._operands()
         whole = window.groups > 1
         J = patches.convolution_rows(x, c if whole else c[:, :, lo:hi], *window, dtype=dtype)
@@ -351,14 +351,14 @@ class GivenRows(Factor):
         layout = cotangent.layout
         return cls(_blocks(layout), cotangent.shape, cotangent.operation, values, layout)
 
-    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:  # noqa: D102
+    def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         route = "own slices" if self.layout.diagonal else "rows"
         return route, 2 * self.layout.stacked * self.values.numel()
 
-    def samples(self) -> tuple[int, int]:  # noqa: D102
+    def samples(self) -> tuple[int, int]:
         return self.layout.stacked, math.prod(self.layout.owners.shape[1:])
 
-    def describe(self) -> str:  # noqa: D102
+    def describe(self) -> str:
         return self.layout.describe()
 
     @cached_property
@@ -375,16 +375,16 @@ class GivenRows(Factor):
         b = math.prod(pieces[a - 1].size for a in own)
         return split.permute(*own, 0, *rest).reshape(b, layout.stacked, -1)
 
-    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:  # noqa: D102
+    def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         J, dtype = self.parted, torch.promote_types(self.parted.dtype, dtype)
         return given.gram_own_slices(J, dtype) if J.ndim == 3 else given.gram_rows(J, dtype)
 
-    def norms(self, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def norms(self, dtype: torch.dtype) -> Tensor:
         J = self.parted
         found = norms.norms_rows(J.flatten(0, -2), torch.promote_types(J.dtype, dtype))
         return found.view(J.shape[:-1])
 
-    def weighted(self, w: Tensor) -> Tensor:  # noqa: D102
+    def weighted(self, w: Tensor) -> Tensor:
         layout, values = self.layout, self.values
         if not layout.diagonal:
             return (w.to(values.dtype) @ values.reshape(layout.stacked, -1)).view(self.shape)
@@ -393,7 +393,7 @@ class GivenRows(Factor):
         spread = w.T.reshape(shape).to(values.dtype)
         return (spread * values.reshape(layout.stacked, *sizes)).sum(0).view(self.shape)
 
-    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:  # noqa: D102
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
         values = self.values.to(torch.promote_types(self.values.dtype, dtype))
         return values[:, lo:hi] if self.shape else values.unsqueeze(1)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -45,7 +43,7 @@ class Metadata(NamedTuple):
     device: Any
 
 
-def _metadata_of(node: Node, given: Any) -> Metadata:
+def metadata_of(node: Node, given: Any) -> Metadata:
     if given.is_nested_tensor:
         raise GraphError(
             f"{node.name()} produces a nested tensor, which cannot be walked: use a padded tensor and a mask"
@@ -71,19 +69,25 @@ class Graph:
     # Leaves that are no parameters, where parameters are the inputs because none were named.
     others: dict[Edge, Tensor] = field(default_factory=dict)
     hooks: Any = None
+    # A `Structure`: see there.
+    structure: Any = None
     # Where nodes copy elements to, for those that had to be called to find out.
     sources: dict[Node, Any] = field(default_factory=dict)
-    _metadata: dict[Node, list[Metadata]] = field(default_factory=dict)
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All nodes, in the order that their structure numbers them in."""
+        return list(self.edges)
+
+    @property
+    def visited(self) -> list[Node]:
+        """The nodes that lead to an input, in the order of a walk."""
+        return [self.nodes[n] for n in self.structure.order]
 
     @cached_property
     def children(self) -> dict[Node, tuple[Edge, ...]]:
         """The edges of each node that lead somewhere."""
         return {node: tuple([e for e in edges if e[0] is not None]) for node, edges in self.edges.items()}
-
-    @cached_property
-    def arrivals(self) -> dict[Node, int]:
-        """How many messages each node waits for."""
-        return Counter(child for edges in self.children.values() for child, _ in edges)
 
     @cached_property
     def leaves(self) -> dict[Edge, Tensor]:
@@ -99,32 +103,9 @@ class Graph:
                 found.setdefault(node, set()).add(nr)
         return {node: sorted(outputs) for node, outputs in found.items()}
 
-    @cached_property
-    def wanted(self) -> set[Node]:
-        """Nodes from which an input can be reached."""
-        parents: dict[Node, list[Node]] = {}
-        for node, edges in self.children.items():
-            for child, _ in edges:
-                parents.setdefault(child, []).append(node)
-        stack = [node for node, _ in self.targets if node in self.edges]
-        found = set(stack)
-        while stack:
-            above = [node for node in parents.get(stack.pop(), ()) if node not in found]
-            found.update(above)
-            stack += above
-        return found
-
-    def target_of(self, edge: Edge) -> Edge | None:
-        """Where an edge of a node leads, if an input of interest lies behind it and it has elements."""
-        node, nr = edge
-        return edge if node in self.wanted and math.prod(self.metadata(node)[nr].shape) else None
-
     def metadata(self, node: Node) -> list[Metadata]:
         """One entry per output of the node."""
-        found = self._metadata.get(node)
-        if found is None:
-            found = self._metadata[node] = [_metadata_of(node, m) for m in _torch.outputs_of(node)]
-        return found
+        return [metadata_of(node, m) for m in _torch.outputs_of(node)]
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -191,42 +172,3 @@ def _refuse_sharded(tensor: Tensor) -> None:
     held = tensor.layout == torch.strided and tensor.numel() > 0 and not tensor.is_meta
     if held and not tensor.untyped_storage().nbytes():
         raise GraphError(f"a parameter of shape {tuple(tensor.shape)} has no memory: {FSDP}")
-
-
-@dataclass
-class Ancestry:
-    """What lies below a node, remembered for one walk. `isometries`: names that a factor may pass through."""
-
-    graph: Graph
-    isometries: Container[str]
-    _leads: dict[Node, bool] = field(default_factory=dict)
-    _parameters: dict[Node, bool] = field(default_factory=dict)
-
-    def leads(self, node: Node) -> bool:
-        """Whether a node is an input of interest or an isometry of one."""
-        if node not in self._leads:
-            if self.graph.names[node] == LEAF:
-                found = (node, 0) in self.graph.targets
-            else:
-                edges = self.graph.children[node]
-                found = self.graph.names[node] in self.isometries and len(edges) == 1 and self.leads(edges[0][0])
-            self._leads[node] = found
-        return self._leads[node]
-
-    def parameters_only(self, node: Node) -> bool:
-        """Whether no data enters below, as far as the graph shows: data enter a product that has one operand in it."""
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            if top in self._parameters:
-                stack.pop()
-                continue
-            below = [child for child, _ in self.graph.children[top]]
-            missing = [child for child in below if child not in self._parameters]
-            if missing:
-                stack += missing
-                continue
-            constant = self.graph.names[top] in PRODUCTS and any(child is None for child, _ in top.next_functions[:2])
-            self._parameters[top] = not constant and all(self._parameters[child] for child in below)
-            stack.pop()
-        return self._parameters[node]

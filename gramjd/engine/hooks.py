@@ -62,7 +62,7 @@ def find(graph: Graph) -> Hooks:
     for node, _ in graph.targets:
         if graph.names.get(node) == LEAF and _torch.leaf_hooks(node.variable):
             hooks.edges.add((node, 0))
-    inner = [node for node in graph.wanted if graph.names[node] != LEAF]
+    inner = [node for node in graph.visited if graph.names[node] != LEAF]
     fresh = all(_torch.sequence_number(node) > _last.sequence for node in inner)
     if not (fresh and handles == _last.handles):
         _search(graph, inner, hooks)

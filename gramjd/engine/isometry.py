@@ -38,10 +38,10 @@ class View(Isometry):
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
-    def push(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def push(self, parameter: Tensor) -> Tensor:
         return parameter.view(self.after)
 
-    def pull(self, rows: Tensor) -> Tensor:  # noqa: D102
+    def pull(self, rows: Tensor) -> Tensor:
         return rows.reshape(len(rows), *self.before)
 
 
@@ -51,10 +51,10 @@ class Permute(Isometry):
 
     order: tuple[int, ...] = ()
 
-    def push(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def push(self, parameter: Tensor) -> Tensor:
         return parameter.permute(self.order)
 
-    def pull(self, rows: Tensor) -> Tensor:  # noqa: D102
+    def pull(self, rows: Tensor) -> Tensor:
         return rows.permute(0, *(1 + self.order.index(d) for d in range(len(self.order))))
 
 
@@ -73,12 +73,12 @@ class Part(Isometry):
     def _where(self) -> slice:
         return slice(self.start, self.start + (self.count - 1) * self.step + 1, self.step)
 
-    def push(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def push(self, parameter: Tensor) -> Tensor:
         if self.single:
             return parameter.select(self.dim, self.start)
         return parameter[(slice(None),) * self.dim + (self._where,)]
 
-    def pull(self, rows: Tensor) -> Tensor:  # noqa: D102
+    def pull(self, rows: Tensor) -> Tensor:
         rows = rows.unsqueeze(1 + self.dim) if self.single else rows
         shape = (*rows.shape[: 1 + self.dim], self.size, *rows.shape[2 + self.dim :])
         out = torch.zeros(shape, dtype=rows.dtype, device=rows.device)

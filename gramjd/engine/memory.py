@@ -11,9 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from gramjd.engine.graph import LEAF, Graph
-from gramjd.engine.rules import ISOMETRIES
-
 
 @dataclass(frozen=True)
 class MemoryLimits:
@@ -75,14 +72,3 @@ class Meter:
             foresee, self.foresee = self.foresee, None
             if foresee() > self.limits.rows:
                 raise OverBudgetError
-
-
-def plain_bytes(graph: Graph) -> int:
-    """About what plain training holds at once: what the operations computed, and the gradients of the inputs."""
-    computed = [
-        math.prod(output.shape) * output.dtype.itemsize
-        for node in graph.wanted
-        if graph.names[node] != LEAF and graph.names[node] not in ISOMETRIES
-        for output in graph.metadata(node)
-    ]
-    return sum(computed) + sum(t.nbytes for t in graph.targets.values())

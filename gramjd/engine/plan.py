@@ -13,40 +13,53 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from gramjd.engine import _torch, rules
+from gramjd.engine import _torch, rules, structure
 from gramjd.engine.cotangent import Charge, Cotangent, unite, unlimited
 from gramjd.engine.delivery import Delivery, FactorDelivery
-from gramjd.engine.graph import Ancestry, Edge, Graph, Node
+from gramjd.engine.graph import Graph, Node
 from gramjd.engine.isometry import Isometry
 from gramjd.engine.layout import SMALL
 from gramjd.engine.node import NodeView, Rule, Send, SendFactor, SendGraph
 
 Step = Delivery | FactorDelivery | SendGraph
-Arrivals = dict[int, list[Cotangent]]
-# Plans per thread, and plans with the same shapes and layouts that differ in saved numbers.
+# Cotangents with the output that each arrived at.
+Arrivals = list[tuple[int, Cotangent]]
+# Plans per thread, and plans of one node that differ in what arrives or in saved numbers.
 MOST, VARIANTS = 8192, 8
 
 
 class NodePlan:
-    """What one node sends, given what arrived. `steps` yields it in order."""
+    """What one node sends, given what arrived."""
 
     def __init__(self, view: NodeView, arrivals: Arrivals, rule: Rule) -> None:
         self.view = view
         self.slots = [
-            (nr, Cotangent(c.layout, c.shape, c.dtype, operation=c.operation, donated=c.donated))
-            for nr, queue in arrivals.items()
-            for c in queue
+            (nr, Cotangent(c.layout, c.shape, c.dtype, operation=c.operation, donated=c.donated)) for nr, c in arrivals
         ]
         self.busy = False
-        # Where it is kept, once it is known to serve other nodes.
+        # Under which it is kept, once it is known to serve other nodes.
         self.key: Hashable = None
         self._rule = rule
         self._steps: list[Step] | None = None
 
+    def serves(self, node: Node, arrivals: Arrivals) -> bool:
+        """Returns True if this is the plan of a node of the same name and shapes, given what arrived."""
+        if self.busy or len(arrivals) != len(self.slots):
+            return False
+        for (nr, slot), (mine, c) in zip(self.slots, arrivals, strict=True):
+            if slot.layout is not c.layout or nr != mine or slot.donated is not c.donated:
+                return False
+        return _agrees(node, self.view.guards)
+
+    def bind(self, graph: Graph, node: Node, charge: Charge) -> NodePlan:
+        """Be the plan of this node until `release`."""
+        self.busy = True
+        self.view.bind(graph, node, charge)
+        return self
+
     def fill(self, arrivals: Arrivals) -> None:
         """Put in the values that arrived."""
-        given = iter([c for queue in arrivals.values() for c in queue])
-        for (_, slot), cotangent in zip(self.slots, given, strict=True):
+        for (_, slot), (_, cotangent) in zip(self.slots, arrivals, strict=True):
             slot.fill(cotangent.values)
 
     def release(self) -> None:
@@ -56,18 +69,18 @@ class NodePlan:
             slot.fill(None)
         self.view.release()
 
-    def steps(self) -> Iterator[Step]:
-        """Everything that is sent; the first time while the rule decides it."""
-        if self._steps is not None:
-            if self.view.charged:
-                self.view.charge(self.view.charged)
-            yield from self._steps
-            return
-        view = self.view
+    def steps(self) -> Iterator[Step] | list[Step]:
+        """Everything that is sent, in order; the first time while the rule decides it."""
+        if self._steps is None:
+            return self._decided()
+        if self.view.charged:
+            self.view.charge(self.view.charged)
+        return self._steps
+
+    def _decided(self) -> Iterator[Step]:
+        view, steps = self.view, []
         for nr in dict.fromkeys(nr for nr, _ in self.slots):
-            queue = [slot for other, slot in self.slots if other == nr]
-            view.arrivals[nr] = unite(queue, view.charge)
-        steps: list[Step] = []
+            view.arrivals[nr] = unite([slot for other, slot in self.slots if other == nr], view.charge)
         for send in self._rule(view):
             if isinstance(send, SendGraph):
                 steps.append(send)
@@ -99,7 +112,6 @@ class _Known(threading.local):
 
     def __init__(self) -> None:
         self.plans: OrderedDict[Hashable, list[NodePlan]] = OrderedDict()
-        self.isometries: OrderedDict[Hashable, list[tuple[dict[str, Any], Isometry]]] = OrderedDict()
 
 
 _known = _Known()
@@ -108,68 +120,68 @@ _known = _Known()
 def forget() -> None:
     """Drop all plans of this thread."""
     _known.plans.clear()
-    _known.isometries.clear()
+    structure.forget()
 
 
-def plan_of(
-    graph: Graph, node: Node, targets: Sequence[Edge | None], arrivals: Arrivals, ancestry: Ancestry, charge: Charge
-) -> NodePlan:
-    """The plan of a node, found or begun; it is bound to the node, and holds no values yet."""
-    name = graph.names[node]
-    outputs = tuple(graph.metadata(node))
-    inputs = tuple([None if t is None else graph.metadata(t[0])[t[1]] for t in targets])
-    parametric = tuple([t is not None and ancestry.leads(t[0]) for t in targets])
-    arrived = tuple([(nr, c.layout, c.donated) for nr, queue in arrivals.items() for c in queue])
+def plan_of(graph: Graph, n: int, arrivals: Arrivals, charge: Charge) -> NodePlan:
+    """The plan of the n-th node, found or begun; it is bound to the node, and holds no values yet."""
+    shapes, node = graph.structure, graph.nodes[n]
+    name = shapes.names[n]
     steady = name not in rules.CUSTOM and node not in graph.hooks.nodes
+    for plan in shapes.plans[n] if steady else ():
+        if plan.serves(node, arrivals):
+            return plan.bind(graph, node, charge)
     rule = rules.rule_for(graph, node)
-    key = (rule, name, outputs, inputs, parametric, arrived)
-    if steady:
-        for plan in _known.plans.get(key, ()):
-            if not plan.busy and _agrees(node, plan.view.guards):
-                plan.busy = True
-                plan.view.bind(graph, node, charge)
-                return plan
-    view = NodeView(name, outputs, inputs, parametric)
-    view.bind(graph, node, charge)
-    plan = NodePlan(view, arrivals, rule)
-    plan.busy, plan.key = True, key if steady else None
-    return plan
+    arrived = tuple([(nr, c.layout, c.donated) for nr, c in arrivals])
+    key = (rule, name, shapes.outputs[n], shapes.inputs[n], shapes.parametric[n], arrived)
+    for plan in _known.plans.get(key, ()) if steady else ():
+        if plan.serves(node, arrivals):
+            _add(shapes.plans[n], plan)
+            return plan.bind(graph, node, charge)
+    plan = NodePlan(NodeView(name, shapes.outputs[n], shapes.inputs[n], shapes.parametric[n]), arrivals, rule)
+    plan.key = key if steady else None
+    return plan.bind(graph, node, charge)
 
 
-def keep(plan: NodePlan) -> None:
-    """Let a plan serve other nodes, if it may."""
+def keep(graph: Graph, n: int, plan: NodePlan) -> None:
+    """Let the plan of the n-th node serve other nodes, if it may."""
     if plan.key is None or not plan.reusable:
         return
-    _remember(_known.plans, plan.key, plan)
+    _add(graph.structure.plans[n], plan)
+    _add(_known.plans.setdefault(plan.key, []), plan)
     plan.key = None
+    while len(_known.plans) > MOST:
+        _known.plans.popitem(last=False)
 
 
-def isometry_of(graph: Graph, node: Node, nr: int) -> Isometry | None:
-    """What a factor at an output of a node passes through; None if the node is no isometry."""
-    make = rules.ISOMETRIES.get(graph.names[node]) if node not in graph.hooks.nodes else None
-    if make is None:
+def isometry_of(graph: Graph, n: int, nr: int) -> Isometry | None:
+    """What a factor at an output of the n-th node passes through; None if the node is no isometry."""
+    shapes, node = graph.structure, graph.nodes[n]
+    make = rules.ISOMETRIES.get(shapes.names[n])
+    if make is None or node in graph.hooks.nodes:
         return None
-    (child, place), *_ = graph.children[node]
-    outputs, target = tuple(graph.metadata(node)), graph.metadata(child)[place]
-    key = (graph.names[node], nr, outputs, target)
-    for guards, found in _known.isometries.get(key, ()):
+    known: list[tuple[dict[str, Any], Isometry]] = shapes.isometries.setdefault((n, nr), [])
+    for guards, found in known:
         if _agrees(node, guards):
             return found
-    view = NodeView(graph.names[node], outputs, [target], [True])
+    view = NodeView(shapes.names[n], shapes.outputs[n], shapes.inputs[n], shapes.parametric[n])
     view.bind(graph, node, unlimited)
     found = make(view, nr)
-    _remember(_known.isometries, key, (view.guards, found))
+    _add(known, (view.guards, found))
     return found
 
 
 def _agrees(node: Node, guards: dict[str, Any]) -> bool:
     """Returns True if a node saved the numbers that a plan relies on."""
-    return all(_torch.saved(node, name) == value for name, value in guards.items())
+    for name, value in guards.items():
+        if _torch.saved(node, name) != value:
+            return False
+    return True
 
 
-def _remember(table: OrderedDict[Hashable, Any], key: Hashable, entry: Any) -> None:
-    variants = table.setdefault(key, [])
-    variants.append(entry)
-    del variants[:-VARIANTS]
-    while len(table) > MOST:
-        table.popitem(last=False)
+def _add(entries: list[Any], entry: Any) -> None:
+    entries.append(entry)
+    del entries[:-VARIANTS]
+
+
+__all__: Sequence[str] = ["Arrivals", "NodePlan", "Step", "forget", "isometry_of", "keep", "plan_of"]

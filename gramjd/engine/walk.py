@@ -6,8 +6,6 @@ calls the functions that come with it, and where it plans, layouts and shapes go
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,18 +16,18 @@ from torch import Tensor
 
 from gramjd.engine import plan as plans
 from gramjd.engine import rules
-from gramjd.engine._torch import sequence_number
 from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.cotangent import Cotangent, added, appended, by_loss, densify, index_tensor
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.factor import Factor, GivenRows
-from gramjd.engine.graph import LEAF, Ancestry, Edge, Graph, Node, edge_of, read
+from gramjd.engine.graph import Edge, Graph, edge_of, read
 from gramjd.engine.hooks import Hooks, at_edge
 from gramjd.engine.layout import Mask, Owners, Piece, canonical
-from gramjd.engine.memory import Meter, plain_bytes
+from gramjd.engine.memory import Meter
 from gramjd.engine.node import LostAxis, Message, NodeView, Overwrite, SendGraph, UnsavedError
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.rules.vocabulary import in_parts
+from gramjd.engine.structure import Place, Structure, structured
 from gramjd.errors import GraphError
 from gramjd.kernels.cost import slab, slabs_within
 
@@ -55,62 +53,53 @@ class Walk:
     def run(self, seeds: Sequence[Cotangent | None]) -> None:
         """Start from one cotangent per loss tensor (None: not asked for)."""
         temporaries = self.meter.limits.temporaries
-        temporaries = plain_bytes(self.graph) / 10 if temporaries is None else temporaries
+        temporaries = self.graph.structure.plain_bytes / 10 if temporaries is None else temporaries
         itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
         with slabs_within(temporaries, itemsize):
             self._run(seeds)
 
     def _run(self, seeds: Sequence[Cotangent | None]) -> None:
-        self._waiting = dict(self.graph.arrivals)
-        self._inbox: dict[Node, dict[int, list[Message]]] = {}
-        self._ancestry = Ancestry(self.graph, rules.ISOMETRIES)
+        graph = self.graph
+        self._structure: Structure = graph.structure
+        number = {node: n for n, node in enumerate(graph.nodes)}
+        self._targets = {(number[node], nr): (node, nr) for node, nr in graph.targets if node in number}
+        self._hooked = {(number[node], nr) for node, nr in graph.hooks.edges}
+        self._waiting = list(self._structure.arrivals)
+        # What arrived at each node: messages with the output that they are for.
+        self._inbox: list[list[tuple[int, Message]]] = [[] for _ in graph.nodes]
         # Edges whose target has had its messages already, in the middle of a visit.
-        self._early: set[tuple[Node, int]] = set()
-        ready: list[tuple[int, int, Node]] = []
-        ticket = itertools.count()
-
-        def push(node: Node) -> None:
-            order = -1 << 62 if self.graph.names[node] == LEAF else -sequence_number(node)
-            heapq.heappush(ready, (order, next(ticket), node))
-
-        for (node, nr), seed in zip(self.graph.roots, seeds, strict=True):
-            if seed is not None and node in self.graph.wanted:
-                self._deliver((node, nr), seed)
-        for node in dict.fromkeys(node for node, _ in self.graph.roots):
-            if not self._waiting.get(node):
-                push(node)
-        while ready:
-            _, _, node = heapq.heappop(ready)
-            self._visit(node)
-            for place, (child, _) in enumerate(self.graph.edges[node]):
-                if child is not None and (node, place) not in self._early and self._is_complete(child):
-                    push(child)
-
-    def _is_complete(self, node: Node) -> bool:
-        """Count an edge to a node as done. Returns True if it was the last one."""
-        self._waiting[node] -= 1
-        return not self._waiting[node]
+        self._early: set[Place] = set()
+        for (node, nr), seed in zip(graph.roots, seeds, strict=True):
+            if seed is not None and number[node] in self._structure.wanted:
+                self._deliver((number[node], nr), seed)
+        for n in self._structure.order:
+            if self._inbox[n]:
+                self._visit(n)
+            for at, place in enumerate(self._structure.edges[n]):
+                if place is not None and not (self._early and (n, at) in self._early):
+                    self._waiting[place[0]] -= 1
 
     # -- one node ----------------------------------------------------------------------------------------------------
 
-    def _visit(self, node: Node) -> None:
-        inbox = self._inbox.pop(node, None)
-        if not inbox:
-            return
-        graph, held = self.graph, 0
-        for nr, queue in inbox.items():
-            held += sum(m.stacked_bytes for m in queue if isinstance(m, Cotangent))
-            edge = (node, nr)
-            if edge in graph.hooks.edges:
-                inbox[nr] = queue = [self._hooked(edge, queue)]
-            if edge in graph.targets:
-                self._arrive(edge, queue)
-        if graph.names[node] != LEAF and any(child in graph.wanted for child, _ in graph.children[node]):
-            self._pass_on(node, inbox)
+    def _visit(self, n: int) -> None:
+        inbox, self._inbox[n] = self._inbox[n], []
+        held = sum([m.stacked_bytes for _, m in inbox if isinstance(m, Cotangent)])
+        outputs = dict.fromkeys([nr for nr, _ in inbox])
+        if self._hooked:
+            for nr in outputs:
+                if (n, nr) in self._hooked:
+                    mine = [m for other, m in inbox if other == nr]
+                    inbox = [pair for pair in inbox if pair[0] != nr] + [(nr, self._after_hooks((n, nr), mine))]
+        for nr in outputs:
+            if (n, nr) in self._targets:
+                self._arrive((n, nr), [m for other, m in inbox if other == nr])
+        if any(self._structure.targets[n]):
+            self._pass_on(n, inbox)
         self.meter.alive -= held
 
-    def _arrive(self, edge: Edge, queue: Sequence[Message]) -> None:
+    def _arrive(self, place: Place, queue: Sequence[Message]) -> None:
         """Hand an input its Jacobian."""
+        edge = self._targets[place]
         factors: list[Factor] = []
         for message in queue:
             if isinstance(message, Factor):
@@ -118,106 +107,97 @@ class Walk:
                 continue
             message.donated = False  # rows that are asked for may be kept
             shape = (message.layout.stacked, *message.shape)
-            meta = None if self.computes else torch.empty(shape, dtype=message.dtype, device="meta")
-            factors.append(GivenRows.of(message, message.values if meta is None else meta))
+            values = message.values if self.computes else torch.empty(shape, dtype=message.dtype, device="meta")
+            factors.append(GivenRows.of(message, values))
         self.on_target(edge, Jacobian(tuple(self.graph.targets[edge].shape), factors))
 
-    def _hooked(self, edge: Edge, queue: Sequence[Message]) -> Cotangent:
+    def _after_hooks(self, place: Place, queue: Sequence[Message]) -> Cotangent:
         """What arrived at a tensor with hooks, as those leave it.
 
         A hook need not be linear: it must see the whole gradient of a loss, added up over everything that arrived.
         """
-        given = [self._multiplied(m, edge) for m in queue]
-        self.lost += [
-            LostAxis(self.graph.names[edge[0]], HOOKED) for c in given if c.layout.diagonal and c.layout.losses > 1
-        ]
+        n, nr = place
+        given = [self._multiplied(m, place) for m in queue]
+        lost = [c for c in given if c.layout.diagonal and c.layout.losses > 1]
+        self.lost += [LostAxis(self._structure.names[n], HOOKED) for _ in lost]
         alone = [densify(c, None, self.meter.charge) for c in given]
         owners = np.concatenate([c.layout.owners.reshape(-1) for c in alone])
         layout, sums = by_loss(owners, math.prod(alone[0].shape))
         if not self.computes:
             return Cotangent(layout, alone[0].shape, alone[0].dtype)
-        values = at_edge(self.graph, edge, sums(torch.cat([c.values for c in alone])))
+        values = at_edge(self.graph, (self.graph.nodes[n], nr), sums(torch.cat([c.values for c in alone])))
         for cotangent in given:
             cotangent.fill(None)
         return Cotangent.of(layout, values)
 
-    def _pass_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
+    def _pass_on(self, n: int, inbox: list[tuple[int, Message]]) -> None:
         """Send what arrived at a node's outputs to its inputs."""
-        graph = self.graph
-        targets = [graph.target_of(edge) for edge in graph.edges[node]]
-        if not any(targets):
-            return  # nothing is owed to inputs without elements
-        arrivals: plans.Arrivals = {}
-        for nr, queue in inbox.items():
-            for message in queue:
-                step = plans.isometry_of(graph, node, nr) if isinstance(message, Factor) else None
-                if isinstance(message, Factor) and step is not None:
-                    assert targets[0] is not None, "an isometry has one input"
-                    self._deliver(targets[0], message.through(step))
-                else:
-                    arrivals.setdefault(nr, []).append(self._multiplied(message, (node, nr)))
+        targets, arrivals = self._structure.targets[n], []
+        for nr, message in inbox:
+            step = plans.isometry_of(self.graph, n, nr) if isinstance(message, Factor) else None
+            if isinstance(message, Factor) and step is not None:
+                assert targets[0] is not None, "an isometry has one input"
+                self._deliver(targets[0], message.through(step))
+            else:
+                arrivals.append((nr, self._multiplied(message, (n, nr))))
         if not arrivals:
             return
-        plan = plans.plan_of(graph, node, targets, arrivals, self._ancestry, self.meter.charge)
+        plan = plans.plan_of(self.graph, n, arrivals, self.meter.charge)
         try:
             if self.computes:
                 plan.fill(arrivals)
-            for place, message in self._sent(node, targets, plan):
-                target = targets[place]
+            for at, message in self._sent(n, plan):
+                target = targets[at]
                 assert target is not None, "nothing is sent to an edge that leads nowhere"
                 self._deliver(target, message)
-            plans.keep(plan)
+            if plan.key is not None:
+                plans.keep(self.graph, n, plan)
         finally:
             plan.release()
 
-    def _sent(self, node: Node, targets: Sequence[Edge | None], plan: plans.NodePlan) -> list[tuple[int, Message]]:
+    def _sent(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
         """What a plan sends. A node that does not save what its rule reads goes on with dense rows."""
         try:
-            found = self._outgoing(node, targets, plan)
+            found = self._outgoing(n, plan)
         except UnsavedError as missing:
-            if any((node, place) in self._early for place in range(len(targets))):
+            if any((n, at) in self._early for at in range(len(self._structure.edges[n]))):
                 raise GraphError(f"{plan.view.name} saves no {missing} in this release of PyTorch") from None
             plan.redo(rules.dense_fallback)
-            found = self._outgoing(node, targets, plan)
+            found = self._outgoing(n, plan)
             if plan.view.lost:
                 plan.view.lost[:] = [LostAxis(plan.view.name, f"saves no {missing} in this release of PyTorch")]
         self.lost += plan.view.lost
         return found
 
-    def _outgoing(self, node: Node, targets: Sequence[Edge | None], plan: plans.NodePlan) -> list[tuple[int, Message]]:
-        view, outbox = plan.view, []
+    def _outgoing(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
+        view = plan.view
+        outbox: list[tuple[int, Message]] = []
         noted: list[LostAxis] = []
         for step in plan.steps():
             view.computing = self.computes
             if isinstance(step, SendGraph):
                 outbox += self._graph_walked(view, step)
             else:
-                message = self._message(node, targets, view, step, outbox)
+                message = self._message(n, step, outbox)
                 if message is not None:
                     outbox.append((step.edge, message))
-                if isinstance(step, Delivery) and step.sums and not self._of_parameters(targets[step.edge]):
+                if isinstance(step, Delivery) and step.sums and not self._of_parameters(n, step.edge):
                     noted.append(LostAxis(view.name, "sums over the batch axis"))
             view.computing = False
         self.lost += noted
         return outbox
 
-    def _of_parameters(self, target: Edge | None) -> bool:
-        return target is None or self._ancestry.parameters_only(target[0])
+    def _of_parameters(self, n: int, at: int) -> bool:
+        target = self._structure.targets[n][at]
+        return target is None or self._structure.parameters_only[target[0]]
 
-    def _message(
-        self,
-        node: Node,
-        targets: Sequence[Edge | None],
-        view: NodeView,
-        step: Delivery | FactorDelivery,
-        outbox: list[tuple[int, Message]],
-    ) -> Message | None:
+    def _message(self, n: int, step: Delivery | FactorDelivery, outbox: list[tuple[int, Message]]) -> Message | None:
         if isinstance(step, FactorDelivery):
             return step.computed() if self.computes else step.planned()
         if step.nbytes:
             self.meter.charge(step.nbytes)
         over = step.send.over
-        donated = over is not None and self._donated(node, targets, step, over, outbox)
+        donated = over is not None and self._donated(n, step, over, outbox)
         if not self.computes:
             return step.planned()
         if over is None or not donated:
@@ -232,12 +212,12 @@ class Walk:
             given.append(one if one is None or not view.wants(edge) else one.detach().requires_grad_())
         with torch.enable_grad():
             outputs = send.build(given)
-        wanted = {n: t for n, t in enumerate(given) if t is not None and t.requires_grad}
-        place = {edge_of(t): n for n, t in wanted.items()}
+        wanted = {at: t for at, t in enumerate(given) if t is not None and t.requires_grad}
+        place = {edge_of(t): at for at, t in wanted.items()}
         starts = [(outputs[nr], c) for nr, queue in view.arrivals.items() for c in queue]
-        graph = read([output for output, _ in starts], list(wanted.values()), missing_ok=True)
+        graph = structured(read([output for output, _ in starts], list(wanted.values()), missing_ok=True))
         graph.hooks = Hooks()
-        self.meter.charge(plain_bytes(graph))
+        self.meter.charge(graph.structure.plain_bytes)
         found: list[tuple[int, Message]] = []
 
         def note(edge: Edge, jacobian: Jacobian) -> None:
@@ -249,67 +229,65 @@ class Walk:
 
     # -- memory that is donated --------------------------------------------------------------------------------------
 
-    def _donated(
-        self,
-        node: Node,
-        targets: Sequence[Edge | None],
-        step: Delivery,
-        over: Overwrite,
-        outbox: list[tuple[int, Message]],
-    ) -> bool:
+    def _donated(self, n: int, step: Delivery, over: Overwrite, outbox: list[tuple[int, Message]]) -> bool:
         """Have the parameters behind a node use what they received. Returns True if nothing refers to it any more."""
-        small = step.numel <= slab()
-        if small or (self.computes and not over.cotangent.values.is_contiguous()):
+        if step.numel <= slab() or (self.computes and not over.cotangent.values.is_contiguous()):
             return False
-        return all([self._used_early(node, targets, place, outbox) for place in over.parameters])
+        used = [self._used_early(n, at, outbox) for at in over.parameters]
+        return all(used)
 
-    def _used_early(
-        self, node: Node, targets: Sequence[Edge | None], place: int, outbox: list[tuple[int, Message]]
-    ) -> bool:
-        """Visit the parameter behind an edge in the middle of a visit. Returns True if it was complete, and kept by none."""
-        target = targets[place]
+    def _used_early(self, n: int, at: int, outbox: list[tuple[int, Message]]) -> bool:
+        """Visit the parameter behind an edge in the middle of a visit.
+
+        Returns True if that was its last use, and nothing is kept of it.
+        """
+        target = self._structure.targets[n][at]
         if target is None:
             return True
-        if not self._ancestry.leads(target[0]):
+        if not self._structure.parametric[n][at]:
             return False
-        for _, message in [pair for pair in outbox if pair[0] == place]:
+        for _, message in [pair for pair in outbox if pair[0] == at]:
             self._deliver(target, message)
-        outbox[:] = [pair for pair in outbox if pair[0] != place]
-        self._early.add((node, place))
-        ready, complete = [target[0]], True
+        outbox[:] = [pair for pair in outbox if pair[0] != at]
+        self._early.add((n, at))
+        ready, complete = [(n, at)], True
         while ready:
-            one = ready.pop()
-            complete = self._is_complete(one)
+            parent, edge = ready.pop()
+            (child, _) = self._structure.edges[parent][edge] or (0, 0)
+            self._waiting[child] -= 1
+            complete = not self._waiting[child]
             if complete:
-                self._visit(one)
-                ready += [child for child, _ in self.graph.children[one]]
+                self._visit(child)
+                below = [(child, k) for k, place in enumerate(self._structure.edges[child]) if place is not None]
+                self._early.update(below)
+                ready += below
         return complete and not self.keeps
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, edge: Edge, message: Message) -> None:
-        node, nr = edge
-        queue = self._inbox.setdefault(node, {}).setdefault(nr, [])
+    def _deliver(self, place: Place, message: Message) -> None:
+        n, nr = place
+        inbox = self._inbox[n]
         if isinstance(message, Cotangent):
-            for n, other in enumerate(queue):
-                if isinstance(other, Factor):
+            for k, (mine, other) in enumerate(inbox):
+                if mine != nr or isinstance(other, Factor):
                     continue
                 if other.layout is message.layout:
-                    queue[n] = added(other, message)
+                    inbox[k] = nr, added(other, message)
                     return
-                both = appended(other, message, self._waiting.get(node, 0), self.meter.charge)
+                both = appended(other, message, self._waiting[n], self.meter.charge)
                 if both is not None:
                     self.meter.alive += both.stacked_bytes - other.stacked_bytes
-                    queue[n] = both
+                    inbox[k] = nr, both
                     return
             self.meter.alive += message.stacked_bytes
-        queue.append(message)
+        inbox.append((nr, message))
 
-    def _multiplied(self, message: Message, edge: Edge) -> Cotangent:
+    def _multiplied(self, message: Message, place: Place) -> Cotangent:
         """A factor that meets an operation which is no isometry becomes rows."""
         if isinstance(message, Cotangent):
             return message
-        shape = self.graph.metadata(edge[0])[edge[1]].shape
+        shape = self._structure.outputs[place[0]][place[1]].shape
         if len(message.owners) > 1:
             self.meter.charge(len(message.owners) * math.prod(shape) * message.dtype.itemsize)
         layout, sums = by_loss(message.owners, math.prod(shape))

@@ -85,7 +85,7 @@ class Gramian(Total):
     latest: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     @property
-    def shape(self) -> tuple[int, ...]:  # noqa: D102
+    def shape(self) -> tuple[int, ...]:
         return self.m, self.m
 
     def _add_part(self, part: Part) -> None:
@@ -143,7 +143,7 @@ class Gramian(Total):
         """Pairs, for the cross terms; the diagonal blocks come several times, equally."""
         return list(itertools.combinations(blocks, 2))
 
-    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:  # noqa: D102
+    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:
         span = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
         self.value[span] = other.value[span]
 
@@ -157,7 +157,7 @@ class Diagonal(Total):
     """The squared norms of the rows of J, [m], without the products of different rows where they can be told apart."""
 
     @property
-    def shape(self) -> tuple[int, ...]:  # noqa: D102
+    def shape(self) -> tuple[int, ...]:
         return (self.m,)
 
     def _add_part(self, part: Part) -> None:
@@ -207,7 +207,7 @@ class Diagonal(Total):
         """Each block by itself."""
         return [(block,) for block in blocks]
 
-    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:  # noqa: D102
+    def paste(self, other: Total, rows: Owners, columns: Owners) -> None:
         span = slice(int(rows[0]), int(rows[-1]) + 1)
         self.value[span] = other.value[span]
 
