@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         UPGrad,
     )
     from gramjd.backward import GramStep, gram_backward
-    from gramjd.engine.rules import register_rule
+    from gramjd.extend import register_rule, unregister_rule
     from gramjd.gramians import gradient_norms, gramian
     from gramjd.multitask import mtl_backward
 
@@ -80,6 +80,7 @@ __all__ = [
     "gramian",
     "mtl_backward",
     "register_rule",
+    "unregister_rule",
 ]
 __version__ = "0.2.0.dev0"
 
@@ -92,7 +93,8 @@ _HOMES = {
     "gram_backward": "gramjd.backward",
     "gramian": "gramjd.gramians",
     "mtl_backward": "gramjd.multitask",
-    "register_rule": "gramjd.engine.rules",
+    "register_rule": "gramjd.extend",
+    "unregister_rule": "gramjd.extend",
 }
 _FOREIGN = {
     "Engine": "gramjd.gramian(losses) needs no engine",
@@ -108,6 +110,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
         {
             **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.multitask"),
             "errors": "gramjd.errors",
+            "extend": "gramjd.extend",
             "profiling": "gramjd.profiling",
         },
         _FOREIGN,

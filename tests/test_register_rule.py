@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gramjd import explain, gramian, register_rule
+from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules import TABLE
-from gramjd.engine.rules.vocabulary import mixing, pointwise
+from gramjd.engine.rules.vocabulary import each, mixing, pointwise
 from gramjd.errors import DenseRowsWarning, RuleError
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64
@@ -61,11 +62,11 @@ class Scaled(torch.autograd.Function):
         return g * scale, (g * x).sum(0)
 
 
-def scaled_rule(node: NodeView) -> Sends:
+@each
+def scaled_rule(node: NodeView, c: Cotangent) -> Sends:
     """Cotangents of both inputs by hand; the broadcast one is left for the walk to sum."""
-    for c in node.cotangents():
-        yield node.send(0, c.layout, lambda: c.values * node.saved_tensors[1])
-        yield node.send(1, c.layout, lambda: c.values * node.saved_tensors[0], shape=c.shape)
+    yield node.send(0, c.layout, lambda: c.values * node.saved_tensors[1])
+    yield node.send(1, c.layout, lambda: c.values * node.saved_tensors[0], shape=c.shape)
 
 
 @pytest.fixture(autouse=True)
@@ -142,21 +143,21 @@ def test_a_decorator_returns_the_function() -> None:
     assert relative_error(gramian(losses), oracle_gramian(losses)) < 1e-12
 
 
-def short(node: NodeView) -> Sends:
-    for c in node.cotangents():
-        yield node.send(0, c.layout, lambda: c.values[:, :, :-1])
+@each
+def short(node: NodeView, c: Cotangent) -> Sends:
+    yield node.send(0, c.layout, lambda: c.values[:, :, :-1])
 
 
-def unstacked(node: NodeView) -> Sends:
-    for c in node.cotangents():
-        yield node.send(0, c.layout, lambda: c.values[0])
+@each
+def unstacked(node: NodeView, c: Cotangent) -> Sends:
+    yield node.send(0, c.layout, lambda: c.values[0])
 
 
-def other_layout(node: NodeView) -> Sends:
+@each
+def other_layout(node: NodeView, c: Cotangent) -> Sends:
     from gramjd.engine.layout import dense
 
-    for c in node.cotangents():
-        yield node.send(0, dense([0], 7), lambda: c.values)
+    yield node.send(0, dense([0], 7), lambda: c.values)
 
 
 WRONG: dict[str, tuple[Rule, str]] = {

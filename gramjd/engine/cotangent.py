@@ -27,6 +27,10 @@ def unlimited(_: int) -> None:
     """A charge that never refuses."""
 
 
+class UnplannedError(RuntimeError):
+    """Values were read where there are none: by a rule itself, instead of by a function that it sends."""
+
+
 class Cotangent:
     """`values [K, *shape]` whose slices belong to losses as `layout` says.
 
@@ -60,7 +64,8 @@ class Cotangent:
     ) -> None:
         self.layout, self.shape, self.dtype = layout, tuple(shape), dtype
         self.operation, self.donated, self.capacity = operation, donated, 0
-        self._values, self._memory = values, None
+        self._values = values
+        self._memory: Tensor | None = None
         self._load: Callable[[], Tensor] | None = None
         # Everything derived while one node is visited, so that its values can be dropped together.
         self._scope: list[Cotangent] = []
@@ -77,10 +82,10 @@ class Cotangent:
 
     @property
     def values(self) -> Tensor:
-        """[K, *shape]. Raises RuntimeError in a plan."""
+        """[K, *shape]. Raises UnplannedError in a plan."""
         if self._values is None:
             if self._load is None:
-                raise RuntimeError("the values of a cotangent were read outside of what a rule sends")
+                raise UnplannedError
             self._values = self._load()
         return self._values
 
@@ -394,7 +399,7 @@ def _spread(values: Tensor, plan: _Spread) -> Tensor:
 
 
 def reduce_to(cotangent: Cotangent, shape: Shape, charge: Charge = unlimited) -> Cotangent:
-    """Sum the cotangent of a broadcast result down to the operand's `shape`; diagonal pieces summed over become rows."""
+    """Sum the cotangent of a broadcast result to the operand's `shape`; diagonal pieces summed over become rows."""
     full, shape = cotangent.shape, tuple(shape)
     if full == shape:
         return cotangent

@@ -44,6 +44,7 @@ class Metadata(NamedTuple):
 
 
 def metadata_of(node: Node, given: Any) -> Metadata:
+    """What the engine knows of an output. Raises GraphError for a nested tensor."""
     if given.is_nested_tensor:
         raise GraphError(
             f"{node.name()} produces a nested tensor, which cannot be walked: use a padded tensor and a mask"

@@ -60,7 +60,7 @@ class Permute(Isometry):
 
 @dataclass(frozen=True)
 class Part(Isometry):
-    """Positions `start, start + step, ..` (`count` of them) of dimension `dim`, which had `size`; dropped if `single`."""
+    """`count` positions `start, start + step, ..` of dimension `dim`, which had `size` and is dropped if `single`."""
 
     dim: int = 0
     size: int = 0

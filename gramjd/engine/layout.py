@@ -5,9 +5,9 @@ one tensor `values [K, *z.shape]`. Read row-major, `z` is a product of *pieces*,
 
     z.shape = [B, T, d], pieces ((B, diagonal), (T * d, dense)), owners [K, B]
 
-says that slice b of stacked row k belongs to loss `owners[k, b]` (-1: to none, the slice is zero). A loss may own several
-slices: its row of the Jacobian is the sum over them. Because pieces follow the row-major order and not the dimensions,
-a layout survives every view and reshape as it is.
+says that slice b of stacked row k belongs to loss `owners[k, b]` (-1: to none, the slice is zero). A loss may own
+several slices: its row of the Jacobian is the sum over them. Because pieces follow the row-major order and not the
+dimensions, a layout survives every view and reshape as it is.
 """
 
 from __future__ import annotations

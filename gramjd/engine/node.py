@@ -40,16 +40,16 @@ class UnsavedError(Exception):
 
 
 class Operand(NamedTuple):
-    """A tensor of a factor: its shape and dtype, and how to compute it. An index is read in a plan as well."""
+    """A tensor of a factor: its shape and dtype, and how to compute it. Ids are read in a plan as well."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     compute: Callable[[], Tensor]
-    index: bool = False
+    is_ids: bool = False
 
     def planned(self) -> Tensor:
         """Shape and dtype alone."""
-        return self.compute() if self.index else torch.empty(self.shape, dtype=self.dtype, device="meta")
+        return self.compute() if self.is_ids else torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 class Overwrite(NamedTuple):
@@ -134,7 +134,8 @@ class NodeView:
         parametric: Sequence[bool],
     ) -> None:
         self.name, self.outputs, self.inputs = name, outputs, inputs
-        self._parametric, self._charge = parametric, unlimited
+        self._parametric = parametric
+        self._charge: Charge = unlimited
         self.arrivals: dict[int, list[Cotangent]] = {}
         self.graph: Graph | None = None
         self.handle: Node = None
@@ -290,7 +291,7 @@ class NodeView:
             return SendFactor(edge, owners, build, operands)
         shape = self.input(edge).shape
         layout, sums = by_loss(owners, math.prod(shape))
-        self.charge(len(owners) * math.prod(shape) * max(o.dtype.itemsize for o in operands if not o.index))
+        self.charge(len(owners) * math.prod(shape) * max(o.dtype.itemsize for o in operands if not o.is_ids))
 
         def rows() -> Tensor:
             return sums(build(*(o.compute() for o in operands)).materialise()).reshape(-1, *shape)

@@ -14,12 +14,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from gramjd.engine import _torch, rules, structure
-from gramjd.engine.cotangent import Charge, Cotangent, unite, unlimited
+from gramjd.engine.cotangent import Charge, Cotangent, UnplannedError, unite, unlimited
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.graph import Graph, Node
 from gramjd.engine.isometry import Isometry
 from gramjd.engine.layout import SMALL
-from gramjd.engine.node import NodeView, Rule, Send, SendFactor, SendGraph
+from gramjd.engine.node import NodeView, Rule, Send, SendFactor, SendGraph, Sends
+from gramjd.errors import RuleError
 
 Step = Delivery | FactorDelivery | SendGraph
 # Cotangents with the output that each arrived at.
@@ -78,10 +79,11 @@ class NodePlan:
         return self._steps
 
     def _decided(self) -> Iterator[Step]:
-        view, steps = self.view, []
+        view = self.view
+        steps: list[Step] = []
         for nr in dict.fromkeys(nr for nr, _ in self.slots):
             view.arrivals[nr] = unite([slot for other, slot in self.slots if other == nr], view.charge)
-        for send in self._rule(view):
+        for send in self._named(self._rule(view)):
             if isinstance(send, SendGraph):
                 steps.append(send)
             elif view.wants(send.edge):
@@ -90,6 +92,15 @@ class NodePlan:
                 continue
             yield steps[-1]
         self._steps = steps
+
+    def _named(self, sends: Sends) -> Iterator[Send | SendFactor | SendGraph]:
+        try:
+            yield from sends
+        except UnplannedError:
+            raise RuleError(
+                f"the rule of {self.view.name} read values outside of what it sends: compute in the functions that "
+                "are sent, which a plan does not call"
+            ) from None
 
     def redo(self, rule: Rule) -> None:
         """Begin again with another rule."""
@@ -173,10 +184,7 @@ def isometry_of(graph: Graph, n: int, nr: int) -> Isometry | None:
 
 def _agrees(node: Node, guards: dict[str, Any]) -> bool:
     """Returns True if a node saved the numbers that a plan relies on."""
-    for name, value in guards.items():
-        if _torch.saved(node, name) != value:
-            return False
-    return True
+    return all(_torch.saved(node, name) == value for name, value in guards.items())
 
 
 def _add(entries: list[Any], entry: Any) -> None:

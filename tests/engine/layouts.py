@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.layout import Layout, Piece, Owners, canonical
+from gramjd.engine.layout import Layout, Owners, Piece, canonical
 
 M = 5
 SHAPES = st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple)

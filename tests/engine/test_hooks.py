@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import gramjd
-from gramjd.engine import _torch, graph, hooks
+from gramjd.engine import _torch, compute, hooks
 from tests.oracle import leaves, oracle_gramian
 
 pytestmark = pytest.mark.filterwarnings("ignore::gramjd.errors.DenseRowsWarning")
@@ -174,7 +174,7 @@ def test_no_hook_is_run_by_the_search() -> None:
     w = torch.randn(4, requires_grad=True)
     hidden = w.exp()
     hidden.register_hook(lambda g: calls.append(g))
-    found = hooks.find(graph.read([hidden.sin()], None))
+    found = compute.read([hidden.sin()], None).hooks
     assert found.edges == {(hidden.grad_fn, 0)}
     assert calls == []
 

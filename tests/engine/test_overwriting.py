@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import gramjd
 from gramjd import backward
-from gramjd.engine import rules, walk
+from gramjd.engine import plan, rules, walk
 from gramjd.engine.cotangent import Cotangent, added, appended
 from gramjd.engine.layout import dense
 from gramjd.engine.rules import pointwise, vocabulary
@@ -30,6 +30,7 @@ def chain(act, inner: int = 6) -> tuple[nn.Linear, nn.Linear, nn.Linear, Tensor]
 def written(monkeypatch) -> list[str]:
     """The names of the nodes that wrote over what they were given."""
     seen: list[str] = []
+    plan.forget()
 
     def note(formula):
         def noted(node, c):

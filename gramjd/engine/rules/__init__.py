@@ -37,32 +37,33 @@ TABLE: dict[str, Rule] = {
 }
 
 
-# Names whose rule is a user's.
-CUSTOM: set[str] = set()
+# Names whose rule is a user's, with the rule that it took the place of (None: there was none).
+CUSTOM: dict[str, Rule | None] = {}
 
 
 def rule_for(graph: Graph, node: Node) -> Rule:
-    """The node's rule; a node without one, or with hooks, is handled as dense_fallback: dense rows, always right."""
+    """The node's rule. One without a rule, or with hooks, gets dense rows, which are always right."""
     return dense_fallback if node in graph.hooks.nodes else TABLE.get(graph.names[node], dense_fallback)
 
 
 def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False) -> Callable[[Rule], Rule]:
-    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a function of a `NodeView`.
+    """Teach the walk a node: `register_rule("CubeBackward", pointwise)`, or decorate a rule.
 
     Args:
         name: what `tensor.grad_fn.name()` says (a custom function called `Cube` has the node `CubeBackward`).
-        rule: a function that takes the `NodeView` of a node and sends a cotangent to each of its inputs. The definers in
-            `gramjd.engine.rules.vocabulary` make one from an algebraic fact: `pointwise`, `through`, `permuted`,
-            `all_but`, `leading`, `carried`, `reduction`, `dense_fallback`.
+        rule: a generator of a `NodeView` that yields what each input receives. The definers in `gramjd.extend` make one
+            from an algebraic fact: `pointwise`, `per_sample`, `mixing`, `permuted`, `reduction`, ...
         replace: allow a node that has a rule.
+
+    Returns:
+        A decorator that registers a rule and returns it.
 
     Raises:
         RuleError: the name has a rule already, or is no node's name, or the rule cannot be called.
 
-    >>> from gramjd.engine.rules.vocabulary import pointwise
+    >>> from gramjd.extend import pointwise, register_rule, unregister_rule
     >>> _ = register_rule("MyActivationBackward", pointwise)
-    >>> "MyActivationBackward" in TABLE
-    True
+    >>> unregister_rule("MyActivationBackward")
     """
     if not isinstance(name, str) or "Backward" not in name:
         raise RuleError(f"{name!r} is not the name of a backward node; take it from `tensor.grad_fn.name()`")
@@ -72,10 +73,25 @@ def register_rule(name: str, rule: Rule | None = None, *, replace: bool = False)
     def add(function: Rule) -> Rule:
         if not callable(function):
             raise RuleError(f"a rule is a function of a NodeView; got a {type(function).__name__}")
+        CUSTOM.setdefault(name, TABLE.get(name))
         TABLE[name] = function
-        CUSTOM.add(name)
         return function
 
     if rule is not None:
         add(rule)
     return add
+
+
+def unregister_rule(name: str) -> None:
+    """Take a rule of `register_rule` away again; a rule that it had replaced is back.
+
+    Raises:
+        RuleError: no rule of that name was registered.
+    """
+    if name not in CUSTOM:
+        raise RuleError(f"{name!r} has no rule of register_rule; those are: {', '.join(sorted(CUSTOM)) or 'none'}")
+    before = CUSTOM.pop(name)
+    if before is None:
+        del TABLE[name]
+    else:
+        TABLE[name] = before

@@ -45,7 +45,7 @@ def _embedded(node: NodeView, c: Cotangent, scale: Callable[[], Tensor] | None) 
         values = unfolded(c.values, 2, axis)
         return (values if scale is None else values * unfolded(scale(), 1, axis))[:, 0]
 
-    ids = Operand((axis.b, axis.T), torch.int64, load_ids, index=True)
+    ids = Operand((axis.b, axis.T), torch.int64, load_ids, is_ids=True)
     cs = Operand((c.layout.stacked, axis.b, axis.T, d), c.dtype, load_c)
     return _table(node, owners, ids, cs)
 
@@ -117,7 +117,7 @@ def _bag(node: NodeView, c: Cotangent, ids: Tensor, bag: Tensor, weight: Callabl
     return _table(
         node,
         owners,
-        Operand(tuple(numbers.shape), ids.dtype, lambda: numbers, index=True),
+        Operand(tuple(numbers.shape), ids.dtype, lambda: numbers, is_ids=True),
         Operand(shape, c.dtype, load),
     )
 
@@ -130,8 +130,8 @@ def gather(node: NodeView) -> Sends:
     def maps(v: NodeView) -> list[DimMap | None]:
         out: list[DimMap | None] = []
         for target in v.inputs:
-            same = target is not None and len(target.shape) == len(shape)
-            out.append({d: d for d in range(len(shape)) if same and d != dim and target.shape[d] == shape[d]})
+            other = () if target is None or len(target.shape) != len(shape) else target.shape
+            out.append({d: d for d, n in enumerate(other) if d != dim and n == shape[d]})
         return out
 
     return apart(maps)(node)

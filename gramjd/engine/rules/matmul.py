@@ -71,10 +71,8 @@ def _product(node: NodeView, side: Side, c: Cotangent, kept: int) -> Send:
             return of_rows(c.values.reshape(-1, q)).view(-1, *target)
         other, C = side.other(), c.values
         if g == 1 and len(C) == 1:
-            out = product_of(other[0].T, C[0, 0])
-        else:
-            out = C @ other.mT if side.left else other.mT @ C
-        return _scaled(out.reshape(-1, *target), side.scale)
+            return _scaled(product_of(other[0].T, C[0, 0]).reshape(-1, *target), side.scale)
+        return _scaled((C @ other.mT if side.left else other.mT @ C).reshape(-1, *target), side.scale)
 
     r = math.prod(target) // (g * (p if side.left else q))
     inner = (g, p, r) if side.left else (g, r, q)

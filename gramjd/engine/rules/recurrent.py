@@ -1,4 +1,4 @@
-"""Fused recurrent layers: the fused node gives no gradient per time step, so the layer is unrolled and walked instead."""
+"""Fused recurrent layers: their nodes give no gradient per time step, so the layer is unrolled and walked instead."""
 
 from __future__ import annotations
 

@@ -234,8 +234,8 @@ def apart(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = Fal
     """
 
     def rule(node: NodeView) -> Sends:
-        shapes = {node.outputs[nr].shape for nr in node.arrivals}
-        return dense_fallback(node) if len(shapes) > 1 else _apart(node, list(maps(node)), *shapes, fresh)
+        shape, *others = {node.outputs[nr].shape for nr in node.arrivals}
+        return dense_fallback(node) if others else _apart(node, list(maps(node)), shape, fresh)
 
     return rule
 
