@@ -17,7 +17,7 @@ from gramjd.errors import RuleError
 class Delivery:
     """A `Send` with everything about it decided: layout and shape of what the edge's target receives."""
 
-    __slots__ = ("_result", "_slot", "edge", "name", "nbytes", "send", "sums", "target")
+    __slots__ = ("_expected", "_result", "_slot", "edge", "name", "nbytes", "send", "sums", "target")
 
     def __init__(self, view: NodeView, send: Send) -> None:
         self.send, self.edge, self.name = send, send.edge, view.name
@@ -27,6 +27,7 @@ class Delivery:
             raise RuleError(f"the rule of {view.name} returned a layout for another size than {tuple(shape)}")
         self._slot = Cotangent(send.layout, shape, self.target.dtype)
         self.nbytes = self._slot.stacked_bytes
+        self._expected = (send.layout.stacked, *shape)
         self._result = reduce_to(self._slot, self.target.shape, view.charge)
         layout = self._result.layout
         self.sums = layout.losses > 1 and not layout.diagonal and (send.sums or send.layout.diagonal)
@@ -47,10 +48,10 @@ class Delivery:
         if values is None:
             return None
         slot, target = self._slot, self.target
-        values = _cast(values, target.dtype)
-        expected = (slot.layout.stacked, *slot.shape)
-        if tuple(values.shape) != expected:
-            values = self._summed_down(values, expected)
+        if values.dtype is not target.dtype or values.dtype.is_complex or values.layout is not torch.strided:
+            values = _cast(values, target.dtype)
+        if values.shape != self._expected:
+            values = self._summed_down(values, self._expected)
         if self._result is not slot:
             slot.fill(values)
             values = self._result.values

@@ -50,7 +50,8 @@ class NodePlan:
         for (nr, slot), (mine, c) in zip(self.slots, arrivals, strict=True):
             if slot.layout is not c.layout or nr != mine or slot.donated is not c.donated:
                 return False
-        return _agrees(node, self.view.guards)
+        guards = self.view.guards
+        return not guards or _agrees(node, guards)
 
     def bind(self, graph: Graph, node: Node, charge: Charge) -> NodePlan:
         """Be the plan of this node until `release`."""
@@ -184,7 +185,7 @@ def isometry_of(graph: Graph, n: int, nr: int) -> Isometry | None:
 
 def _agrees(node: Node, guards: dict[str, Any]) -> bool:
     """Returns True if a node saved the numbers that a plan relies on."""
-    return all(_torch.saved(node, name) == value for name, value in guards.items())
+    return all([_torch.saved(node, name) == value for name, value in guards.items()])
 
 
 def _add(entries: list[Any], entry: Any) -> None:

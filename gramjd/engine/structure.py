@@ -57,10 +57,14 @@ class Structure:
         self._inputs_of_interest = set(places)
         self._leading: dict[int, bool] = {}
         self.parametric = [tuple([p is not None and self.leads(p[0]) for p in edges]) for edges in self.targets]
+        # Whether a node sends anything on; which of its edges lead to which node.
+        self.inner = [any(edges) for edges in self.targets]
+        self.children = [
+            [(at, place[0]) for at, place in enumerate(edges) if place is not None] for edges in self.edges
+        ]
         self.arrivals = [0] * len(nodes)
-        for place in itertools.chain.from_iterable(self.edges):
-            if place is not None:
-                self.arrivals[place[0]] += 1
+        for _, child in itertools.chain.from_iterable(self.children):
+            self.arrivals[child] += 1
         self.order = self._visited([number[node] for node, _ in graph.roots], nodes)
         self.plain_bytes = self._bytes()
         # What was worked out at each node, the latest last: see `plan`.
@@ -114,11 +118,10 @@ class Structure:
         while ready:
             _, _, n = heapq.heappop(ready)
             order.append(n)
-            for place in self.edges[n]:
-                if place is not None:
-                    waiting[place[0]] -= 1
-                    if not waiting[place[0]]:
-                        push(place[0])
+            for _, child in self.children[n]:
+                waiting[child] -= 1
+                if not waiting[child]:
+                    push(child)
         return [n for n in order if n in self.wanted]
 
     def _bytes(self) -> int:
@@ -139,7 +142,7 @@ class Structure:
             stack = [start]
             while stack:
                 top = stack[-1]
-                below = [place[0] for place in self.edges[top] if place is not None]
+                below = [child for _, child in self.children[top]]
                 missing = [n for n in below if found[n] is None]
                 if found[top] is None and missing:
                     stack += missing

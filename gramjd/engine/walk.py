@@ -64,6 +64,8 @@ class Walk:
         number = {node: n for n, node in enumerate(graph.nodes)}
         self._targets = {(number[node], nr): (node, nr) for node, nr in graph.targets if node in number}
         self._hooked = {(number[node], nr) for node, nr in graph.hooks.edges}
+        # Nodes with an output that is an input of interest, or has hooks.
+        self._special = {n for n, _ in self._targets} | {n for n, _ in self._hooked}
         self._waiting = list(self._structure.arrivals)
         # What arrived at each node: messages with the output that they are for.
         self._inbox: list[list[tuple[int, Message]]] = [[] for _ in graph.nodes]
@@ -72,28 +74,31 @@ class Walk:
         for (node, nr), seed in zip(graph.roots, seeds, strict=True):
             if seed is not None and number[node] in self._structure.wanted:
                 self._deliver((number[node], nr), seed)
+        waiting, early = self._waiting, self._early
         for n in self._structure.order:
             if self._inbox[n]:
                 self._visit(n)
-            for at, place in enumerate(self._structure.edges[n]):
-                if place is not None and not (self._early and (n, at) in self._early):
-                    self._waiting[place[0]] -= 1
+            for at, child in self._structure.children[n]:
+                if not (early and (n, at) in early):
+                    waiting[child] -= 1
 
     # -- one node ----------------------------------------------------------------------------------------------------
 
     def _visit(self, n: int) -> None:
         inbox, self._inbox[n] = self._inbox[n], []
-        held = sum([m.stacked_bytes for _, m in inbox if isinstance(m, Cotangent)])
-        outputs = dict.fromkeys([nr for nr, _ in inbox])
-        if self._hooked:
-            for nr in outputs:
-                if (n, nr) in self._hooked:
-                    mine = [m for other, m in inbox if other == nr]
-                    inbox = [pair for pair in inbox if pair[0] != nr] + [(nr, self._after_hooks((n, nr), mine))]
-        for nr in outputs:
-            if (n, nr) in self._targets:
-                self._arrive((n, nr), [m for other, m in inbox if other == nr])
-        if any(self._structure.targets[n]):
+        held = 0
+        for _, message in inbox:
+            if type(message) is Cotangent and message.layout.stacked > 1:
+                held += message.nbytes
+        if n in self._special:
+            for nr in dict.fromkeys([nr for nr, _ in inbox]):
+                place, mine = (n, nr), [m for other, m in inbox if other == nr]
+                if place in self._hooked:
+                    mine = [self._after_hooks(place, mine)]
+                    inbox = [pair for pair in inbox if pair[0] != nr] + [(nr, mine[0])]
+                if place in self._targets:
+                    self._arrive(place, mine)
+        if self._structure.inner[n]:
             self._pass_on(n, inbox)
         self.meter.alive -= held
 
@@ -102,7 +107,7 @@ class Walk:
         edge = self._targets[place]
         factors: list[Factor] = []
         for message in queue:
-            if isinstance(message, Factor):
+            if type(message) is not Cotangent:
                 factors.append(message)
                 continue
             message.donated = False  # rows that are asked for may be kept
@@ -134,12 +139,14 @@ class Walk:
         """Send what arrived at a node's outputs to its inputs."""
         targets, arrivals = self._structure.targets[n], []
         for nr, message in inbox:
-            step = plans.isometry_of(self.graph, n, nr) if isinstance(message, Factor) else None
-            if isinstance(message, Factor) and step is not None:
-                assert targets[0] is not None, "an isometry has one input"
-                self._deliver(targets[0], message.through(step))
-            else:
+            if type(message) is Cotangent:
+                arrivals.append((nr, message))
+                continue
+            isometry = plans.isometry_of(self.graph, n, nr)
+            if isometry is None or targets[0] is None:
                 arrivals.append((nr, self._multiplied(message, (n, nr))))
+            else:
+                self._deliver(targets[0], message.through(isometry))
         if not arrivals:
             return
         plan = plans.plan_of(self.graph, n, arrivals, self.meter.charge)
@@ -166,7 +173,8 @@ class Walk:
             found = self._outgoing(n, plan)
             if plan.view.lost:
                 plan.view.lost[:] = [LostAxis(plan.view.name, f"saves no {missing} in this release of PyTorch")]
-        self.lost += plan.view.lost
+        if plan.view.lost:
+            self.lost += plan.view.lost
         return found
 
     def _outgoing(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
@@ -258,7 +266,7 @@ class Walk:
             complete = not self._waiting[child]
             if complete:
                 self._visit(child)
-                below = [(child, k) for k, place in enumerate(self._structure.edges[child]) if place is not None]
+                below = [(child, k) for k, _ in self._structure.children[child]]
                 self._early.update(below)
                 ready += below
         return complete and not self.keeps
@@ -268,9 +276,9 @@ class Walk:
     def _deliver(self, place: Place, message: Message) -> None:
         n, nr = place
         inbox = self._inbox[n]
-        if isinstance(message, Cotangent):
+        if type(message) is Cotangent:
             for k, (mine, other) in enumerate(inbox):
-                if mine != nr or isinstance(other, Factor):
+                if mine != nr or type(other) is not Cotangent:
                     continue
                 if other.layout is message.layout:
                     inbox[k] = nr, added(other, message)
@@ -280,7 +288,8 @@ class Walk:
                     self.meter.alive += both.stacked_bytes - other.stacked_bytes
                     inbox[k] = nr, both
                     return
-            self.meter.alive += message.stacked_bytes
+            if message.layout.stacked > 1:
+                self.meter.alive += message.nbytes
         inbox.append((nr, message))
 
     def _multiplied(self, message: Message, place: Place) -> Cotangent:
