@@ -9,7 +9,6 @@ moved to another device, sent to another process, and built again (`tensors`, `w
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
 from gramjd.kernels import cross as crossing
 from gramjd.kernels import rows as given
 from gramjd.kernels import weighted as weighting
+from gramjd.kernels.symmetric import add_gram
 
 Known = tuple[Tensor, Tensor] | None
 
@@ -38,7 +38,7 @@ def chunks(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Factor(ABC):
+class Factor:
     """Rows of the Jacobian of an operand of `shape`; `owners` are their losses (-1: none, repeats add up).
 
     `owners [R]`, or `[B, R]` for B blocks of rows of which rows in different blocks share no element.
@@ -79,32 +79,39 @@ class Factor(ABC):
         """Bytes held by it alone: inputs of operations are held by the graph, too."""
         return self.tensors[-1].nbytes
 
-    @abstractmethod
+    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
+        """[R, hi - lo, *shape[1:]]: the rows' part between two indices of the operand's first dimension."""
+        raise NotImplementedError(f"{type(self).__name__} has no rows")
+
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
         """[R, R] inner products of the rows, upper (`kernels.symmetric`); [B, R, R] for blocks.
 
-        `known`: a matrix and its Gram matrix, used where it is this factor's cotangent.
+        `known`: a matrix and its Gram matrix, used where it is this factor's cotangent. Here from the rows.
         """
+        G = torch.zeros(len(self.owners), len(self.owners), dtype=dtype, device=self.device)
+        for lo, hi in chunks(self.shape, len(self.owners)):
+            add_gram(G, self.rows(lo, hi, dtype).flatten(1))
+        return G
 
-    @abstractmethod
     def norms(self, dtype: torch.dtype) -> Tensor:
-        """[R] squared norms of the rows; [B, R] for blocks."""
+        """[R] squared norms of the rows; [B, R] for blocks. Here from the rows."""
+        total = torch.zeros(len(self.owners), dtype=dtype, device=self.device)
+        for lo, hi in chunks(self.shape, len(self.owners)):
+            total += self.rows(lo, hi, dtype).flatten(1).square().sum(1)
+        return total
 
-    @abstractmethod
     def weighted(self, w: Tensor) -> Tensor:
-        """[*shape]: the rows summed with weights w, shaped like `owners`."""
+        """[*shape]: the rows summed with weights w, shaped like `owners`. Here from the rows."""
+        parts = [self.rows(lo, hi, self.dtype) for lo, hi in chunks(self.shape, len(self.owners))]
+        return torch.cat([torch.tensordot(w.to(J.dtype), J, 1) for J in parts])
 
-    @abstractmethod
-    def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
-        """[R, hi - lo, *shape[1:]]: the rows' part between two indices of the operand's first dimension."""
-
-    @abstractmethod
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         """Route and floating-point operations of `gram` on a type of device, in `dtype`."""
+        return "rows", 2 * len(self.owners) ** 2 * math.prod(self.shape)
 
-    @abstractmethod
     def samples(self) -> tuple[int, int]:
         """K stacked rows and the length b of the batch axis (1: none)."""
+        return len(self.owners), 1
 
     def join(self, other: Factor) -> Factor | None:
         """Both as one factor (exact cross terms), if their kinds and owners allow."""

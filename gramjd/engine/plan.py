@@ -185,7 +185,7 @@ def isometry_of(graph: Graph, n: int, nr: int) -> Isometry | None:
 
 def _agrees(node: Node, guards: dict[str, Any]) -> bool:
     """Returns True if a node saved the numbers that a plan relies on."""
-    return all([_torch.saved(node, name) == value for name, value in guards.items()])
+    return all(_torch.saved(node, name) == value for name, value in guards.items())
 
 
 def _add(entries: list[Any], entry: Any) -> None:

@@ -88,7 +88,7 @@ class Walk:
         inbox, self._inbox[n] = self._inbox[n], []
         held = 0
         for _, message in inbox:
-            if type(message) is Cotangent and message.layout.stacked > 1:
+            if not isinstance(message, Factor) and message.layout.stacked > 1:
                 held += message.nbytes
         if n in self._special:
             for nr in dict.fromkeys([nr for nr, _ in inbox]):
@@ -107,7 +107,7 @@ class Walk:
         edge = self._targets[place]
         factors: list[Factor] = []
         for message in queue:
-            if type(message) is not Cotangent:
+            if isinstance(message, Factor):
                 factors.append(message)
                 continue
             message.donated = False  # rows that are asked for may be kept
@@ -139,7 +139,7 @@ class Walk:
         """Send what arrived at a node's outputs to its inputs."""
         targets, arrivals = self._structure.targets[n], []
         for nr, message in inbox:
-            if type(message) is Cotangent:
+            if not isinstance(message, Factor):
                 arrivals.append((nr, message))
                 continue
             isometry = plans.isometry_of(self.graph, n, nr)
@@ -178,19 +178,21 @@ class Walk:
         return found
 
     def _outgoing(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
-        view = plan.view
+        view, computes = plan.view, self.computes
         outbox: list[tuple[int, Message]] = []
         noted: list[LostAxis] = []
         for step in plan.steps():
-            view.computing = self.computes
-            if isinstance(step, SendGraph):
-                outbox += self._graph_walked(view, step)
-            else:
-                message = self._message(n, step, outbox)
+            view.computing = computes
+            if type(step) is Delivery:
+                message = self._cotangent(n, step, outbox)
                 if message is not None:
                     outbox.append((step.edge, message))
-                if isinstance(step, Delivery) and step.sums and not self._of_parameters(n, step.edge):
+                if step.sums and not self._of_parameters(n, step.edge):
                     noted.append(LostAxis(view.name, "sums over the batch axis"))
+            elif type(step) is FactorDelivery:
+                outbox.append((step.edge, step.computed() if computes else step.planned()))
+            elif type(step) is SendGraph:
+                outbox += self._graph_walked(view, step)
             view.computing = False
         self.lost += noted
         return outbox
@@ -199,9 +201,7 @@ class Walk:
         target = self._structure.targets[n][at]
         return target is None or self._structure.parameters_only[target[0]]
 
-    def _message(self, n: int, step: Delivery | FactorDelivery, outbox: list[tuple[int, Message]]) -> Message | None:
-        if isinstance(step, FactorDelivery):
-            return step.computed() if self.computes else step.planned()
+    def _cotangent(self, n: int, step: Delivery, outbox: list[tuple[int, Message]]) -> Cotangent | None:
         if step.nbytes:
             self.meter.charge(step.nbytes)
         over = step.send.over
@@ -276,9 +276,9 @@ class Walk:
     def _deliver(self, place: Place, message: Message) -> None:
         n, nr = place
         inbox = self._inbox[n]
-        if type(message) is Cotangent:
+        if not isinstance(message, Factor):
             for k, (mine, other) in enumerate(inbox):
-                if mine != nr or type(other) is not Cotangent:
+                if mine != nr or isinstance(other, Factor):
                     continue
                 if other.layout is message.layout:
                     inbox[k] = nr, added(other, message)
