@@ -17,6 +17,9 @@ Batches of products, other dtypes and GPUs are left to PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
@@ -116,9 +119,22 @@ def current_products() -> Products:
 _BY_TORCH, _BY_ONEDNN = Products("torch", 'backend "torch"'), Products("onednn", 'backend "onednn"')
 
 
+_fixed: ContextVar[str | None] = ContextVar("gramjd_library", default=None)
+
+
 def library() -> str:
     """`"onednn"` or `"torch"`: that of `current_products`."""
-    return current_products().library
+    return _fixed.get() or current_products().library
+
+
+@contextmanager
+def library_fixed() -> Iterator[None]:
+    """Look up the library once for a `with` block, which makes many products and changes no setting."""
+    token = _fixed.set(library())
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
 
 
 def _stated() -> Products:

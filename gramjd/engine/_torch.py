@@ -86,6 +86,7 @@ def needs_gradient(node: Node) -> Sequence[bool]:
     return found
 
 
+@cache
 def saved_attribute(name: str) -> str:
     """The attribute through which a node shows a saved value."""
     return f"_saved_{name}"

@@ -37,7 +37,7 @@ def chunks(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     return ((lo, min(first, lo + step)) for lo in range(0, first, step))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Factor:
     """Rows of the Jacobian of an operand of `shape`; `owners` are their losses (-1: none, repeats add up).
 
@@ -168,7 +168,7 @@ def weights_of(owners: Owners, w: Tensor) -> Tensor:
     return weights if (owners >= 0).all() else weights * index_tensor(owners >= 0, w.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Outer(Factor):
     """`J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T` per group: x [g, b, T, i], c [K, g, b, T, o].
 
@@ -248,7 +248,7 @@ class Outer(Factor):
         return super().cross(other, dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Gathered(Factor):
     """Row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
 
@@ -293,7 +293,7 @@ class Gathered(Factor):
         return super().cross(other, dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Convolution(Factor):
     """A convolution's weight [groups o, i, *kernel]; of a transposed one [groups i, o, *kernel].
 
@@ -340,7 +340,7 @@ class Convolution(Factor):
         return J[:, lo:hi] if whole else J
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GivenRows(Factor):
     """Rows that were computed: `values [K, *shape]` with a layout, of a whole parameter.
 

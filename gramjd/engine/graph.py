@@ -80,6 +80,11 @@ class Graph:
         """All nodes, in the order that their structure numbers them in."""
         return list(self.edges)
 
+    @cached_property
+    def number(self) -> dict[Node, int]:
+        """The number of each node."""
+        return {node: n for n, node in enumerate(self.edges)}
+
     @property
     def visited(self) -> list[Node]:
         """The nodes that lead to an input, in the order of a walk."""

@@ -175,14 +175,13 @@ def structured(graph: Graph) -> Graph:
 
 
 def _structure_of(graph: Graph) -> Structure:
-    number: dict[Any, int] = {node: n for n, node in enumerate(graph.edges)}
-    number[None] = -1
+    number = graph.number
     # One flat tuple, in which names tell where a node begins: nested ones would take longer than all the rest.
     flat: list[Hashable] = []
     for node, edges in graph.edges.items():
         flat.append(graph.names[node])
         for child, nr in edges:
-            flat += number[child], nr
+            flat += number.get(child, -1), nr
         for output in _torch.outputs_of(node):
             flat += output.is_nested_tensor or tuple(output.shape), output.dtype, output.device
     places = [(number[node], nr) for node, nr in graph.targets if node in number]

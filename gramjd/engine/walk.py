@@ -30,6 +30,7 @@ from gramjd.engine.rules.vocabulary import in_parts
 from gramjd.engine.structure import Place, Structure, structured
 from gramjd.errors import GraphError
 from gramjd.kernels.cost import slab, slabs_within
+from gramjd.kernels.products import library_fixed
 
 OnTarget = Callable[[Edge, Jacobian], None]
 HOOKED = "has a hook, which must see one whole row"
@@ -55,13 +56,13 @@ class Walk:
         temporaries = self.meter.limits.temporaries
         temporaries = self.graph.structure.plain_bytes / 10 if temporaries is None else temporaries
         itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
-        with slabs_within(temporaries, itemsize):
+        with slabs_within(temporaries, itemsize), library_fixed():
             self._run(seeds)
 
     def _run(self, seeds: Sequence[Cotangent | None]) -> None:
         graph = self.graph
         self._structure: Structure = graph.structure
-        number = {node: n for n, node in enumerate(graph.nodes)}
+        number = graph.number
         self._targets = {(number[node], nr): (node, nr) for node, nr in graph.targets if node in number}
         self._hooked = {(number[node], nr) for node, nr in graph.hooks.edges}
         # Nodes with an output that is an input of interest, or has hooks.
