@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gramjd import arguments
-from gramjd.experiments import options, weightings
+from gramjd.experiments import aggregators, options
 from gramjd.experiments.demo_report import align
 from gramjd.experiments.quadratics import Quadratics, draw_problem, gap
 from gramjd.experiments.results import write
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = [
         (name, m, n, seed)
         for m, n in PROBLEMS
-        for name in weightings.select(args.weightings)
+        for name in aggregators.select(args.weightings)
         for seed in range(args.seeds)
     ]
     with options.threads(args.threads):
@@ -82,7 +82,7 @@ def descend(problem: Quadratics, start: Tensor, name: str, *, steps: int, seed: 
         `late_weight` over the last tenth of them, of weights that sum to one without conflict; `increases`: steps on
         which an objective rose by more than rounding.
     """
-    weighting = weightings.ENTRIES[name].make(seed)
+    weighting = aggregators.ENTRIES[name].make(seed)
     m = len(problem.centres)
     rate = 1 / (problem.beta() * math.sqrt(m))
     records = {round(steps ** (k / (RECORDS - 1))) for k in range(RECORDS)} | {0}
@@ -131,7 +131,7 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
     grid = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(grid, sizes, strict=True):
         for run in (run for run in runs if (run["m"], run["n"]) == size):
-            colour = weightings.ENTRIES[run["weighting"]].colour
+            colour = aggregators.ENTRIES[run["weighting"]].colour
             label = run["weighting"] if run["seed"] == 0 else None
             axes.plot(run["at"][1:], _visible(run["upper"]), color=colour, linewidth=1.3, label=label)
             axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")

@@ -15,7 +15,7 @@ import torch
 
 from gramjd import arguments
 from gramjd.errors import InputError
-from gramjd.experiments import cost_plots, options, weightings
+from gramjd.experiments import aggregators, cost_plots, options
 from gramjd.experiments.cost_methods import WAYS, Fill, Task, make_step, sgd
 from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.demo_report import align
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     keys = args.sets.split(",")
     if not set(keys) <= set(SHAPES):
         raise InputError(f"got sets {args.sets}; expected names among: {', '.join(SHAPES)}")
-    names = weightings.select(args.weightings)
+    names = aggregators.select(args.weightings)
     with options.threads(args.threads or torch.get_num_threads()):
         results = {"environment": describe(packages=("torch", "gramjd"), device=args.device)} | _measure(
             args, keys, names

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
+from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.networks import build
-from gramjd.experiments.weightings import ENTRIES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gramjd.experiments.weightings import ENTRIES
+from gramjd.experiments.aggregators import ENTRIES
 from gramjd.extras import require
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import torch
 
 from gramjd import aggregation, arguments
-from gramjd.aggregation import Coordinatewise, Weighting
 from gramjd.errors import InputError
+from gramjd.experiments.aggregators import BY_CLASS
 from gramjd.experiments.data.images import TRAIN_SIZE, Images
 from gramjd.experiments.data.sets import load_digits
 from gramjd.experiments.demo_cost import StepCost, step_costs
@@ -29,23 +29,6 @@ from gramjd.experiments.demo_report import conclusion, format_report
 from gramjd.experiments.networks import DEMO, build
 from gramjd.experiments.training import Method, Run, train
 from gramjd.extras import require
-
-# Name to what makes the aggregator from a seed; options without a default are in the middle of what is allowed.
-AGGREGATORS: dict[str, Callable[[int], Weighting | Coordinatewise]] = {
-    **{
-        make.__name__: lambda seed, make=make: make()  # type: ignore[misc]
-        for make in (
-            *(aggregation.UPGrad, aggregation.DualProj, aggregation.MGDA, aggregation.NashMTL, aggregation.IMTLG),
-            *(aggregation.AlignedMTL, aggregation.ConFIG, aggregation.Mean, aggregation.Sum),
-        )
-    },
-    "CAGrad": lambda seed: aggregation.CAGrad(0.5),
-    "FairGrad": lambda seed: aggregation.FairGrad(1.0),
-    "PCGrad": aggregation.PCGrad,
-    "GradVac": lambda seed: aggregation.GradVac(seed=seed),
-    "Random": aggregation.Random,
-    "GradDrop": lambda seed: aggregation.GradDrop(seed=seed),
-}
 
 add_arguments = arguments.demo_iwrm
 
@@ -95,7 +78,7 @@ def make_methods(args: argparse.Namespace) -> list[Method]:
         InputError: a ridge for another aggregator than UPGrad.
     """
     if args.ridge is None:
-        return [Method("SGD"), Method(args.aggregator, AGGREGATORS[args.aggregator](args.seed))]
+        return [Method("SGD"), Method(args.aggregator, BY_CLASS[args.aggregator].make(args.seed))]
     if args.aggregator != "UPGrad":
         raise InputError(f"got --ridge for {args.aggregator}; it is an option of UPGrad")
     return [Method("SGD"), Method(f"UPGrad, ridge {args.ridge:g}", aggregation.UPGrad(ridge=args.ridge))]

@@ -12,7 +12,7 @@ from itertools import product
 
 from gramjd import arguments
 from gramjd.errors import InputError
-from gramjd.experiments import iwrm_report, options, weightings
+from gramjd.experiments import aggregators, iwrm_report, options
 from gramjd.experiments.data.sets import epochs_of
 from gramjd.experiments.journal import Journal
 from gramjd.experiments.protocol import Plan
@@ -52,7 +52,7 @@ def _advance(journal: Journal, args: argparse.Namespace) -> bool:
     epochs = args.epochs or epochs_of(args.data, args.optimizer)
     wanted = [
         (Study(args.data, name, args.optimizer, batch, epochs), plan)
-        for batch, name in product(args.batch, weightings.select(args.weightings))
+        for batch, name in product(args.batch, aggregators.select(args.weightings))
     ]
     if args.budget == 0:
         return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.data.sets import DATA
-from gramjd.experiments.weightings import ENTRIES
 from gramjd.extras import require
 
 if TYPE_CHECKING:

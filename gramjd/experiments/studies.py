@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gramjd.errors import GramjdError
-from gramjd.experiments import weightings
+from gramjd.experiments import aggregators
 from gramjd.experiments.data.images import Images
 from gramjd.experiments.data.sets import DATA, OPTIMIZERS
 from gramjd.experiments.journal import Journal
@@ -96,7 +96,7 @@ def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     """
     start = time.perf_counter()
     line: dict[str, Any] = {**dataclasses.asdict(study), "rate": rate, "seed": seed}
-    method = Method(study.weighting, weightings.ENTRIES[study.weighting].make(seed))
+    method = Method(study.weighting, aggregators.ENTRIES[study.weighting].make(seed))
     model = build(DATA[study.data].network, seed)
     try:
         run = train(

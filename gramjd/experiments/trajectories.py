@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gramjd import arguments
-from gramjd.experiments import options, trajectory_plots, weightings
+from gramjd.experiments import aggregators, options, trajectory_plots
 from gramjd.experiments.demo_report import align
 from gramjd.experiments.results import write
 from gramjd.experiments.toys import TOYS, Toy, path
@@ -31,7 +31,7 @@ add_arguments = arguments.paper_trajectories
 def run(args: argparse.Namespace) -> int:
     """Follow every path, save the plots and `trajectories.json`, print the table (or the JSON)."""
     require("matplotlib", "demo")
-    names = weightings.select(args.weightings)
+    names = aggregators.select(args.weightings)
     with options.threads(args.threads):
         paths = {key: _paths(toy, names, args.seed) for key, toy in TOYS.items()}
         found = {key: {name: examine(TOYS[key], name, of[name], args.seed) for name in of} for key, of in paths.items()}
@@ -46,7 +46,7 @@ def _paths(toy: Toy, names: Sequence[str], seed: int) -> dict[str, list[Tensor]]
     """Name to one path per start."""
     found = {}
     for name in require("tqdm", "demo").tqdm(names, desc=toy.title, unit="aggregator", disable=None):
-        entry = weightings.ENTRIES[name]
+        entry = aggregators.ENTRIES[name]
         found[name] = [path(toy, entry.make(seed).aggregate, toy.rate * entry.toy_rate, start) for start in toy.starts]
     return found
 
@@ -62,7 +62,7 @@ def examine(toy: Toy, name: str, paths: Sequence[Tensor], seed: int) -> dict[str
     """
     rises = [(toy.objectives(p)[1:] - toy.objectives(p)[:-1]) for p in paths]
     return {
-        "rate": toy.rate * weightings.ENTRIES[name].toy_rate,
+        "rate": toy.rate * aggregators.ENTRIES[name].toy_rate,
         "ends": [p[-1].tolist() for p in paths],
         "least_gain": min(least_gain(toy, name, p, seed) for p in paths),
         "largest_increase": max(float(rise.max()) for rise in rises),
@@ -73,7 +73,7 @@ def examine(toy: Toy, name: str, paths: Sequence[Tensor], seed: int) -> dict[str
 
 def least_gain(toy: Toy, name: str, points: Tensor, seed: int) -> float:
     """Least `g_i . A(J) / (|g_i| max_j |g_j|)` along a path; zero gradients do not count."""
-    aggregate, least = weightings.ENTRIES[name].make(seed).aggregate, float("inf")
+    aggregate, least = aggregators.ENTRIES[name].make(seed).aggregate, float("inf")
     for point in points[:-1]:
         J = toy.jacobian(point)
         lengths = J.norm(dim=1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gramjd.cli import main
+from gramjd.experiments.aggregators import TABLE
 from gramjd.experiments.cost import compare, task
 from gramjd.experiments.cost_methods import WAYS, sgd
 from gramjd.experiments.networks import build
-from gramjd.experiments.weightings import TABLE
 
 
 def gradient(fill, on):

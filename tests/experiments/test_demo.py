@@ -10,8 +10,9 @@ from matplotlib.text import Annotation
 
 import gramjd
 from gramjd.cli import main
+from gramjd.experiments.aggregators import BY_CLASS
 from gramjd.experiments.data.sets import load_digits
-from gramjd.experiments.demo import AGGREGATORS, best_runs
+from gramjd.experiments.demo import best_runs
 from gramjd.experiments.demo_cost import StepCost
 from gramjd.experiments.demo_plots import draw
 from gramjd.experiments.demo_report import conclusion
@@ -130,13 +131,13 @@ def test_options_that_do_not_fit_are_refused(options, message, capsys, tmp_path)
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", BY_CLASS)
 def test_every_aggregator_takes_a_step(name):
     runs = [
         train(
             "mlp",
             mlp(0),
-            Method(name, AGGREGATORS[name](0)),
+            Method(name, BY_CLASS[name].make(0)),
             1e-3,
             load_digits(0),
             epochs=1,

@@ -9,8 +9,8 @@ import torch
 from gramjd.aggregation import MGDA
 from gramjd.cli import main
 from gramjd.experiments import trajectories
+from gramjd.experiments.aggregators import TABLE
 from gramjd.experiments.toys import CQF, EWQ, TOYS, path
-from gramjd.experiments.weightings import TABLE
 
 # The paper names the first four. With two objectives PCGrad is twice UPGrad, and IMTL-G gives both the same gain.
 NEVER_CONFLICTS = {"MGDA", "DualProj", "Nash-MTL", "UPGrad", "PCGrad", "IMTL-G"}
