@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gramjd import arguments
-from gramjd.experiments import aggregators, options
-from gramjd.experiments.demo_report import align
+from gramjd.experiments import aggregators, plots
 from gramjd.experiments.quadratics import Quadratics, draw_problem, gap
+from gramjd.experiments.report import align
 from gramjd.experiments.results import write
+from gramjd.experiments.running import progress, threads
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
 
@@ -52,18 +53,17 @@ def run(args: argparse.Namespace) -> int:
         for name in aggregators.select(args.weightings)
         for seed in range(args.seeds)
     ]
-    with options.threads(args.threads):
+    with threads(args.threads):
         runs = []
-        for name, m, n, seed in require("tqdm", "demo").tqdm(jobs, unit="run", disable=None):
+        for name, m, n, seed in progress("run", jobs):
             problem, start = draw_problem(m, n, seed)
             found = descend(problem, start, name, steps=args.steps, seed=seed)
             runs.append({"weighting": name, "m": m, "n": n, "seed": seed, **found})
     environment = describe(packages=("torch", "gramjd"))
     results = {"environment": environment, "steps": args.steps, "seeds": args.seeds, "runs": runs}
     text = write(results, args.out / "convergence.json")
-    plot = args.out / "convergence.png"
-    draw(runs).savefig(plot, dpi=100)
-    print(text if args.json else f"{table(runs)}\n\nPlot: {plot}")
+    plot = plots.save(draw(runs), args.out / "convergence.png")
+    print(text if args.json else f"{align(rows(runs))}\n\nPlot: {plot}")
     return 0
 
 
@@ -108,16 +108,13 @@ def descend(problem: Quadratics, start: Tensor, name: str, *, steps: int, seed: 
     }
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One line per aggregator and size: the worst over the seeds."""
-    return align([list(HEADER), *rows(runs)])
-
-
 def rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The cells of `table` without its head."""
-    found = []
-    for name, m, n in dict.fromkeys((run["weighting"], run["m"], run["n"]) for run in runs):
-        group = [run for run in runs if (run["weighting"], run["m"], run["n"]) == (name, m, n)]
+    """A line per aggregator and size, the worst over the seeds, under a head."""
+    found = [list(HEADER)]
+    groups: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["weighting"], run["m"], run["n"]), []).append(run)
+    for (name, m, n), group in groups.items():
         distances = [f"{max(run[bound][-1] for run in group):.1e}" for bound in ("upper", "lower")]
         weights = [f"{max(run[field] for run in group):.3g}" for field in ("largest_weight", "late_weight")]
         found.append([name, str(m), str(n), *distances, *weights, str(sum(run["increases"] for run in group))])
@@ -127,7 +124,7 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
     """Upper bound of the distance over steps, a panel per size, a line per problem; dotted the lower bound."""
     sizes = list(dict.fromkeys((run["m"], run["n"]) for run in runs))
-    figure: Figure = require("matplotlib.figure", "demo").Figure(figsize=(11, 3.6), layout="constrained")
+    figure = plots.new_figure(3.6, "Convex quadratics, step 1/(β√m): upper bound (line) and lower bound (dotted)")
     grid = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, size in zip(grid, sizes, strict=True):
         for run in (run for run in runs if (run["m"], run["n"]) == size):
@@ -136,11 +133,9 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(run["at"][1:], _visible(run["upper"]), color=colour, linewidth=1.3, label=label)
             axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"m = {size[0]}, n = {size[1]}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plots.clean(axes)
     grid[0].set_ylabel("distance to the Pareto set")
     grid[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("Convex quadratics, step 1/(β√m): upper bound (line) and lower bound (dotted)", fontsize=11)
     return figure
 
 

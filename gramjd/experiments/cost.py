@@ -7,23 +7,24 @@ and the set's network; an epoch is 1024 images. The first table is at batch 32, 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gramjd import arguments
 from gramjd.errors import InputError
-from gramjd.experiments import aggregators, cost_plots, options
-from gramjd.experiments.cost_methods import WAYS, Fill, Task, make_step, sgd
+from gramjd.experiments import aggregators, plots
 from gramjd.experiments.data.sets import DATA
-from gramjd.experiments.demo_report import align
+from gramjd.experiments.report import align
 from gramjd.experiments.results import write
+from gramjd.experiments.running import progress, threads
+from gramjd.experiments.steps import SGD, WAYS, Fill, Task, compare
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
-from gramjd.profiling.memory import peak_bytes
-from gramjd.profiling.timing import interleave, ratio, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EPOCH = 1024
 SHAPES = {
@@ -35,7 +36,11 @@ SHAPES = {
 }
 SWEPT = ("Mean", "UPGrad")
 BASE = "SGD"
-
+STYLES = {BASE: "-", "jacobian": ":", "per sample": "--", "gramjd": "-"}
+PANELS = (
+    ("seconds per epoch", lambda cost: cost["seconds_per_epoch"]["median"]),
+    ("peak MB of a step", lambda cost: cost["peak_bytes"] / 1e6),
+)
 
 add_arguments = arguments.paper_cost
 
@@ -49,38 +54,33 @@ def run(args: argparse.Namespace) -> int:
     if not set(keys) <= set(SHAPES):
         raise InputError(f"got sets {args.sets}; expected names among: {', '.join(SHAPES)}")
     names = aggregators.select(args.weightings)
-    with options.threads(args.threads or torch.get_num_threads()):
-        results = {"environment": describe(packages=("torch", "gramjd"), device=args.device)} | _measure(
-            args, keys, names
-        )
+    with threads(args.threads or torch.get_num_threads()):
+        environment = describe(packages=("torch", "gramjd"), device=args.device)
+        results = {"environment": environment, **_measure(args, keys, names)}
     text = write(results, args.out / "cost.json")
-    plot = args.out / "cost.png"
-    cost_plots.draw(results["sizes"], DATA[args.swept].title).savefig(plot, dpi=100)
+    plot = plots.save(draw(results["sizes"], DATA[args.swept].title), args.out / "cost.png")
     print(text if args.json else f"{table(results)}\n\nPlot: {plot}")
     return 0
 
 
 def _measure(args: argparse.Namespace, keys: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    at_32 = {key: _contenders(names, ("jacobian", "gramjd")) for key in keys}
     sizes = {m: _contenders(SWEPT, ("per sample", "gramjd")) for m in args.sizes}
     for m in (m for m in args.sizes if m <= args.jacobian_up_to):
         sizes[m] |= _contenders(SWEPT, ("jacobian",))
-    bar = require("tqdm", "demo").tqdm(total=len(at_32) + len(sizes), unit="comparison", disable=None, file=sys.stderr)
-    with bar:
-        sets, over_m = {}, {}
-        for key, contenders in at_32.items():
-            sets[key] = compare(task(key, 32, args.device), contenders, rounds=args.rounds, device=args.device)
+    with progress("comparison", total=len(keys) + len(sizes)) as bar:
+
+        def measured(key: str, m: int, contenders: Mapping[str, Fill]) -> dict[str, dict[str, Any]]:
+            found = epoch_costs(task(key, m, args.device), contenders, rounds=args.rounds)
             bar.update()
-        for m, contenders in sizes.items():
-            over_m[str(m)] = compare(
-                task(args.swept, m, args.device), contenders, rounds=args.rounds, device=args.device
-            )
-            bar.update()
+            return found
+
+        sets = {key: measured(key, 32, _contenders(names, ("jacobian", "gramjd"))) for key in keys}
+        over_m = {str(m): measured(args.swept, m, contenders) for m, contenders in sizes.items()}
     return {"epoch": EPOCH, "swept": args.swept, "sets": sets, "sizes": over_m}
 
 
 def _contenders(names: Sequence[str], ways: Sequence[str]) -> dict[str, Fill]:
-    return {BASE: sgd} | {f"{way}: {name}": WAYS[way](name) for way in ways for name in names}
+    return {BASE: SGD} | {f"{way}: {name}": WAYS[way](name) for way in ways for name in names}
 
 
 def task(key: str, m: int, device: str) -> Task:
@@ -90,29 +90,23 @@ def task(key: str, m: int, device: str) -> Task:
     return Task(DATA[key].network, images, torch.randint(10, (m,), generator=generator).to(device))
 
 
-def compare(on: Task, contenders: Mapping[str, Fill], *, rounds: int, device: str) -> dict[str, dict[str, Any]]:
-    """Seconds per epoch, time over SGD's and peak memory of every contender.
+def epoch_costs(on: Task, contenders: Mapping[str, Fill], *, rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds per epoch, time over the first contender's and peak memory of a step, as plain values.
 
     Args:
         on: network and batch.
-        contenders: how each fills `.grad`.
+        contenders: how each fills `.grad`; SGD first.
         rounds: timed rounds.
-        device: where.
     """
-    steps = {name: make_step(fill, on) for name, fill in contenders.items()}
-    timed = {name: step.take for name, step in steps.items()}
-    times = interleave(timed, rounds=rounds, warmup=1, at_least=0.02, device=device)
-    per_epoch = EPOCH / len(on.labels)
-    found = {}
-    for name, step in steps.items():
-        step.clear()
-        found[name] = {
-            "seconds_per_epoch": vars(spread([per_epoch * t for t in times[name]])),
-            "over_sgd": vars(ratio(times[name], times[BASE])),
-            "rounds": len(times[name]),
-            "peak_bytes": peak_bytes(step.take, device),
+    return {
+        name: {
+            "seconds_per_epoch": vars(cost.time),
+            "over_sgd": vars(cost.over_first),
+            "rounds": cost.rounds,
+            "peak_bytes": cost.peak_bytes,
         }
-    return found
+        for name, cost in compare(on, contenders, rounds=rounds, scale=EPOCH / len(on.labels)).items()
+    }
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -133,3 +127,27 @@ def rows(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         memory = [f"{cost['peak_bytes'] / 1e6:.1f}", f"{cost['peak_bytes'] / base:.2f}"]
         lines.append([way, aggregator or "-", f"{seconds:.3f}", f"{over:.2f}", *memory])
     return lines
+
+
+def draw(sizes: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Figure:
+    """Time of an epoch and peak memory over the batch size, both axes logarithmic.
+
+    Args:
+        sizes: batch size to contender to its cost, from `epoch_costs`.
+        title: name of the image set.
+    """
+    figure = plots.new_figure(4.3, f"Cost of a step on the network for {title}")
+    names = list(dict.fromkeys(name for found in sizes.values() for name in found))
+    for axes, (label, read) in zip(figure.subplots(1, 2), PANELS, strict=True):
+        for name in names:
+            way, _, aggregator = name.partition(": ")
+            at = [m for m, found in sizes.items() if name in found]
+            colour = aggregators.ENTRIES[aggregator].colour if aggregator else "black"
+            values = [read(sizes[m][name]) for m in at]
+            axes.plot([int(m) for m in at], values, STYLES[way], color=colour, marker="o", markersize=3.5, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="objectives (batch size)", ylabel=label)
+        axes.set_xticks([int(m) for m in sizes], labels=list(sizes))
+        axes.minorticks_off()
+        plots.clean(axes)
+    plots.legend_beside(figure)
+    return figure

@@ -1,23 +1,49 @@
-"""Curves of the digits demo. Drawing functions take an `Axes` and return it."""
+"""Curves of the demo. Drawing functions take an `Axes` and return it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gramjd.experiments import plots
 from gramjd.experiments.data.images import TRAIN_SIZE
+from gramjd.experiments.demo_report import diverged
 from gramjd.experiments.training import Run
-from gramjd.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#4a6fa5", "#c8553d")  # baseline blue, Jacobian descent red: told apart by most colour-blind eyes too
-
+COLOURS = (plots.BLUE, plots.RED)  # of the baseline, of Jacobian descent
 LABEL_GAP = 0.045  # of the height of the axes, per label
+
+
+def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
+    """Loss above, cosine and conflicts below, a column per network.
+
+    Args:
+        runs: all runs.
+        best: one run per network and method.
+        batch: images per step, for the title.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    title = f"One objective per image: {TRAIN_SIZE} digits, {batch} per step. Thin: the other learning rates"
+    figure = plots.new_figure(7.5, title)
+    colours = dict(zip(dict.fromkeys(run.method for run in runs), COLOURS, strict=True))
+    of = {
+        network: [run for run in runs if run.network == network] for network in dict.fromkeys(r.network for r in runs)
+    }
+    grid = figure.subplots(2, len(of), sharex=True, sharey="row", squeeze=False)
+    for (upper, lower), (network, group) in zip(grid.T, of.items(), strict=True):
+        draw_loss(plots.clean(upper), group, best, colours).set_title(network.upper())
+        draw_signals(plots.clean(lower), [run for run in best if run.network == network], colours)
+        lower.xaxis.get_major_locator().set_params(integer=True)
+    for axes, group in zip(grid[0], of.values(), strict=True):
+        label_ends(axes, group, best, colours)
+    return figure
 
 
 def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
@@ -36,15 +62,10 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         )
         label = f"{run.method}, rate {run.rate:g}: held out {100 * run.accuracy:.1f} %" if run in best else None
         axes.plot(range(len(run.loss)), run.loss, color=colours[run.method], label=label, **style)
-    lost = [f"{method} at {', '.join(rates)}" for method, rates in _diverged_rates(runs, colours).items()]
+    lost = diverged(runs, lambda run: run.method)
     if lost:
-        axes.text(0.02, 0.03, "diverged: " + "; ".join(lost), transform=axes.transAxes, fontsize=8, color="#555555")
-    ticker = require("matplotlib.ticker", "demo")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_ylabel("training loss (log scale)")
+        axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color="#555555")
+    plots.loss_axis(axes)
     if any(run in best for run in shown):
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.06))
     return axes
@@ -80,13 +101,27 @@ def label_ends(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Ma
     return axes
 
 
-def _converged(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Run]:
-    return [run for method in colours for run in runs if run.method == method and not run.diverged]
+def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
+    """Cosine of each update to the mean gradient (lines) and share of conflicting pairs (dashed), by epoch.
 
+    The cosine of SGD is one throughout and is left out.
 
-def _diverged_rates(runs: Sequence[Run], colours: Mapping[str, str]) -> dict[str, list[str]]:
-    found = {method: [f"{run.rate:g}" for run in runs if run.method == method and run.diverged] for method in colours}
-    return {method: rates for method, rates in found.items() if rates}
+    Args:
+        axes: where to draw.
+        best: one run per method of one network.
+        colours: of each method.
+    """
+    for run in (run for run in best if run.cosine):
+        epochs, colour = plots.middles(run.cosine), colours[run.method]
+        if any(abs(cosine - 1) > 1e-6 for cosine in run.cosine):  # SGD's update is the mean gradient itself
+            axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to mean")
+        axes.plot(
+            epochs, run.conflicts, color=colour, linewidth=1.3, ls=(0, (4, 2)), label=f"{run.method}: conflicting pairs"
+        )
+    axes.set(ylim=(0, 1.04), xlabel="epoch", ylabel="cosine; share of pairs")
+    if any(run.cosine for run in best):
+        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+    return axes
 
 
 def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -111,65 +146,5 @@ def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
-    """Cosine of each update to the mean gradient (lines) and share of conflicting pairs (dashed), by epoch.
-
-    The cosine of SGD is one throughout and is left out.
-
-    Args:
-        axes: where to draw.
-        best: one run per method of one network.
-        colours: of each method.
-    """
-    for run in (run for run in best if run.cosine):
-        epochs = [epoch + 0.5 for epoch in range(len(run.cosine))]  # an average over an epoch belongs to its middle
-        colour = colours[run.method]
-        if any(abs(cosine - 1) > 1e-6 for cosine in run.cosine):  # SGD's update is the mean gradient itself
-            axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to mean")
-        axes.plot(
-            epochs, run.conflicts, color=colour, linewidth=1.3, ls=(0, (4, 2)), label=f"{run.method}: conflicting pairs"
-        )
-    axes.set_ylim(0, 1.04)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("cosine; share of pairs")
-    if any(run.cosine for run in best):
-        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
-    return axes
-
-
-def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
-    """Loss above, cosine and conflicts below, a column per network.
-
-    Args:
-        runs: all runs.
-        best: one run per network and method.
-        batch: images per step, for the title.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    # A Figure of its own, not pyplot: no window, no backend to choose, no state left behind.
-    figure: Figure = require("matplotlib.figure", "demo").Figure(figsize=(11, 7.5), layout="constrained")
-    networks = list(dict.fromkeys(run.network for run in runs))
-    colours = dict(zip(dict.fromkeys(run.method for run in runs), COLOURS, strict=True))
-    grid = figure.subplots(2, len(networks), sharex=True, sharey="row", squeeze=False)
-    for column, network in zip(grid.T, networks, strict=True):
-        chosen = [run for run in best if run.network == network]
-        draw_loss(column[0], [run for run in runs if run.network == network], chosen, colours)
-        draw_signals(column[1], chosen, colours)
-        column[0].set_title(network.upper())
-        column[1].xaxis.get_major_locator().set_params(integer=True)
-        for axes in column:
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-    for axes, network in zip(grid[0], networks, strict=True):
-        label_ends(axes, [run for run in runs if run.network == network], best, colours)
-    title = f"One objective per image: {TRAIN_SIZE} digits, {batch} per step. Thin: the other learning rates"
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def save_figure(runs: Sequence[Run], best: Sequence[Run], path: Path, batch: int) -> Path:
-    """Write `draw(runs, best, batch)` to the PNG `path`; returns `path`."""
-    draw(runs, best, batch).savefig(path, dpi=130)
-    return path
+def _converged(runs: Sequence[Run], colours: Mapping[str, str]) -> list[Run]:
+    return [run for method in colours for run in runs if run.method == method and not run.diverged]

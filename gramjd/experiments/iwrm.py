@@ -7,16 +7,15 @@ paper's protocol on scikit-learn's digits, which takes hours; `--budget` ends it
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import product
 
 from gramjd import arguments
 from gramjd.errors import InputError
-from gramjd.experiments import aggregators, iwrm_report, options
+from gramjd.experiments import aggregators, iwrm_report
 from gramjd.experiments.data.sets import epochs_of
-from gramjd.experiments.journal import Journal
 from gramjd.experiments.protocol import Plan
-from gramjd.experiments.results import as_text
+from gramjd.experiments.results import Journal, as_text
+from gramjd.experiments.running import progress, threads
 from gramjd.experiments.studies import Study, advance, count, studies
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the runs that are missing, then report on all that the journal holds."""
     require("matplotlib", "demo")  # before the training, not after it
     journal = Journal(args.journal)
-    with options.threads(args.threads):
+    with threads(args.threads):
         finished = _advance(journal, args)
     done = journal.runs()
     if not done:
@@ -59,10 +58,7 @@ def _advance(journal: Journal, args: argparse.Namespace) -> bool:
     environment = describe(packages=("torch", "gramjd", "scikit-learn"))
     if environment not in journal.environments():
         journal.append({"environment": environment})
-    # disable=None: no bar where stderr is a file and not a terminal.
-    with require("tqdm", "demo").tqdm(
-        total=len(wanted) * count(plan), unit="run", disable=None, file=sys.stderr
-    ) as bar:
+    with progress("run", total=len(wanted) * count(plan)) as bar:
 
         def tick(study: Study, rate: float, seed: int) -> None:
             bar.update()

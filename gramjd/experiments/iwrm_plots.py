@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gramjd.experiments import plots
 from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.data.sets import DATA
-from gramjd.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,36 +39,22 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         entries: from `iwrm_report.summarise`, of one set, optimiser and batch size.
     """
-    figure: Figure = require("matplotlib.figure", "demo").Figure(figsize=(11, 4.6), layout="constrained")
+    first = entries[0]
+    seeds = max(len(entry["best"]["seeds"]) for entry in entries)
+    figure = plots.new_figure(
+        4.6,
+        f"{DATA[first['data']].title}, one objective per image, batch {first['batch']}, {first['optimizer'].upper()}; "
+        f"each at its best rate; mean and standard error over up to {seeds} seeds that converged",
+    )
     left, right = figure.subplots(1, 2)
     for entry in entries:
         best = entry["best"]
         draw_band(left, range(len(best["loss"])), best["loss"], entry["weighting"])
-        middles = [epoch + 0.5 for epoch in range(len(best["cosine"]))]  # an average over an epoch
-        draw_band(right, middles, best["cosine"], entry["weighting"])
-    _loss_axis(left)
+        draw_band(right, plots.middles(best["cosine"]), best["cosine"], entry["weighting"])
+    plots.loss_axis(left)
     right.set_ylabel("cosine of update and mean gradient")
     right.set_ylim(top=1.03)
     for axes in (left, right):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
-    first = entries[0]
-    seeds = max(len(entry["best"]["seeds"]) for entry in entries)
-    figure.suptitle(
-        f"{DATA[first['data']].title}, one objective per image, batch {first['batch']}, {first['optimizer'].upper()}; "
-        f"each at its best rate; mean and standard error over up to {seeds} seeds that converged",
-        fontsize=11,
-    )
+        plots.clean(axes).set_xlabel("epoch")
+    plots.legend_beside(figure)
     return figure
-
-
-def _loss_axis(axes: Axes) -> None:
-    ticker = require("matplotlib.ticker", "demo")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_ylabel("training loss (log scale)")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from gramjd import arguments
-from gramjd.experiments import options
 from gramjd.experiments.results import write
-from gramjd.extras import require
+from gramjd.experiments.running import progress, threads
 from gramjd.profiling.environment import describe
 
 add_arguments = arguments.paper_properties
@@ -19,16 +17,13 @@ def run(args: argparse.Namespace) -> int:
     from gramjd.testing.table import ENTRIES, STATED, property_table  # needs hypothesis, an extra
 
     entries = [entry for entry in ENTRIES if entry.source == "table 1"]
-    with (
-        options.threads(args.threads),
-        require("tqdm", "demo").tqdm(total=len(entries), unit="aggregator", disable=None, file=sys.stderr) as bar,
-    ):
+    with threads(args.threads), progress("aggregator", total=len(entries)) as bar:
 
-        def progress(label: str) -> None:
+        def tick(label: str) -> None:
             bar.set_description(label)
             bar.update()
 
-        found = property_table(entries, STATED, examples=args.examples, seed=args.seed, progress=progress)
+        found = property_table(entries, STATED, examples=args.examples, seed=args.seed, progress=tick)
     results = {"environment": describe(packages=("torch", "gramjd", "hypothesis")), "seed": args.seed}
     text = write(results | found.to_dict(), args.out / "properties.json")
     print(text if args.json else found)

@@ -57,20 +57,33 @@ def spaced(low: float, high: float, count: int) -> list[float]:
     return [_rounded(low * (high / low) ** (k / (count - 1))) for k in range(count)]
 
 
+def mean_areas(areas: Areas, seeds: int) -> dict[float, float]:
+    """Rate -> mean area over the seeds below `seeds`, of the rates that were tried with all of these."""
+    return {
+        rate: sum(of[seed] for seed in range(seeds)) / seeds
+        for rate, of in areas.items()
+        if all(seed in of for seed in range(seeds))
+    }
+
+
+def best_rate(means: Mapping[float, float]) -> float | None:
+    """The rate with the least mean area; None if none is finite.
+
+    >>> best_rate({0.1: 2.0, 0.2: 1.0, 10.0: math.inf})
+    0.2
+    """
+    rate = min(means, key=lambda rate: means[rate], default=None)
+    return rate if rate is not None and means[rate] < math.inf else None
+
+
 def fine(plan: Plan, areas: Areas) -> list[float]:
     """The rates of the second stage, once the first is done; none if no rate of the first converged."""
-    ranked = sorted((_area(areas[rate], plan.search_seeds), rate) for rate in plan.coarse())
+    means = mean_areas(areas, plan.search_seeds)
+    ranked = sorted((means[rate], rate) for rate in plan.coarse())
     best = [rate for area, rate in ranked[:2] if area < math.inf]
     if not best or plan.fine == 0:
         return []
     return spaced(min(best) / FACTOR, max(best) * FACTOR, plan.fine)
-
-
-def best_rate(plan: Plan, areas: Areas) -> float | None:
-    """The rate with the least area among those tried with all search seeds; None if none converged."""
-    searched = {rate: _area(of, plan.search_seeds) for rate, of in areas.items() if _searched(of, plan.search_seeds)}
-    rate = min(searched, key=lambda rate: searched[rate], default=None)
-    return rate if rate is not None and searched[rate] < math.inf else None
 
 
 def missing(plan: Plan, areas: Areas) -> list[tuple[float, int]]:
@@ -80,25 +93,16 @@ def missing(plan: Plan, areas: Areas) -> list[tuple[float, int]]:
         plan: the search.
         areas: rate -> seed -> area of the runs that are done; infinite for those that diverged.
     """
-    stages = (lambda: plan.coarse(), lambda: fine(plan, areas))
-    for rates in stages:
+    for rates in (lambda: plan.coarse(), lambda: fine(plan, areas)):
         runs = _undone([(rate, seed) for rate in rates() for seed in range(plan.search_seeds)], areas)
         if runs:
             return runs
-    rate = best_rate(plan, areas)
+    rate = best_rate(mean_areas(areas, plan.search_seeds))
     return [] if rate is None else _undone([(rate, seed) for seed in range(plan.seeds)], areas)
 
 
 def _undone(runs: Sequence[tuple[float, int]], areas: Areas) -> list[tuple[float, int]]:
     return [(rate, seed) for rate, seed in runs if seed not in areas.get(rate, {})]
-
-
-def _searched(of: Mapping[int, float], seeds: int) -> bool:
-    return all(seed in of for seed in range(seeds))
-
-
-def _area(of: Mapping[int, float], seeds: int) -> float:
-    return sum(of[seed] for seed in range(seeds)) / seeds
 
 
 def _rounded(rate: float) -> float:

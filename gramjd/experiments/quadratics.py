@@ -1,4 +1,4 @@
-"""Convex quadratics whose smoothness and Pareto set are known, to hold theorem 1 against."""
+"""Convex quadratics: objectives of the toy problems, and of those that theorem 1 is held against."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ LEAST_CURVATURE = 0.05  # the greatest is 1: as ill-conditioned as a few hundred
 
 @dataclass(frozen=True)
 class Quadratics:
-    """`f_i(x) = (x - c_i)^T A_i (x - c_i) / 2` with positive definite `A_i`.
+    """`f_i(x) = (x - c_i)^T A_i (x - c_i) / 2`.
 
-    Strictly convex, so the Pareto set is `{x(w) = (sum w_i A_i)^-1 sum w_i A_i c_i : w in the simplex}`: bounded, and
-    every point is dominated by one of its points, as theorem 1 asks.
+    With positive definite `A_i` they are strictly convex, and the Pareto set is
+    `{x(w) = (sum w_i A_i)^-1 sum w_i A_i c_i : w in the simplex}`: bounded, and every point is dominated by one of its
+    points, as theorem 1 asks.
 
     Args:
         matrices: `A`, [m, n, n], float64.
@@ -28,12 +29,12 @@ class Quadratics:
     centres: Tensor
 
     def objectives(self, x: Tensor) -> Tensor:
-        """`f(x)`, [m]."""
-        d = x - self.centres
-        return torch.einsum("mi,mij,mj->m", d, self.matrices, d) / 2
+        """`f(x)`, [..., m], at points `x` [..., n]."""
+        d = x.unsqueeze(-2) - self.centres
+        return torch.einsum("...mi,mij,...mj->...m", d, self.matrices, d) / 2
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """`J`, [m, n]."""
+        """`J`, [m, n], at one point `x` [n]."""
         return torch.einsum("mij,mj->mi", self.matrices, x - self.centres)
 
     def beta(self) -> float:

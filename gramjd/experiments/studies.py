@@ -14,9 +14,9 @@ from gramjd.errors import GramjdError
 from gramjd.experiments import aggregators
 from gramjd.experiments.data.images import Images
 from gramjd.experiments.data.sets import DATA, OPTIMIZERS
-from gramjd.experiments.journal import Journal
 from gramjd.experiments.networks import build
 from gramjd.experiments.protocol import Plan, missing
+from gramjd.experiments.results import Journal
 from gramjd.experiments.training import Method, train
 
 
@@ -114,8 +114,8 @@ def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     except GramjdError as error:
         line |= {"area": None, "diverged": True, "refused": f"{type(error).__name__}: {error}"[:200]}
     else:
-        kept = ("loss", "cosine", "conflicts", "accuracy", "diverged")
-        line |= {"area": run.area, **{name: getattr(run, name) for name in kept}}
+        found = run.to_dict()
+        line |= {name: found[name] for name in ("area", "loss", "cosine", "conflicts", "accuracy", "diverged")}
     return {**line, "seconds": round(time.perf_counter() - start, 2)}
 
 

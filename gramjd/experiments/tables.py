@@ -17,7 +17,7 @@ from typing import Any
 
 from gramjd.experiments import convergence, cost, iwrm_report
 from gramjd.experiments.data.sets import DATA
-from gramjd.experiments.journal import Journal
+from gramjd.experiments.results import Journal
 from gramjd.profiling.tables import ROOT, filled, markdown
 
 RESULTS = Path("profiling/results/paper")
@@ -55,7 +55,7 @@ def theorem(path: Path) -> str:
     """Distance to the Pareto set after all steps, and the weights on the way; the worst over the seeds."""
     results = json.loads(path.read_text())
     made = f"{results['steps']} steps, {results['seeds']} drawn problems per size."
-    table = markdown([convergence.HEADER, *convergence.rows(results["runs"])])
+    table = markdown(convergence.rows(results["runs"]))
     return f"{table}\n\n{made} {_placed([results['environment']])}"
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gramjd.experiments.quadratics import Quadratics
+
 
 @dataclass(frozen=True)
-class Toy:
-    """Two convex quadratics `f_k(x) = (x - c_k)^T A_k (x - c_k)`.
+class Toy(Quadratics):
+    """Two convex quadratics of two variables, and how to descend on them.
 
     Args:
         title: for plots.
-        matrices: `A`, [2, 2, 2], symmetric.
-        centres: `c`, [2, 2].
         rate: learning rate; that of an aggregator is this times `Entry.toy_rate`.
         steps: number of steps.
         starts: starting points.
@@ -25,21 +25,10 @@ class Toy:
     """
 
     title: str
-    matrices: Tensor
-    centres: Tensor
     rate: float
     steps: int
     starts: tuple[tuple[float, float], ...]
     window: tuple[float, float, float, float]
-
-    def objectives(self, x: Tensor) -> Tensor:
-        """`f(x)`, [..., 2], at points `x` [..., 2]."""
-        d = x.unsqueeze(-2) - self.centres
-        return torch.einsum("...ki,kij,...kj->...k", d, self.matrices, d)
-
-    def jacobian(self, x: Tensor) -> Tensor:
-        """`J = [2 A_k (x - c_k)]_k`, [2, 2], at one point `x` [2]."""
-        return 2 * torch.einsum("kij,kj->ki", self.matrices, x - self.centres)
 
 
 def path(toy: Toy, aggregate: Callable[[Tensor], Tensor], rate: float, start: tuple[float, float]) -> Tensor:
@@ -61,26 +50,26 @@ def path(toy: Toy, aggregate: Callable[[Tensor], Tensor], rate: float, start: tu
 
 
 def _rotated(angle: float, first: tuple[float, float], second: tuple[float, float]) -> Tensor:
-    """`U S_1 U^T` and `U^T S_2 U` for the rotation `U` by `angle`."""
+    """`2 U S_1 U^T` and `2 U^T S_2 U` for the rotation `U` by `angle`."""
     c, s = math.cos(angle), math.sin(angle)
     U = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
     S1, S2 = (torch.diag(torch.tensor(values, dtype=torch.float64)) for values in (first, second))
-    return torch.stack([U @ S1 @ U.T, U.T @ S2 @ U])
+    return 2 * torch.stack([U @ S1 @ U.T, U.T @ S2 @ U])
 
 
 EWQ = Toy(
-    "EWQ: f = (x1², x2²)",
-    torch.diag_embed(torch.eye(2, dtype=torch.float64)),
-    torch.zeros(2, 2, dtype=torch.float64),
+    matrices=2 * torch.diag_embed(torch.eye(2, dtype=torch.float64)),
+    centres=torch.zeros(2, 2, dtype=torch.float64),
+    title="EWQ: f = (x1², x2²)",
     rate=0.075,
     steps=50,
     starts=((3.0, -2.0), (0.0, -3.0), (-4.0, 4.0), (-3.0, 4.0), (-3.5, -0.75)),
     window=(-5.0, 5.0, -5.0, 5.0),
 )
 CQF = Toy(
-    "CQF: two narrow valleys that cross",
-    _rotated(math.pi / 16, (1.0, 0.01), (3.0, 0.01)),
-    torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64),
+    matrices=_rotated(math.pi / 16, (1.0, 0.01), (3.0, 0.01)),
+    centres=torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64),
+    title="CQF: two narrow valleys that cross",
     rate=0.05,
     steps=500,
     starts=((0.5, 0.5), (-1.0, 7.0), (0.0, 0.0), (1.0, 6.0)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class Run:
         if self.diverged or len(self.loss) < 2:
             return math.inf
         return (sum(self.loss) - (self.loss[0] + self.loss[-1]) / 2) / (len(self.loss) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the area."""
+        return {**vars(self), "area": self.area}
 
 
 def train(

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from gramjd import arguments
-from gramjd.experiments import aggregators, options, trajectory_plots
-from gramjd.experiments.demo_report import align
+from gramjd.experiments import aggregators, trajectory_plots
+from gramjd.experiments.report import align
 from gramjd.experiments.results import write
+from gramjd.experiments.running import progress, threads
 from gramjd.experiments.toys import TOYS, Toy, path
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Follow every path, save the plots and `trajectories.json`, print the table (or the JSON)."""
     require("matplotlib", "demo")
     names = aggregators.select(args.weightings)
-    with options.threads(args.threads):
+    with threads(args.threads):
         paths = {key: _paths(toy, names, args.seed) for key, toy in TOYS.items()}
         found = {key: {name: examine(TOYS[key], name, of[name], args.seed) for name in of} for key, of in paths.items()}
     results = {"environment": describe(packages=("torch", "gramjd")), "seed": args.seed, "toys": found}
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _paths(toy: Toy, names: Sequence[str], seed: int) -> dict[str, list[Tensor]]:
     """Name to one path per start."""
     found = {}
-    for name in require("tqdm", "demo").tqdm(names, desc=toy.title, unit="aggregator", disable=None):
+    for name in progress("aggregator", names):
         entry = aggregators.ENTRIES[name]
         found[name] = [path(toy, entry.make(seed).aggregate, toy.rate * entry.toy_rate, start) for start in toy.starts]
     return found

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gramjd.experiments import plots
 from gramjd.experiments.toys import TOYS, Toy
-from gramjd.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#c8553d", "#4a6fa5", "#2a9d8f", "#e9a03b", "#7b4fa3")  # one per start
-OBJECTIVES = ("#4a6fa5", "#c8553d")
+COLOURS = (plots.RED, plots.BLUE, "#2a9d8f", "#e9a03b", "#7b4fa3")  # one per start
+OBJECTIVES = (plots.BLUE, plots.RED)
 COLUMNS = 4
 LEVELS = 9
 
@@ -72,7 +72,9 @@ def draw(toy: Toy, paths: Mapping[str, Sequence[Tensor]], objectives: bool) -> F
         objectives: which of the two.
     """
     rows = math.ceil(len(paths) / COLUMNS)
-    figure: Figure = require("matplotlib.figure", "demo").Figure(figsize=(11, 2.7 * rows + 0.6), layout="constrained")
+    paths_of = f"{toy.steps} steps from {len(toy.starts)} starts, circle to square"
+    title = f"{toy.title}; {'objectives over steps' if objectives else paths_of}"
+    figure = plots.new_figure(2.7 * rows + 0.6, title)
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, (name, of) in zip(grid, paths.items(), strict=False):
         (draw_objectives if objectives else draw_paths)(axes, toy, of)
@@ -83,16 +85,13 @@ def draw(toy: Toy, paths: Mapping[str, Sequence[Tensor]], objectives: bool) -> F
         axes.tick_params(labelbottom=k + COLUMNS >= len(paths))
     if objectives:
         grid[0].legend(frameon=False, fontsize=8)
-    paths_of = f"{toy.steps} steps from {len(toy.starts)} starts, circle to square"
-    figure.suptitle(f"{toy.title}; {'objectives over steps' if objectives else paths_of}", fontsize=11)
     return figure
 
 
 def save(paths: Mapping[str, Mapping[str, Sequence[Tensor]]], folder: Path) -> list[Path]:
     """Two PNG files per problem; returns them."""
-    found = []
-    for key, of in paths.items():
-        for objectives in (False, True):
-            found.append(folder / f"{key}-{'objectives' if objectives else 'paths'}.png")
-            draw(TOYS[key], of, objectives).savefig(found[-1], dpi=100)
-    return found
+    return [
+        plots.save(draw(TOYS[key], of, objectives), folder / f"{key}-{'objectives' if objectives else 'paths'}.png")
+        for key, of in paths.items()
+        for objectives in (False, True)
+    ]

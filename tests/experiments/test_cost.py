@@ -7,9 +7,9 @@ import torch
 
 from gramjd.cli import main
 from gramjd.experiments.aggregators import TABLE
-from gramjd.experiments.cost import compare, task
-from gramjd.experiments.cost_methods import WAYS, sgd
+from gramjd.experiments.cost import epoch_costs, task
 from gramjd.experiments.networks import build
+from gramjd.experiments.steps import SGD, WAYS
 
 
 def gradient(fill, on):
@@ -31,12 +31,12 @@ def test_all_ways_agree(name):
 
 def test_mean_is_sgd():
     on = task("digits", 6, "cpu")
-    torch.testing.assert_close(gradient(WAYS["gramjd"]("Mean"), on), gradient(sgd, on))
+    torch.testing.assert_close(gradient(WAYS["gramjd"]("Mean"), on), gradient(SGD, on))
 
 
 def test_compare():
     on = task("digits", 8, "cpu")
-    found = compare(on, {"SGD": sgd, "jacobian: Mean": WAYS["jacobian"]("Mean")}, rounds=5, device="cpu")
+    found = epoch_costs(on, {"SGD": SGD, "jacobian: Mean": WAYS["jacobian"]("Mean")}, rounds=5)
     assert found["SGD"]["over_sgd"]["median"] == 1
     assert found["SGD"]["rounds"] == 5
     # 128 steps an epoch, each of which takes eight backward passes instead of one.

@@ -13,10 +13,10 @@ from gramjd.cli import main
 from gramjd.experiments.aggregators import BY_CLASS
 from gramjd.experiments.data.sets import load_digits
 from gramjd.experiments.demo import best_runs
-from gramjd.experiments.demo_cost import StepCost
 from gramjd.experiments.demo_plots import draw
 from gramjd.experiments.demo_report import conclusion
 from gramjd.experiments.networks import DEMO, build
+from gramjd.experiments.steps import StepCost
 from gramjd.experiments.training import Method, Run, train
 from gramjd.profiling.timing import Spread
 
@@ -156,8 +156,13 @@ def outcome(network, method, last, accuracy=0.9, **more):
     return Run(network, method, 0.1, loss=[2.0, last], accuracy=accuracy, **more)
 
 
-def cost(network, method, over):
-    return StepCost(network, method, Spread(1.0, 1.0, 1.0), Spread(over, over, over), 1)
+def costs(**over):
+    """Of "Ours" on each network; of "SGD" one."""
+    return {
+        (network, method): StepCost(Spread(1.0, 1.0, 1.0), Spread(ratio, ratio, ratio), 5, 1)
+        for network, ours in over.items()
+        for method, ratio in (("SGD", 1.0), ("Ours", ours))
+    }
 
 
 @pytest.mark.parametrize(
@@ -170,14 +175,14 @@ def cost(network, method, over):
     ],
 )
 def test_the_conclusion_follows_the_numbers(ours, said):
-    text = conclusion([outcome("net", "SGD", 0.5), ours], [cost("net", "SGD", 1), cost("net", "Ours", 3.25)], 64)
+    text = conclusion([outcome("net", "SGD", 0.5), ours], costs(net=3.25), 64)
     assert text.startswith(f"With 64 losses per step and each method at its best rate, {said}")
     assert text.endswith("one of its steps took as long as 3.2 of SGD's on the NET.")
 
 
 def test_the_conclusion_keeps_networks_apart():
     best = [outcome("a", "SGD", 0.5), outcome("a", "Ours", 0.1), outcome("b", "SGD", 0.5), outcome("b", "Ours", 0.9)]
-    text = conclusion(best, [cost("a", "Ours", 2), cost("b", "Ours", 4)], 8)
+    text = conclusion(best, costs(a=2, b=4), 8)
     assert "was ahead of SGD on the A (" in text
     assert ", and was behind SGD on the B (" in text
     assert text.endswith("as long as 2.0 of SGD's on the A and 4.0 of SGD's on the B.")

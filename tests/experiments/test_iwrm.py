@@ -9,8 +9,8 @@ import torch
 from gramjd.cli import main
 from gramjd.experiments import iwrm_report, studies
 from gramjd.experiments.data.sets import DATA
-from gramjd.experiments.journal import Journal
 from gramjd.experiments.protocol import Plan
+from gramjd.experiments.results import Journal
 from gramjd.experiments.studies import Study, advance, count, make
 
 STUDY = Study("digits", "Mean", "sgd", 128, 1)

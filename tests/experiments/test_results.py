@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gramjd.errors import InputError
-from gramjd.experiments.journal import Journal
+from gramjd.experiments.results import Journal
 
 
 def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):

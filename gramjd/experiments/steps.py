@@ -1,17 +1,19 @@
-"""The ways to fill `.grad` that the paper's cost table compares, each on its own copy of a network."""
+"""Time and memory of one training step: the ways to fill `.grad`, each on its own copy of a network, in turns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import gramjd
 from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.networks import build
+from gramjd.experiments.training import Method
+from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.timing import Spread, interleave, ratio, spread
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Task:
         network: makes the network.
         images: [m, c, h, w].
         labels: [m].
+        seed: of the initial weights.
     """
 
     network: Callable[[], nn.Module]
     images: Tensor
     labels: Tensor
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,27 @@ class Step:
     take: Callable[[], None]
 
 
-Fill = Callable[[nn.Module, Task], None]
-Combine = Callable[[Tensor], Tensor]
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of a step. `over_first` is its time over that of the first contender, round by round."""
+
+    time: Spread
+    over_first: Spread
+    rounds: int
+    peak_bytes: int
 
 
-def sgd(model: nn.Module, task: Task) -> None:
-    """Plain gradient descent on the mean loss."""
-    _losses(model, task).mean().backward()
+Fill = Callable[[nn.Module, Task], object]
+
+
+def by_method(method: Method) -> Fill:
+    """What a training run does: plain SGD, or `gramjd.gram_backward`."""
+    return lambda model, task: method.backward(_losses(model, task))
 
 
 def by_gramian(name: str) -> Fill:
-    """`gramjd.gram_backward` with an aggregator of Table 1."""
-    aggregator = ENTRIES[name].make(0)
-    return lambda model, task: gramjd.gram_backward(_losses(model, task), aggregator) and None
+    """`gramjd.gram_backward` with an aggregator of the table."""
+    return by_method(Method(name, ENTRIES[name].make(0)))
 
 
 def by_jacobian(name: str) -> Fill:
@@ -82,6 +94,7 @@ def by_sample(name: str) -> Fill:
     return fill
 
 
+SGD = by_method(Method("SGD"))
 WAYS: dict[str, Callable[[str], Fill]] = {"jacobian": by_jacobian, "per sample": by_sample, "gramjd": by_gramian}
 
 
@@ -92,7 +105,7 @@ def make_step(fill: Fill, task: Task) -> Step:
         fill: how `.grad` is filled.
         task: network and batch.
     """
-    model = build(task.network, seed=0).to(task.images.device)
+    model = build(task.network, task.seed).to(task.images.device)
     # A tiny rate: many steps on one batch should not leave the state that a network is in when training starts.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
@@ -102,6 +115,30 @@ def make_step(fill: Fill, task: Task) -> Step:
         optimizer.step()
 
     return Step(optimizer.zero_grad, take)
+
+
+def compare(task: Task, contenders: Mapping[str, Fill], *, rounds: int, scale: float) -> dict[str, StepCost]:
+    """Cost of a step of every contender, from the same weights and on the same batch.
+
+    Times come from steps taken in turns; memory from one further step, as counting allocations takes time.
+
+    Args:
+        task: network and batch; they stay on the device of the images.
+        contenders: how each fills `.grad`; compared with the first of them.
+        rounds: timed rounds.
+        scale: what seconds are multiplied by.
+    """
+    device = task.images.device
+    steps = {name: make_step(fill, task) for name, fill in contenders.items()}
+    timed = {name: step.take for name, step in steps.items()}
+    times = interleave(timed, rounds=rounds, warmup=1, at_least=0.02, device=device)
+    first = times[next(iter(times))]
+    costs = {}
+    for name, step in steps.items():
+        step.clear()
+        time = spread([scale * t for t in times[name]])
+        costs[name] = StepCost(time, ratio(times[name], first), len(times[name]), peak_bytes(step.take, device))
+    return costs
 
 
 def _losses(model: nn.Module, task: Task) -> Tensor:
