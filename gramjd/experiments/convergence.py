@@ -30,14 +30,8 @@ PROBLEMS = ((2, 2), (4, 10), (8, 20), (16, 10))  # (m, n); with 16 gradients in 
 RECORDS = 40  # points of a curve
 FLOOR = 1e-17  # of the plot
 HEADER = (
-    "aggregator",
-    "m",
-    "n",
-    "distance at most",
-    "and at least",
-    "largest weight",
-    "in the last tenth",
-    "increases",
+    *("aggregator", "m", "n", "distance at most", "and at least"),
+    *("largest weight", "in the last tenth", "increases"),
 )
 
 

@@ -10,15 +10,8 @@ from gramjd.experiments.training import Run
 
 LEVEL = 1.05  # final losses closer than this are called level
 HEADER = (
-    "network",
-    "method",
-    "rate",
-    "training loss",
-    "held-out accuracy",
-    "cosine to mean",
-    "conflicting pairs",
-    "ms/step",
-    "peak MB/step",
+    *("network", "method", "rate", "training loss", "held-out accuracy", "cosine to mean", "conflicting pairs"),
+    *("ms/step", "peak MB/step"),
 )
 
 Costs = Mapping[tuple[str, str], StepCost]  # (network, method) to the cost of a step in milliseconds

@@ -23,10 +23,10 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def progress(unit: str, items: Iterable[Any] | None = None, total: int | None = None) -> Any:
+def progress(unit: str, items: Iterable[Any] | None = None, total: int | None = None, title: str | None = None) -> Any:
     """tqdm's bar on stderr, over `items` or up to `total`; none where stderr is a file and not a terminal.
 
     Raises:
         MissingExtraError: tqdm is not installed.
     """
-    return require("tqdm", "demo").tqdm(items, total=total, unit=unit, disable=None, file=sys.stderr)
+    return require("tqdm", "demo").tqdm(items, title, total, unit=unit, disable=None, file=sys.stderr)

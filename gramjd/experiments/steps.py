@@ -34,14 +34,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Step:
-    """`clear()` drops the gradients; `take()` is a step: forward, `.grad`, SGD."""
-
-    clear: Callable[[], None]
-    take: Callable[[], None]
-
-
-@dataclass(frozen=True)
 class StepCost:
     """Cost of a step. `over_first` is its time over that of the first contender, round by round."""
 
@@ -70,9 +62,8 @@ def by_jacobian(name: str) -> Fill:
 
     def fill(model: nn.Module, task: Task) -> None:
         parameters, losses = list(model.parameters()), _losses(model, task)
-        rows = torch.autograd.grad(
-            losses, parameters, torch.eye(len(losses), device=losses.device), is_grads_batched=True
-        )
+        eye = torch.eye(len(losses), device=losses.device)
+        rows = torch.autograd.grad(losses, parameters, eye, is_grads_batched=True)
         _assign(parameters, combine(torch.cat([row.flatten(1) for row in rows], 1)))
 
     return fill
@@ -98,8 +89,8 @@ SGD = by_method(Method("SGD"))
 WAYS: dict[str, Callable[[str], Fill]] = {"jacobian": by_jacobian, "per sample": by_sample, "gramjd": by_gramian}
 
 
-def make_step(fill: Fill, task: Task) -> Step:
-    """A step on a network of its own, with the same initial weights for all.
+def make_step(fill: Fill, task: Task) -> Callable[[], None]:
+    """A step on a network of its own: forward, `.grad`, SGD; the gradients are dropped at its end.
 
     Args:
         fill: how `.grad` is filled.
@@ -110,11 +101,11 @@ def make_step(fill: Fill, task: Task) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def take() -> None:
-        optimizer.zero_grad()
         fill(model, task)
         optimizer.step()
+        optimizer.zero_grad()
 
-    return Step(optimizer.zero_grad, take)
+    return take
 
 
 def compare(task: Task, contenders: Mapping[str, Fill], *, rounds: int, scale: float) -> dict[str, StepCost]:
@@ -130,15 +121,12 @@ def compare(task: Task, contenders: Mapping[str, Fill], *, rounds: int, scale: f
     """
     device = task.images.device
     steps = {name: make_step(fill, task) for name, fill in contenders.items()}
-    timed = {name: step.take for name, step in steps.items()}
-    times = interleave(timed, rounds=rounds, warmup=1, at_least=0.02, device=device)
+    times = interleave(steps, rounds=rounds, warmup=1, at_least=0.02, device=device)
     first = times[next(iter(times))]
-    costs = {}
-    for name, step in steps.items():
-        step.clear()
-        time = spread([scale * t for t in times[name]])
-        costs[name] = StepCost(time, ratio(times[name], first), len(times[name]), peak_bytes(step.take, device))
-    return costs
+    return {
+        name: StepCost(spread([scale * t for t in of]), ratio(of, first), len(of), peak_bytes(steps[name], device))
+        for name, of in times.items()
+    }
 
 
 def _losses(model: nn.Module, task: Task) -> Tensor:

@@ -12,16 +12,8 @@ from gramjd.experiments.data.files import MissingFilesError, broken
 from gramjd.extras import require
 
 CLASSES = (
-    "AnnualCrop",
-    "Forest",
-    "HerbaceousVegetation",
-    "Highway",
-    "Industrial",
-    "Pasture",
-    "PermanentCrop",
-    "Residential",
-    "River",
-    "SeaLake",
+    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+    *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
 )
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
