@@ -98,15 +98,8 @@ def epoch_costs(on: Task, contenders: Mapping[str, Fill], *, rounds: int) -> dic
         contenders: how each fills `.grad`; SGD first.
         rounds: timed rounds.
     """
-    return {
-        name: {
-            "seconds_per_epoch": vars(cost.time),
-            "over_sgd": vars(cost.over_first),
-            "rounds": cost.rounds,
-            "peak_bytes": cost.peak_bytes,
-        }
-        for name, cost in compare(on, contenders, rounds=rounds, scale=EPOCH / len(on.labels)).items()
-    }
+    costs = compare(on, contenders, rounds=rounds, scale=EPOCH / len(on.labels))
+    return {name: cost.to_dict("seconds_per_epoch", "over_sgd") for name, cost in costs.items()}
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 from gramjd import aggregation, arguments
 from gramjd.errors import InputError
@@ -44,13 +43,17 @@ def run(args: argparse.Namespace) -> int:
     best = best_runs(runs)
     plot = plots.save(demo_plots.draw(runs, best, args.batch), args.out / "iwrm.png")
     seconds, said = time.perf_counter() - start, conclusion(best, costs, args.batch)
+    given = {name: getattr(args, name) for name in ("batch", "epochs", "rates", "seed", "threads")}
     results = {
-        "settings": _settings(args, methods[1].name),
+        "settings": {"aggregator": methods[1].name, **given, "train_images": TRAIN_SIZE},
         "seconds": round(seconds, 1),
         "conclusion": said,
         "best": [run.to_dict() for run in best],
         "runs": [run.to_dict() for run in runs],
-        "costs": _listed(costs),
+        "costs": [
+            {"network": network, "method": method, **cost.to_dict("milliseconds", "over_first")}
+            for (network, method), cost in costs.items()
+        ],
         "plot": str(plot),
     }
     text = write(results, args.out / "results.json")
@@ -94,34 +97,9 @@ def _train_all(args: argparse.Namespace, data: Images) -> list[Run]:
 
 def _costs(args: argparse.Namespace, methods: Sequence[Method], data: Images) -> Costs:
     contenders = {method.name: by_method(method) for method in methods}
-    costs = {}
-    for network, make in DEMO.items():
-        task = Task(make, data.train_images[: args.batch], data.train_labels[: args.batch], args.seed)
-        for method, cost in compare(task, contenders, rounds=args.rounds, scale=1e3).items():
-            costs[network, method] = cost
-    return costs
-
-
-def _listed(costs: Costs) -> list[dict[str, Any]]:
-    return [
-        {
-            "network": network,
-            "method": method,
-            "milliseconds": vars(cost.time),
-            "over_first": vars(cost.over_first),
-            "peak_bytes": cost.peak_bytes,
-        }
-        for (network, method), cost in costs.items()
-    ]
-
-
-def _settings(args: argparse.Namespace, method: str) -> dict[str, Any]:
+    batch = data.train_images[: args.batch], data.train_labels[: args.batch]
     return {
-        "aggregator": method,
-        "batch": args.batch,
-        "epochs": args.epochs,
-        "rates": list(args.rates),
-        "seed": args.seed,
-        "threads": args.threads,
-        "train_images": TRAIN_SIZE,
+        (network, method): cost
+        for network, make in DEMO.items()
+        for method, cost in compare(Task(make, *batch, args.seed), contenders, rounds=args.rounds, scale=1e3).items()
     }

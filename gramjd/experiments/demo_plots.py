@@ -53,7 +53,7 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         axes: where to draw.
         runs: all runs of one network.
         best: those to bring out.
-        colours: of each method.
+        colours: of each method, here and below.
     """
     shown = _converged(runs, colours)
     for run in shown:
@@ -74,13 +74,8 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
 def label_ends(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
     """The rate beside the end of each curve, with a thin line to the end where the label had to move.
 
-    Call it when all curves are drawn: the room that a label needs depends on the limits of the axes.
-
-    Args:
-        axes: where `draw_loss` drew.
-        runs: as given to `draw_loss`.
-        best: their labels are bold.
-        colours: of each method.
+    Call it when all curves are drawn: the room that a label needs depends on the limits of the axes. The arguments are
+    those of `draw_loss`.
     """
     shown = _converged(runs, colours)
     low, high = (math.log10(limit) for limit in axes.get_ylim())
@@ -104,12 +99,7 @@ def label_ends(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Ma
 def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
     """Cosine of each update to the mean gradient (lines) and share of conflicting pairs (dashed), by epoch.
 
-    The cosine of SGD is one throughout and is left out.
-
-    Args:
-        axes: where to draw.
-        best: one run per method of one network.
-        colours: of each method.
+    The cosine of SGD is one throughout and is left out. `best` holds one run per method of one network.
     """
     for run in (run for run in best if run.cosine):
         epochs, colour = plots.middles(run.cosine), colours[run.method]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ class StepCost:
     over_first: Spread
     rounds: int
     peak_bytes: int
+
+    def to_dict(self, time: str, over: str) -> dict[str, Any]:
+        """Plain values, the two spreads under the given names."""
+        return {
+            time: vars(self.time),
+            over: vars(self.over_first),
+            "rounds": self.rounds,
+            "peak_bytes": self.peak_bytes,
+        }
 
 
 Fill = Callable[[nn.Module, Task], object]

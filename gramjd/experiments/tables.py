@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ from gramjd.profiling.tables import ROOT, filled, markdown
 RESULTS = Path("profiling/results/paper")
 PAGE = Path("docs/paper.md")
 
+Results = Mapping[str, Any]
 
-def trajectories(path: Path) -> str:
+
+def trajectories(results: Results) -> str:
     """Per aggregator: stalled starts on EWQ; least gain and largest increase on CQF."""
-    results = json.loads(path.read_text())
     rows = [["aggregator", "EWQ: stalled starts", "CQF: least gain", "CQF: largest increase in a step"]]
     for name, ewq in results["toys"]["ewq"].items():
         cqf = results["toys"]["cqf"][name]
         stalls = f"{len(ewq['stalled'])} of {len(ewq['ends'])}"
         rows.append([name, stalls, f"{cqf['least_gain']:.1e}", f"{cqf['largest_increase']:.1e}"])
-    return f"{markdown(rows)}\n\n{_placed([results['environment']])}"
+    return _noted(rows, "", [results["environment"]])
 
 
-def properties(path: Path) -> str:
+def properties(results: Results) -> str:
     """Table 1 as found; a word that the paper contradicts is in bold."""
-    results = json.loads(path.read_text())
     found = results["aggregators"]
     names = list(next(iter(found.values()))["stated"])
     rows = [["aggregator", *(name.replace("_", " ") for name in names)]]
@@ -45,61 +46,45 @@ def properties(path: Path) -> str:
         words = ["yes" if entry[name]["holds"] else "no" for name in names]
         agree = [entry[name]["holds"] == entry["stated"][name] for name in names]
         rows.append([label, *(w if same else f"**{w}**" for w, same in zip(words, agree, strict=True))])
-    summary = (
-        f"{results['examples']} matrices per yes; {len(results['differences'])} differences from the paper's table."
-    )
-    return f"{markdown(rows)}\n\n{summary} {_placed([results['environment']])}"
+    note = f"{results['examples']} matrices per yes; {len(results['differences'])} differences from the paper's table. "
+    return _noted(rows, note, [results["environment"]])
 
 
-def theorem(path: Path) -> str:
+def theorem(results: Results) -> str:
     """Distance to the Pareto set after all steps, and the weights on the way; the worst over the seeds."""
-    results = json.loads(path.read_text())
-    made = f"{results['steps']} steps, {results['seeds']} drawn problems per size."
-    table = markdown(convergence.rows(results["runs"]))
-    return f"{table}\n\n{made} {_placed([results['environment']])}"
+    note = f"{results['steps']} steps, {results['seeds']} drawn problems per size. "
+    return _noted(convergence.rows(results["runs"]), note, [results["environment"]])
 
 
-def iwrm(optimizer: str, batches: Sequence[int] | None = None) -> Callable[[Path], str]:
+def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = None) -> str:
     """The searches with one optimiser, at some batch sizes or at all."""
-
-    def make(path: Path) -> str:
-        journal = Journal(path)
-        entries = [e for e in iwrm_report.summarise(journal.runs()) if e["optimizer"] == optimizer]
-        entries = [e for e in entries if batches is None or e["batch"] in batches]
-        rows = [iwrm_report.cells(e) for e in sorted(entries, key=lambda e: e["batch"])]
-        runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
-        made = f"{runs} runs, {seconds / 60:.0f} minutes in all, on a machine that did other work meanwhile."
-        epochs = ", ".join(sorted({f"{DATA[e['data']].title}: {e['epochs']} epochs" for e in entries}))
-        return f"{markdown([iwrm_report.HEADER, *rows])}\n\n{epochs}. {made} {_placed(journal.environments())}"
-
-    return make
+    found = iwrm_report.summarise(journal.runs())
+    entries = [e for e in found if e["optimizer"] == optimizer and (batches is None or e["batch"] in batches)]
+    rows = [iwrm_report.HEADER, *(iwrm_report.cells(e) for e in sorted(entries, key=lambda e: e["batch"]))]
+    runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
+    made = f"{runs} runs, {seconds / 60:.0f} minutes in all, on a machine that did other work meanwhile."
+    epochs = ", ".join(sorted({f"{DATA[e['data']].title}: {e['epochs']} epochs" for e in entries}))
+    return _noted(rows, f"{epochs}. {made} ", journal.environments())
 
 
-def costs(field: str) -> Callable[[Path], str]:
+def costs(results: Results, field: str) -> str:
     """The costs per set at batch 32 (`sets`), or over batch sizes (`sizes`)."""
-
-    def make(path: Path) -> str:
-        results = json.loads(path.read_text())
-        rows = []
-        for key, found in results[field].items():
-            head, *lines = cost.rows(found)
-            title = DATA[key].title if field == "sets" else key
-            rows += [[title, *line] for line in lines]
-        head = ["set" if field == "sets" else "batch", *head]
-        return f"{markdown([head, *rows])}\n\n{_placed([results['environment']])}"
-
-    return make
+    rows = []
+    for key, found in results[field].items():
+        head, *lines = cost.rows(found)
+        rows += [[DATA[key].title if field == "sets" else key, *line] for line in lines]
+    return _noted([["set" if field == "sets" else "batch", *head], *rows], "", [results["environment"]])
 
 
-TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "trajectories": ("trajectories.json", trajectories),
     "properties": ("properties.json", properties),
     "convergence": ("convergence.json", theorem),
-    "iwrm": ("iwrm.jsonl", iwrm("sgd", [32])),
-    "iwrm-batches": ("iwrm.jsonl", iwrm("sgd", [16, 128, 512])),
-    "iwrm-adam": ("iwrm.jsonl", iwrm("adam")),
-    "cost-sets": ("cost.json", costs("sets")),
-    "cost-sizes": ("cost.json", costs("sizes")),
+    "iwrm": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[32])),
+    "iwrm-batches": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[16, 128, 512])),
+    "iwrm-adam": ("iwrm.jsonl", partial(iwrm, optimizer="adam")),
+    "cost-sets": ("cost.json", partial(costs, field="sets")),
+    "cost-sizes": ("cost.json", partial(costs, field="sizes")),
 }
 
 
@@ -109,8 +94,7 @@ def render(text: str, root: Path = ROOT) -> str:
     Raises:
         KeyError: a marker names no table.
     """
-
-    return filled(text, root, RESULTS, TABLES, lambda path: path)
+    return filled(text, root, RESULTS, TABLES, _read)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
@@ -132,14 +116,18 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     return 0
 
 
-def _placed(environments: Sequence[Mapping[str, Any]]) -> str:
-    """Date, machine and versions of each environment."""
+def _read(path: Path) -> Results | Journal:
+    return Journal(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def _noted(rows: Sequence[Sequence[str]], note: str, environments: Sequence[Results]) -> str:
+    """A table and below it a note, then date, machine and versions of each environment."""
     lines = []
     for facts in environments:
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         device = facts.get("gpu", f"{facts['cpu']}, {facts['cores']} cores, threads: {facts['threads']}")
         lines.append(f"{facts['date']}; {device}, {facts['system']}; {versions}.")
-    return " ".join(lines)
+    return f"{markdown(rows)}\n\n{note}{' '.join(lines)}"
 
 
 if __name__ == "__main__":

@@ -94,14 +94,14 @@ def train(
     """
     step = optimizer(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes lr
     shuffle = torch.Generator().manual_seed(seed)
-    run = Run(network, method.name, rate, loss=[mean_loss(model, data)])
+    run = Run(network, method.name, rate, loss=[evaluate(model, data.train_images, data.train_labels)[0]])
     for epoch in range(epochs):
         batches = torch.randperm(len(data.train_images), generator=shuffle).split(batch)
         if not _train_epoch(model, step, method, data, batches, run, tick):
             run.diverged = True
             tick(len(batches) * (epochs - epoch - 1))
             break
-    run.accuracy = accuracy(model, data)
+    run.accuracy = evaluate(model, data.test_images, data.test_labels)[1]
     return run
 
 
@@ -127,7 +127,7 @@ def _train_epoch(
         tick(1)
     for record, values in zip((run.cosine, run.conflicts), torch.tensor(signals).T, strict=True):
         record.append(float(values.nanmean()))
-    run.loss.append(mean_loss(model, data))
+    run.loss.append(evaluate(model, data.train_images, data.train_labels)[0])
     return run.loss[-1] < GIVE_UP
 
 
@@ -147,15 +147,11 @@ def _step(losses: Tensor, method: Method, parameters: Sequence[Tensor]) -> tuple
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, data: Images) -> float:
-    """Mean cross-entropy over all training images."""
-    parts = zip(data.train_images.split(CHUNK), data.train_labels.split(CHUNK), strict=True)
-    total = sum(float(cross_entropy(model(images), labels, reduction="sum")) for images, labels in parts)
-    return total / len(data.train_labels)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Images) -> float:
-    """Share of held-out images whose label is predicted."""
-    parts = zip(data.test_images.split(CHUNK), data.test_labels.split(CHUNK), strict=True)
-    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in parts) / len(data.test_labels)
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and the share of images whose label is predicted."""
+    loss, right = 0.0, 0
+    for part, truth in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        outputs = model(part)
+        loss += float(cross_entropy(outputs, truth, reduction="sum"))
+        right += int((outputs.argmax(1) == truth).sum())
+    return loss / len(labels), right / len(labels)

@@ -17,6 +17,15 @@ from gramjd.extras import require
 
 HELD_OUT = 10_000  # held-out images at most: MNIST's number, so that no set costs far more memory than another
 
+SOURCES = {
+    "svhn": "http://ufldl.stanford.edu/housenumbers (format 2)",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html (binary version)",
+    "eurosat": "https://github.com/phelber/eurosat (RGB)",
+    "mnist": "http://yann.lecun.com/exdb/mnist",
+    "fashion": "https://github.com/zalandoresearch/fashion-mnist",
+    "kmnist": "https://github.com/rois-codh/kmnist",
+}
+
 Reader = Callable[[Path, str, str], tuple[Tensor, Tensor]]
 
 
@@ -51,44 +60,30 @@ def load_digits(seed: int) -> Images:
     return scaled(*((images[part], labels[part]) for part in choose(len(images), TRAIN_SIZE, seed)))
 
 
-def _two_parts(key: str, read: Reader, source: str, root: Path, seed: int) -> Images:
+def _two_parts(key: str, read: Reader, root: Path, seed: int) -> Images:
     """The subset from the set's training part, the held-out images from its test part."""
-    folder = root / key
+    folder, source = root / key, SOURCES[key]
     (images, labels), (test_images, test_labels) = read(folder, "train", source), read(folder, "test", source)
     train, _ = choose(len(images), TRAIN_SIZE, seed)
     test = choose(len(test_images), min(HELD_OUT, len(test_images)), seed)[0]
     return scaled((images[train], labels[train]), (test_images[test], test_labels[test]))
 
 
-def _eurosat(source: str, root: Path, seed: int) -> Images:
+def _eurosat(root: Path, seed: int) -> Images:
     """EuroSAT has no test part: the held-out images are others than the subset's."""
-    entries = eurosat.index(root / "eurosat", source)
+    entries = eurosat.index(root / "eurosat", SOURCES["eurosat"])
     train, rest = choose(len(entries), TRAIN_SIZE, seed)
     return scaled(*(eurosat.read([entries[k] for k in part.tolist()]) for part in (train, rest[:HELD_OUT])))
 
 
-_SOURCES: dict[str, tuple[Reader, str]] = {
-    "svhn": (svhn.read, "http://ufldl.stanford.edu/housenumbers (format 2)"),
-    "cifar10": (cifar.read, "https://www.cs.toronto.edu/~kriz/cifar.html (binary version)"),
-    "mnist": (idx.read, "http://yann.lecun.com/exdb/mnist"),
-    "fashion": (idx.read, "https://github.com/zalandoresearch/fashion-mnist"),
-    "kmnist": (idx.read, "https://github.com/rois-codh/kmnist"),
-}
-_EUROSAT_SOURCE = "https://github.com/phelber/eurosat (RGB)"
-
-
-def _files(key: str) -> Callable[[Path, int], Images]:
-    return partial(_two_parts, key, *_SOURCES[key])
-
-
 DATA: dict[str, DataSet] = {
     "digits": DataSet("digits", networks.digits_net, 8, lambda root, seed: load_digits(seed)),
-    "svhn": DataSet("SVHN", networks.svhn_net, 25, _files("svhn")),
-    "cifar10": DataSet("CIFAR-10", networks.cifar_net, 20, _files("cifar10")),
-    "eurosat": DataSet("EuroSAT", networks.eurosat_net, 30, partial(_eurosat, _EUROSAT_SOURCE)),
-    "mnist": DataSet("MNIST", networks.mnist_net, 8, _files("mnist")),
-    "fashion": DataSet("Fashion-MNIST", networks.mnist_net, 25, _files("fashion")),
-    "kmnist": DataSet("Kuzushiji-MNIST", networks.mnist_net, 10, _files("kmnist")),
+    "svhn": DataSet("SVHN", networks.svhn_net, 25, partial(_two_parts, "svhn", svhn.read)),
+    "cifar10": DataSet("CIFAR-10", networks.cifar_net, 20, partial(_two_parts, "cifar10", cifar.read)),
+    "eurosat": DataSet("EuroSAT", networks.eurosat_net, 30, _eurosat),
+    "mnist": DataSet("MNIST", networks.mnist_net, 8, partial(_two_parts, "mnist", idx.read)),
+    "fashion": DataSet("Fashion-MNIST", networks.mnist_net, 25, partial(_two_parts, "fashion", idx.read)),
+    "kmnist": DataSet("Kuzushiji-MNIST", networks.mnist_net, 10, partial(_two_parts, "kmnist", idx.read)),
 }
 ADAM_EPOCHS = {"svhn": 20, "cifar10": 15}  # where the paper's Adam study differs
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
