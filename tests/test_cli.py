@@ -95,7 +95,7 @@ def test_options_that_name_things_name_all_of_them():
     sets = import_module("gramjd.experiments.data.sets")
     assert set(sets.DATA) == set(arguments.IMAGE_SETS)
     assert set(sets.OPTIMIZERS) == set(arguments.OPTIMIZERS)
-    assert set(import_module("gramjd.experiments.cost").SHAPES) == set(arguments.COST_SETS)
+    assert set(arguments.COST_SETS) <= set(sets.DATA)
     assert set(import_module("gramjd.experiments.aggregators").BY_CLASS) == set(arguments.AGGREGATORS)
     plan = import_module("gramjd.experiments.protocol").Plan()
     args = build_parser().parse_args(["paper", "iwrm"])

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EPOCH = 1024
-SHAPES = {
-    "svhn": (3, 32, 32),
-    "cifar10": (3, 32, 32),
-    "eurosat": (3, 64, 64),
-    "mnist": (1, 28, 28),
-    "digits": (1, 8, 8),
-}
 SWEPT = ("Mean", "UPGrad")
 BASE = "SGD"
 STYLES = {BASE: "-", "jacobian": ":", "per sample": "--", "gramjd": "-"}
@@ -51,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.quick:
         args.sets, args.swept, args.sizes = "digits", "digits", (32, 64)
     keys = args.sets.split(",")
-    if not set(keys) <= set(SHAPES):
-        raise InputError(f"got sets {args.sets}; expected names among: {', '.join(SHAPES)}")
+    if not set(keys) <= set(arguments.COST_SETS):
+        raise InputError(f"got sets {args.sets}; expected names among: {', '.join(arguments.COST_SETS)}")
     names = aggregators.select(args.weightings)
     with threads(args.threads or torch.get_num_threads()):
         environment = describe(packages=("torch", "gramjd"), device=args.device)
@@ -86,7 +79,7 @@ def _contenders(names: Sequence[str], ways: Sequence[str]) -> dict[str, Fill]:
 def task(key: str, m: int, device: str) -> Task:
     """A batch of m random images of a set's shape with random labels, and the set's network."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(m, *SHAPES[key], generator=generator).to(device)
+    images = torch.randn(m, *DATA[key].shape, generator=generator).to(device)
     return Task(DATA[key].network, images, torch.randint(10, (m,), generator=generator).to(device))
 
 

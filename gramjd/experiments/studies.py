@@ -98,19 +98,9 @@ def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     line: dict[str, Any] = {**dataclasses.asdict(study), "rate": rate, "seed": seed}
     method = Method(study.weighting, aggregators.ENTRIES[study.weighting].make(seed))
     model = build(DATA[study.data].network, seed)
+    shared: dict[str, Any] = {"epochs": study.epochs, "batch": study.batch, "optimizer": OPTIMIZERS[study.optimizer]}
     try:
-        run = train(
-            study.data,
-            model,
-            method,
-            rate,
-            data,
-            epochs=study.epochs,
-            seed=seed,
-            tick=lambda steps: None,
-            batch=study.batch,
-            optimizer=OPTIMIZERS[study.optimizer],
-        )
+        run = train(study.data, model, method, rate, data, seed=seed, **shared)
     except GramjdError as error:
         line |= {"area": None, "diverged": True, "refused": f"{type(error).__name__}: {error}"[:200]}
     else:

@@ -74,7 +74,7 @@ def train(
     *,
     epochs: int,
     seed: int,
-    tick: Callable[[int], object],
+    tick: Callable[[int], object] = lambda steps: None,
     batch: int = BATCH,
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
 ) -> Run:

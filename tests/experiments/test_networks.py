@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from gramjd.experiments import networks
-from gramjd.experiments.cost import SHAPES
 from gramjd.experiments.data.sets import DATA
 
 
@@ -18,5 +17,11 @@ def test_parameters_are_the_papers(make, parameters):
 
 @pytest.mark.parametrize("key", DATA)
 def test_takes_its_images(key):
-    shape = SHAPES.get(key, SHAPES["mnist"])
-    assert DATA[key].network()(torch.randn(2, *shape)).shape == (2, 10)
+    assert DATA[key].network()(torch.randn(2, *DATA[key].shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("cnn", 13_706), ("mlp", 26_122)])
+def test_those_of_the_demo(name, parameters):
+    network = networks.DEMO[name]()
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.randn(2, *DATA["digits"].shape)).shape == (2, 10)

@@ -35,12 +35,14 @@ class DataSet:
 
     Args:
         title: its name in print.
+        shape: of an image, `[c, h, w]`.
         network: makes the network that is trained on it.
         epochs: passes over the 1024 images with plain SGD.
         load: `(root, seed) -> Images`; its files are looked for in a folder of `root` with the set's key.
     """
 
     title: str
+    shape: tuple[int, int, int]
     network: Callable[[], nn.Module]
     epochs: int
     load: Callable[[Path, int], Images]
@@ -77,13 +79,13 @@ def _eurosat(root: Path, seed: int) -> Images:
 
 
 DATA: dict[str, DataSet] = {
-    "digits": DataSet("digits", networks.digits_net, 8, lambda root, seed: load_digits(seed)),
-    "svhn": DataSet("SVHN", networks.svhn_net, 25, partial(_two_parts, "svhn", svhn.read)),
-    "cifar10": DataSet("CIFAR-10", networks.cifar_net, 20, partial(_two_parts, "cifar10", cifar.read)),
-    "eurosat": DataSet("EuroSAT", networks.eurosat_net, 30, _eurosat),
-    "mnist": DataSet("MNIST", networks.mnist_net, 8, partial(_two_parts, "mnist", idx.read)),
-    "fashion": DataSet("Fashion-MNIST", networks.mnist_net, 25, partial(_two_parts, "fashion", idx.read)),
-    "kmnist": DataSet("Kuzushiji-MNIST", networks.mnist_net, 10, partial(_two_parts, "kmnist", idx.read)),
+    "digits": DataSet("digits", (1, 8, 8), networks.digits_net, 8, lambda root, seed: load_digits(seed)),
+    "svhn": DataSet("SVHN", (3, 32, 32), networks.svhn_net, 25, partial(_two_parts, "svhn", svhn.read)),
+    "cifar10": DataSet("CIFAR-10", (3, 32, 32), networks.cifar_net, 20, partial(_two_parts, "cifar10", cifar.read)),
+    "eurosat": DataSet("EuroSAT", (3, 64, 64), networks.eurosat_net, 30, _eurosat),
+    "mnist": DataSet("MNIST", (1, 28, 28), networks.mnist_net, 8, partial(_two_parts, "mnist", idx.read)),
+    "fashion": DataSet("Fashion-MNIST", (1, 28, 28), networks.mnist_net, 25, partial(_two_parts, "fashion", idx.read)),
+    "kmnist": DataSet("Kuzushiji-MNIST", (1, 28, 28), networks.mnist_net, 10, partial(_two_parts, "kmnist", idx.read)),
 }
 ADAM_EPOCHS = {"svhn": 20, "cifar10": 15}  # where the paper's Adam study differs
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
