@@ -52,13 +52,13 @@ GROUPS = {
 }
 
 COMMANDS = (
-    Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.demos.iwrm"),
-    Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.paper.trajectories"),
-    Command("paper properties", "table 1, every yes and no found by search", "gramjd.paper.properties"),
-    Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.paper.convergence"),
-    Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.paper.iwrm"),
-    Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.paper.cost"),
-    Command("paper all", "all of these, short unless told otherwise", "gramjd.paper.everything"),
+    Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.experiments.demo"),
+    Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.experiments.trajectories"),
+    Command("paper properties", "table 1, every yes and no found by search", "gramjd.experiments.properties"),
+    Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.experiments.convergence"),
+    Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.experiments.iwrm"),
+    Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.experiments.cost"),
+    Command("paper all", "all of these, short unless told otherwise", "gramjd.experiments.everything"),
     Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
     Command("bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench"),
     Command("calibrate", "measure this machine, so that routes are chosen for it", "gramjd.kernels.calibrate"),

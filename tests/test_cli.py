@@ -92,12 +92,12 @@ def test_help_and_typing_errors_load_no_torch(argv):
 
 
 def test_options_that_name_things_name_all_of_them():
-    sets = import_module("gramjd.paper.data.sets")
+    sets = import_module("gramjd.experiments.data.sets")
     assert set(sets.DATA) == set(arguments.IMAGE_SETS)
     assert set(sets.OPTIMIZERS) == set(arguments.OPTIMIZERS)
-    assert set(import_module("gramjd.paper.cost").SHAPES) == set(arguments.COST_SETS)
-    assert set(import_module("gramjd.demos.iwrm").AGGREGATORS) == set(arguments.AGGREGATORS)
-    plan = import_module("gramjd.paper.protocol").Plan()
+    assert set(arguments.COST_SETS) <= set(sets.DATA)
+    assert set(import_module("gramjd.experiments.aggregators").BY_CLASS) == set(arguments.AGGREGATORS)
+    plan = import_module("gramjd.experiments.protocol").Plan()
     args = build_parser().parse_args(["paper", "iwrm"])
     assert (args.rates_from, args.rates_to) == (plan.low, plan.high)
     assert (args.fine, args.search_seeds, args.seeds) == (plan.fine, plan.search_seeds, plan.seeds)

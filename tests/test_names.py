@@ -84,7 +84,7 @@ def test_what_the_pages_write_needs_one_import():
     paths = written_paths() | {f"gramjd.{name}" for name in ("aggregation", "engine.rules", "errors", "profiling")}
     assert "gramjd.kernels.cost.load" in paths
     # Of modules with an extra the import is written out.
-    extra = ("gramjd.testing", "gramjd.demos", "gramjd.paper")
+    extra = ("gramjd.testing", "gramjd.experiments")
     assert failing([f"import {path if path.startswith(extra) else 'gramjd'}; {path}" for path in sorted(paths)]) == []
 
 

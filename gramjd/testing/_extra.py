@@ -1,5 +1,5 @@
 """Stops the import of `gramjd.testing` with the name of the extra where hypothesis is not installed."""
 
-from gramjd.demos.extras import require
+from gramjd.extras import require
 
 require("hypothesis", "testing")

@@ -1,1 +1,0 @@
-"""Runs that show the library at work; each is a sub-command of `gramjd demo`."""

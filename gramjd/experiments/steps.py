@@ -1,0 +1,149 @@
+"""Time and memory of one training step: the ways to fill `.grad`, each on its own copy of a network, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from gramjd.experiments.aggregators import ENTRIES
+from gramjd.experiments.networks import build
+from gramjd.experiments.training import Method
+from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.timing import Spread, interleave, ratio, spread
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and the batch that its steps are taken on.
+
+    Args:
+        network: makes the network.
+        images: [m, c, h, w].
+        labels: [m].
+        seed: of the initial weights.
+    """
+
+    network: Callable[[], nn.Module]
+    images: Tensor
+    labels: Tensor
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of a step. `over_first` is its time over that of the first contender, round by round."""
+
+    time: Spread
+    over_first: Spread
+    rounds: int
+    peak_bytes: int
+
+    def to_dict(self, time: str, over: str) -> dict[str, Any]:
+        """Plain values, the two spreads under the given names."""
+        return {
+            time: vars(self.time),
+            over: vars(self.over_first),
+            "rounds": self.rounds,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+Fill = Callable[[nn.Module, Task], object]
+
+
+def by_method(method: Method) -> Fill:
+    """What a training run does: plain SGD, or `gramjd.gram_backward`."""
+    return lambda model, task: method.backward(_losses(model, task))
+
+
+def by_gramian(name: str) -> Fill:
+    """`gramjd.gram_backward` with an aggregator of the table."""
+    return by_method(Method(name, ENTRIES[name].make(0)))
+
+
+def by_jacobian(name: str) -> Fill:
+    """J [m, n] with a backward pass a row, all rows batched by vmap, as the paper's own experiments did."""
+    combine = ENTRIES[name].make(0).aggregate
+
+    def fill(model: nn.Module, task: Task) -> None:
+        parameters, losses = list(model.parameters()), _losses(model, task)
+        eye = torch.eye(len(losses), device=losses.device)
+        rows = torch.autograd.grad(losses, parameters, eye, is_grads_batched=True)
+        _assign(parameters, combine(torch.cat([row.flatten(1) for row in rows], 1)))
+
+    return fill
+
+
+def by_sample(name: str) -> Fill:
+    """J [m, n] as the gradients of m one-sample networks (`torch.func`): right only where samples do not mix."""
+    combine = ENTRIES[name].make(0).aggregate
+
+    def fill(model: nn.Module, task: Task) -> None:
+        parameters = {key: p.detach() for key, p in model.named_parameters()}
+
+        def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            return cross_entropy(torch.func.functional_call(model, values, (image[None],)), label[None])
+
+        rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, task.images, task.labels)
+        _assign(list(model.parameters()), combine(torch.cat([row.flatten(1) for row in rows.values()], 1)))
+
+    return fill
+
+
+SGD = by_method(Method("SGD"))
+WAYS: dict[str, Callable[[str], Fill]] = {"jacobian": by_jacobian, "per sample": by_sample, "gramjd": by_gramian}
+
+
+def make_step(fill: Fill, task: Task) -> Callable[[], None]:
+    """A step on a network of its own: forward, `.grad`, SGD; the gradients are dropped at its end.
+
+    Args:
+        fill: how `.grad` is filled.
+        task: network and batch.
+    """
+    model = build(task.network, task.seed).to(task.images.device)
+    # A tiny rate: many steps on one batch should not leave the state that a network is in when training starts.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def take() -> None:
+        fill(model, task)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return take
+
+
+def compare(task: Task, contenders: Mapping[str, Fill], *, rounds: int, scale: float) -> dict[str, StepCost]:
+    """Cost of a step of every contender, from the same weights and on the same batch.
+
+    Times come from steps taken in turns; memory from one further step, as counting allocations takes time.
+
+    Args:
+        task: network and batch; they stay on the device of the images.
+        contenders: how each fills `.grad`; compared with the first of them.
+        rounds: timed rounds.
+        scale: what seconds are multiplied by.
+    """
+    device = task.images.device
+    steps = {name: make_step(fill, task) for name, fill in contenders.items()}
+    times = interleave(steps, rounds=rounds, warmup=1, at_least=0.02, device=device)
+    first = times[next(iter(times))]
+    return {
+        name: StepCost(spread([scale * t for t in of]), ratio(of, first), len(of), peak_bytes(steps[name], device))
+        for name, of in times.items()
+    }
+
+
+def _losses(model: nn.Module, task: Task) -> Tensor:
+    return cross_entropy(model(task.images), task.labels, reduction="none")
+
+
+def _assign(parameters: list[nn.Parameter], update: Tensor) -> None:
+    parts = update.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -1,0 +1,134 @@
+"""The tables of docs/paper.md, made from the results in profiling/results/paper.
+
+    python -m gramjd.experiments.tables           # rewrite the tables
+    python -m gramjd.experiments.tables --check   # exit 1 if they do not match the results
+
+A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `TABLES` says what makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gramjd.experiments import convergence, cost, iwrm_report
+from gramjd.experiments.data.sets import DATA
+from gramjd.experiments.results import Journal
+from gramjd.profiling.tables import ROOT, filled, markdown
+
+RESULTS = Path("profiling/results/paper")
+PAGE = Path("docs/paper.md")
+
+Results = Mapping[str, Any]
+
+
+def trajectories(results: Results) -> str:
+    """Per aggregator: stalled starts on EWQ; least gain and largest increase on CQF."""
+    rows = [["aggregator", "EWQ: stalled starts", "CQF: least gain", "CQF: largest increase in a step"]]
+    for name, ewq in results["toys"]["ewq"].items():
+        cqf = results["toys"]["cqf"][name]
+        stalls = f"{len(ewq['stalled'])} of {len(ewq['ends'])}"
+        rows.append([name, stalls, f"{cqf['least_gain']:.1e}", f"{cqf['largest_increase']:.1e}"])
+    return _noted(rows, "", [results["environment"]])
+
+
+def properties(results: Results) -> str:
+    """Table 1 as found; a word that the paper contradicts is in bold."""
+    found = results["aggregators"]
+    names = list(next(iter(found.values()))["stated"])
+    rows = [["aggregator", *(name.replace("_", " ") for name in names)]]
+    for label, entry in found.items():
+        words = ["yes" if entry[name]["holds"] else "no" for name in names]
+        agree = [entry[name]["holds"] == entry["stated"][name] for name in names]
+        rows.append([label, *(w if same else f"**{w}**" for w, same in zip(words, agree, strict=True))])
+    note = f"{results['examples']} matrices per yes; {len(results['differences'])} differences from the paper's table. "
+    return _noted(rows, note, [results["environment"]])
+
+
+def theorem(results: Results) -> str:
+    """Distance to the Pareto set after all steps, and the weights on the way; the worst over the seeds."""
+    note = f"{results['steps']} steps, {results['seeds']} drawn problems per size. "
+    return _noted(convergence.rows(results["runs"]), note, [results["environment"]])
+
+
+def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = None) -> str:
+    """The searches with one optimiser, at some batch sizes or at all."""
+    found = iwrm_report.summarise(journal.runs())
+    entries = [e for e in found if e["optimizer"] == optimizer and (batches is None or e["batch"] in batches)]
+    rows = [iwrm_report.HEADER, *(iwrm_report.cells(e) for e in sorted(entries, key=lambda e: e["batch"]))]
+    runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
+    made = f"{runs} runs, {seconds / 60:.0f} minutes in all, on a machine that did other work meanwhile."
+    epochs = ", ".join(sorted({f"{DATA[e['data']].title}: {e['epochs']} epochs" for e in entries}))
+    return _noted(rows, f"{epochs}. {made} ", journal.environments())
+
+
+def costs(results: Results, field: str) -> str:
+    """The costs per set at batch 32 (`sets`), or over batch sizes (`sizes`)."""
+    rows = []
+    for key, found in results[field].items():
+        head, *lines = cost.rows(found)
+        rows += [[DATA[key].title if field == "sets" else key, *line] for line in lines]
+    return _noted([["set" if field == "sets" else "batch", *head], *rows], "", [results["environment"]])
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "trajectories": ("trajectories.json", trajectories),
+    "properties": ("properties.json", properties),
+    "convergence": ("convergence.json", theorem),
+    "iwrm": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[32])),
+    "iwrm-batches": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[16, 128, 512])),
+    "iwrm-adam": ("iwrm.jsonl", partial(iwrm, optimizer="adam")),
+    "cost-sets": ("cost.json", partial(costs, field="sets")),
+    "cost-sizes": ("cost.json", partial(costs, field="sizes")),
+}
+
+
+def render(text: str, root: Path = ROOT) -> str:
+    """`text` with each marked table made anew from the results under `root`.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return filled(text, root, RESULTS, TABLES, _read)
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Rewrite the tables, or with `--check` say whether they are up to date."""
+    parser = argparse.ArgumentParser(prog="python -m gramjd.experiments.tables", description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is out of date")
+    args = parser.parse_args(argv)
+    page = root / PAGE
+    if not page.is_file():
+        print(f"{PAGE} is not here: run this from a checkout of the repository", file=sys.stderr)
+        return 1
+    before = page.read_text()
+    after = render(before, root)
+    if args.check and before != after:
+        print(f"{PAGE} does not match {RESULTS}: run python -m gramjd.experiments.tables", file=sys.stderr)
+        return 1
+    if before != after:
+        page.write_text(after)
+    return 0
+
+
+def _read(path: Path) -> Results | Journal:
+    return Journal(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def _noted(rows: Sequence[Sequence[str]], note: str, environments: Sequence[Results]) -> str:
+    """A table and below it a note, then date, machine and versions of each environment."""
+    lines = []
+    for facts in environments:
+        versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        device = facts.get("gpu", f"{facts['cpu']}, {facts['cores']} cores, threads: {facts['threads']}")
+        lines.append(f"{facts['date']}; {device}, {facts['system']}; {versions}.")
+    return f"{markdown(rows)}\n\n{note}{' '.join(lines)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
