@@ -1,4 +1,4 @@
-"""What mkdocstrings is shown of the package: as it is installed, and docstrings with their words as they are, marked up.
+"""What mkdocstrings is shown: the package as it is installed, and docstrings with their words as they are, marked up.
 
 `kernels/` and `profiling/` are installed as `gramjd.kernels` and `gramjd.profiling`, and are put there.
 
