@@ -24,7 +24,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 IDS = [str(page.relative_to(DOCS)) for page in PAGES]
 FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 # Blocks that are shown and not run, by page. Each says so in its title.
-NOT_RUN = {"howto/gpu.md": 2, "howto/processes.md": 2, "migrate/other.md": 3, "migrate/torchjd.md": 3}
+NOT_RUN = {"howto/compiled.md": 1, "howto/gpu.md": 2, "howto/processes.md": 2, "migrate/other.md": 3, "migrate/torchjd.md": 3}
 
 
 class Block(NamedTuple):
