@@ -7,6 +7,7 @@ import doctest
 import io
 import re
 import runpy
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -155,6 +156,12 @@ def test_every_error_and_warning_has_its_place() -> None:
     own = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     names = {kind.__name__ for kind in [*own, MissingExtraError] if kind.__module__.startswith("gramjd")}
     assert names <= {name.rpartition(".")[2] for name in shown()}
+
+
+def test_every_extra_is_named() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (DOCS / "install.md").read_text().split("| extra | for |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(extras)
 
 
 def test_drawings_are_used_and_described() -> None:
