@@ -144,6 +144,17 @@ def shown() -> list[str]:
     return [name for page in PAGES for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)]
 
 
+def test_docstrings_are_marked_up_with_their_words_as_they_are() -> None:
+    text = (
+        "What.\n\n====  ====\n`a`   one\n`b`   two\n====  ====\n\nRaises:\n    OneError, TwoError: if\n        so.\n"
+        "    In every case nothing.\n\n>>> 1 + 1\n2\n\nEnd."
+    )
+    assert runpy.run_path(str(DOCS / "_tools" / "markup.py"))["marked_up"](text) == (
+        "What.\n\n| | |\n|---|---|\n| `a` | one |\n| `b` | two |\n\nRaises:\n    OneError, TwoError: if\n        so.\n"
+        "\nIn every case nothing.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nEnd."
+    )
+
+
 def test_every_public_name_is_described_once() -> None:
     assert max(Counter(shown()).values()) == 1
     assert {f"gramjd.{name}" for name in gramjd.__all__} <= set(shown())
