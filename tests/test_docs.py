@@ -9,14 +9,14 @@ import re
 import runpy
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-
 import gramjd
 from gramjd import aggregation, errors
+from gramjd.engine import rules
 from gramjd.extras import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +188,10 @@ def test_drawings_are_used_and_described() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> None:
-    """Pages start from the same seed."""
-    torch.manual_seed(0)
+def _rules_as_they_were() -> Iterator[None]:
+    """A page that registers a rule leaves none behind."""
+    table, custom = dict(rules.TABLE), set(rules.CUSTOM)
+    yield
+    for kept, now in ((table, rules.TABLE), (custom, rules.CUSTOM)):
+        now.clear()
+        now.update(kept)
