@@ -10,10 +10,12 @@ import runpy
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 import gramjd
 from gramjd import aggregation, errors
 from gramjd.engine import rules
@@ -190,7 +192,7 @@ def test_drawings_are_used_and_described() -> None:
 @pytest.fixture(autouse=True)
 def _rules_as_they_were() -> Iterator[None]:
     """A page that registers a rule leaves none behind."""
-    table, custom = dict(rules.TABLE), set(rules.CUSTOM)
+    table, custom = copy(rules.TABLE), copy(rules.CUSTOM)
     yield
     for kept, now in ((table, rules.TABLE), (custom, rules.CUSTOM)):
         now.clear()
