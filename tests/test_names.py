@@ -76,7 +76,7 @@ def test_programs_that_fail_are_found():
 
 def written_paths() -> set[str]:
     """What the pages write as `gramjd.something.more`."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     return {path for page in pages for path in re.findall(r"`(gramjd(?:\.\w+)+)", page.read_text())}
 
 
