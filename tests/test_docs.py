@@ -180,7 +180,7 @@ def test_every_extra_is_named() -> None:
 def test_drawings_are_used_and_described() -> None:
     """Each has words for those who cannot see it, and letters that are letters."""
     drawings = {path.name for path in (DOCS / "concepts").glob("*.svg")}
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     found = [
         pair for page in PAGES for pair in re.findall(r"!\[([^]]*)\]\((?:[^)]*/)?([\w-]+\.svg)\)", page.read_text())
     ]

@@ -1,4 +1,4 @@
-"""The four drawings of the concepts: `python docs/_tools/drawings.py` writes them to docs/concepts.
+"""The drawings of the concepts and of the engine: `python docs/_tools/drawings.py` writes them to docs/concepts.
 
 Grounds are transparent, so every colour is one that can be told from white and from the dark ground of the site; `main`
 refuses others. Letters stay letters. Blue, vermilion and green are those of Okabe and Ito, which the colour-blind tell
@@ -162,7 +162,44 @@ def factors() -> Figure:
     return figure
 
 
-DRAWINGS: dict[str, Callable[[], Figure]] = {"gramian": gramian, "cone": cone, "rows": rows, "factors": factors}
+def engine() -> Figure:
+    """The one idea from left to right: rows fold, a layer keeps a product, the product gives a share of G."""
+    figure, axes = canvas(8.4, 3.0, 42, 15)
+    m, shades = 3, (BLUE, VERMILION, GREEN)
+    cells(axes, 0, 9, m, 2 * m, lambda i, j: shades[i] if j // 2 == i else None)
+    arrow(axes, (6.6, 7.5), (9.4, 7.5))
+    say(axes, 8, 8.2, "fold", fontsize=11)
+    cells(axes, 10, 9, m, 2, lambda i, _: shades[i])
+    say(axes, 5.5, 10.2, "cotangents of m losses", fontsize=11)
+    say(axes, 6, 4.6, "1  rows fold into\nthe batch axis", fontsize=12)
+    arrow(axes, (12.7, 7.5), (15.5, 7.5))
+    say(axes, 14.1, 8.2, "rule", fontsize=11)
+    cells(axes, 16.3, 9, m, 2, lambda i, _: shades[i])
+    say(axes, 19.6, 7.5, "\N{CIRCLED TIMES}", fontsize=15)
+    cells(axes, 20.9, 9, m, 4, lambda i, _: shades[i])
+    say(axes, 17.3, 10.2, "C", fontsize=11)
+    say(axes, 22.9, 10.2, "X", fontsize=11)
+    say(axes, 20.6, 4.6, "2  a parameter keeps\na factor: c xᵀ per loss", fontsize=12)
+    arrow(axes, (25.7, 7.5), (28.5, 7.5))
+    say(axes, 27.1, 8.2, "kernel", fontsize=11)
+    cells(axes, 29.4, 9, m, m, lambda i, j: shades[i] if i == j else FAINT)
+    say(axes, 30.9, 10.2, "CCᵀ \N{ASTERISK OPERATOR} XXᵀ", fontsize=11)
+    say(axes, 33.6, 7.5, "+", fontsize=15)
+    cells(axes, 34.9, 9, m, m, lambda i, j: FAINT)
+    say(axes, 36.4, 10.2, "G", fontsize=11)
+    say(axes, 33.6, 4.6, "3  shares add up\nto G", fontsize=12)
+    axes.set(xlim=(-0.5, 38.5), ylim=(3.2, 11))
+    figure.set_size_inches(8.4, 8.4 * 7.8 / 39)
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[], Figure]] = {
+    "gramian": gramian,
+    "cone": cone,
+    "rows": rows,
+    "factors": factors,
+    "engine": engine,
+}
 
 
 def main() -> None:
