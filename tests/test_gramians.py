@@ -217,3 +217,11 @@ def test_notices_name_the_caller() -> None:
         with pytest.warns(DenseRowsWarning) as caught:
             ask()
         assert all(w.filename == __file__ for w in caught)
+
+
+def test_rectangle_of_a_table_with_positions_in_front() -> None:
+    """The ids of a loss do not lie side by side in memory."""
+    table = nn.Embedding(7, 3).double()
+    ids = torch.randint(7, (5, 4), generator=torch.Generator().manual_seed(0))
+    losses = table(ids).sin().sum((0, 2))
+    assert_close(gramjd.gramian(losses, other=losses), oracle_gramian(losses))

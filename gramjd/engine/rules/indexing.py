@@ -39,7 +39,7 @@ def _embedded(node: NodeView, c: Cotangent, scale: Callable[[], Tensor] | None) 
 
     def load_ids() -> Tensor:
         ids: Tensor = node.saved("indices")
-        return unfolded(ids.reshape(1, -1, 1), 1, axis)[0, :, :, 0]
+        return unfolded(ids.reshape(1, -1, 1), 1, axis)[0, :, :, 0].contiguous()
 
     def load_c() -> Tensor:
         values = unfolded(c.values, 2, axis)
