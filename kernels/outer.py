@@ -36,7 +36,8 @@ def gram_outer(
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
-    name = route(extent(x, c), constants_of(c.device.type, dtype))
+    # One position leaves no choice.
+    name = "product" if x.shape[2] == 1 else route(extent(x, c), constants_of(c.device.type, dtype))
     if name == "product" and x.shape[0] == 1 and known is not None and _is_same(known, c, dtype):
         return _times_inner(known[1], x, c.shape[0], dtype)
     return run(name, x, c, dtype)

@@ -104,12 +104,19 @@ class Cotangent:
         """Bytes of stacked rows: none for a single one, which plain training has, too."""
         return self.nbytes if self.layout.stacked > 1 else 0
 
-    def fill(self, values: Tensor | None) -> None:
-        """Put in values, or drop them and all that was derived from them."""
+    def take(self, other: Cotangent) -> None:
+        """Have the values of another one, if it has any."""
+        self._values = other._values
+
+    def put(self, values: Tensor) -> None:
+        """Have these values."""
         self._values = values
-        if values is None:
-            for one in self._scope:
-                one._values = None
+
+    def drop(self) -> None:
+        """Drop the values, and all that was derived from them."""
+        self._values = None
+        for one in self._scope:
+            one._values = None
 
     def derived(
         self, layout: Layout, shape: Shape, compute: Callable[[], Tensor], *, donated: bool = False

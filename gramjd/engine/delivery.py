@@ -53,9 +53,9 @@ class Delivery:
         if values.shape != self._expected:
             values = self._summed_down(values, self._expected)
         if self._result is not slot:
-            slot.fill(values)
+            slot.put(values)
             values = self._result.values
-            slot.fill(None)
+            slot.drop()
         return Cotangent(
             self._result.layout, target.shape, target.dtype, values, operation=self.name, donated=self.send.donated
         )

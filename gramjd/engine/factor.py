@@ -428,5 +428,5 @@ def united(given: Sequence[GivenRows], whole: bool = False) -> list[GivenRows]:
         found = unite([densify(c, None) for c in found])
     out = [GivenRows.of(c, c.values) for c in found]
     for c in cotangents:
-        c.fill(None)
+        c.drop()
     return out

@@ -115,15 +115,11 @@ class Once:
             self.value, self.found = self.compute(), True
         return self.value
 
-    def clear(self) -> None:
-        """Drop it."""
-        self.found, self.value = False, None
-
 
 class NodeView:
     """One node with the cotangents that arrived at its outputs, as a rule sees it.
 
-    A view outlives the node that it was made for: it is bound to another node of the same structure by `bind`.
+    A view outlives the node that it was made for: its plan binds it to other nodes of the same structure.
     """
 
     def __init__(
@@ -135,7 +131,7 @@ class NodeView:
     ) -> None:
         self.name, self.outputs, self.inputs = name, outputs, inputs
         self._parametric = parametric
-        self._charge: Charge = unlimited
+        self.charging: Charge = unlimited
         self.arrivals: dict[int, list[Cotangent]] = {}
         self.graph: Graph | None = None
         self.handle: Node = None
@@ -148,16 +144,13 @@ class NodeView:
         self._saved: dict[str, Any] = {}
         self._once: list[Once] = []
 
-    def bind(self, graph: Graph, handle: Node, charge: Charge) -> None:
-        """Speak of this node from now on; `charge` is told of rows that will be computed."""
-        self.graph, self.handle, self._charge = graph, handle, charge
-
     def release(self) -> None:
         """Refer to nothing of a graph any more."""
-        self.graph, self.handle, self.computing, self._charge = None, None, False, unlimited
-        self._saved.clear()
+        self.graph, self.handle, self.computing, self.charging = None, None, False, unlimited
+        if self._saved:
+            self._saved.clear()
         for one in self._once:
-            one.clear()
+            one.found, one.value = False, None
 
     # -- what the node says ------------------------------------------------------------------------------------------
 
@@ -189,17 +182,17 @@ class NodeView:
 
         The walk goes on with dense rows where nodes of this kind save none of this name.
         """
-        if name not in self._saved:
+        found = self._saved
+        if name not in found:
             if not _torch.has_saved(self.handle, name):
                 raise UnsavedError(name)
-            self._saved[name] = _torch.saved(self.handle, name)
-        value = self._saved[name]
+            found[name] = _torch.saved(self.handle, name)
         if not self.computing:
-            if _has_tensor(value):
+            if _has_tensor(found[name]):
                 self.reads_data = True
             else:
-                self.guards[name] = value
-        return value
+                self.guards[name] = found[name]
+        return found[name]
 
     def has_saved(self, name: str) -> bool:
         """Returns True if nodes of this kind save a value of this name."""
@@ -234,7 +227,7 @@ class NodeView:
     def charge(self, nbytes: int) -> None:
         """Announce rows that will be computed."""
         self.charged = max(self.charged, nbytes)
-        self._charge(nbytes)
+        self.charging(nbytes)
 
     def densified(self, cotangent: Cotangent, dims: set[int] | None, reason: str) -> Cotangent:
         """Spread over rows the batch axes in `dims` (None: all of them), and note where the last one was lost."""

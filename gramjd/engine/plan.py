@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from gramjd.engine import _torch, rules, structure
-from gramjd.engine.cotangent import Charge, Cotangent, UnplannedError, unite, unlimited
+from gramjd.engine.cotangent import Charge, Cotangent, UnplannedError, unite
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.graph import Graph, Node
 from gramjd.engine.isometry import Isometry
@@ -52,22 +52,20 @@ class NodePlan:
                 return False
         return _agrees(node, self.view.guards)
 
-    def bind(self, graph: Graph, node: Node, charge: Charge) -> NodePlan:
-        """Be the plan of this node until `release`."""
+    def bind(self, graph: Graph, node: Node, charge: Charge, arrivals: Arrivals) -> NodePlan:
+        """Be the plan of this node until `release`, with the values that arrived, if there are any."""
         self.busy = True
-        self.view.bind(graph, node, charge)
-        return self
-
-    def fill(self, arrivals: Arrivals) -> None:
-        """Put in the values that arrived."""
+        view = self.view
+        view.graph, view.handle, view.charging = graph, node, charge
         for (_, slot), (_, cotangent) in zip(self.slots, arrivals, strict=True):
-            slot.fill(cotangent.values)
+            slot.take(cotangent)
+        return self
 
     def release(self) -> None:
         """Drop all values."""
         self.busy = False
         for _, slot in self.slots:
-            slot.fill(None)
+            slot.drop()
         self.view.release()
 
     def steps(self) -> Iterator[Step] | list[Step]:
@@ -135,23 +133,23 @@ def forget() -> None:
 
 
 def plan_of(graph: Graph, n: int, arrivals: Arrivals, charge: Charge) -> NodePlan:
-    """The plan of the n-th node, found or begun; it is bound to the node, and holds no values yet."""
+    """The plan of the n-th node, found or begun, and bound to it."""
     shapes, node = graph.structure, graph.nodes[n]
     name = shapes.names[n]
     steady = name not in rules.CUSTOM and node not in graph.hooks.nodes
     for plan in shapes.plans[n] if steady else ():
         if plan.serves(node, arrivals):
-            return plan.bind(graph, node, charge)
+            return plan.bind(graph, node, charge, arrivals)
     rule = rules.rule_for(graph, node)
     arrived = tuple([(nr, c.layout, c.donated) for nr, c in arrivals])
     key = (rule, name, shapes.outputs[n], shapes.inputs[n], shapes.parametric[n], arrived)
     for plan in _known.plans.get(key, ()) if steady else ():
         if plan.serves(node, arrivals):
             _add(shapes.plans[n], plan)
-            return plan.bind(graph, node, charge)
+            return plan.bind(graph, node, charge, arrivals)
     plan = NodePlan(NodeView(name, shapes.outputs[n], shapes.inputs[n], shapes.parametric[n]), arrivals, rule)
     plan.key = key if steady else None
-    return plan.bind(graph, node, charge)
+    return plan.bind(graph, node, charge, arrivals)
 
 
 def keep(graph: Graph, n: int, plan: NodePlan) -> None:
@@ -176,7 +174,7 @@ def isometry_of(graph: Graph, n: int, nr: int) -> Isometry | None:
         if _agrees(node, guards):
             return found
     view = NodeView(shapes.names[n], shapes.outputs[n], shapes.inputs[n], shapes.parametric[n])
-    view.bind(graph, node, unlimited)
+    view.graph, view.handle = graph, node
     found = make(view, nr)
     _add(known, (view.guards, found))
     return found

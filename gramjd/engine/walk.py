@@ -133,7 +133,7 @@ class Walk:
             return Cotangent(layout, alone[0].shape, alone[0].dtype)
         values = at_edge(self.graph, (self.graph.nodes[n], nr), sums(torch.cat([c.values for c in alone])))
         for cotangent in given:
-            cotangent.fill(None)
+            cotangent.drop()
         return Cotangent.of(layout, values)
 
     def _pass_on(self, n: int, inbox: list[tuple[int, Message]]) -> None:
@@ -152,8 +152,6 @@ class Walk:
             return
         plan = plans.plan_of(self.graph, n, arrivals, self.meter.charge)
         try:
-            if self.computes:
-                plan.fill(arrivals)
             for at, message in self._sent(n, plan):
                 target = targets[at]
                 assert target is not None, "nothing is sent to an edge that leads nowhere"
