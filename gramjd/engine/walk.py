@@ -152,7 +152,11 @@ class Walk:
             return
         plan = plans.plan_of(self.graph, n, arrivals, self.meter.charge)
         try:
-            for at, message in self._sent(n, plan):
+            try:
+                outbox = self._sent(n, plan)
+            except UnsavedError as missing:
+                outbox = self._sent_densely(n, plan, str(missing))
+            for at, message in outbox:
                 target = targets[at]
                 assert target is not None, "nothing is sent to an edge that leads nowhere"
                 self._deliver(target, message)
@@ -162,24 +166,10 @@ class Walk:
             plan.release()
 
     def _sent(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
-        """What a plan sends. A node that does not save what its rule reads goes on with dense rows."""
-        try:
-            found = self._outgoing(n, plan)
-        except UnsavedError as missing:
-            if any((n, at) in self._early for at in range(len(self._structure.edges[n]))):
-                raise GraphError(f"{plan.view.name} saves no {missing} in this release of PyTorch") from None
-            plan.redo(rules.dense_fallback)
-            found = self._outgoing(n, plan)
-            if plan.view.lost:
-                plan.view.lost[:] = [LostAxis(plan.view.name, f"saves no {missing} in this release of PyTorch")]
-        if plan.view.lost:
-            self.lost += plan.view.lost
-        return found
-
-    def _outgoing(self, n: int, plan: plans.NodePlan) -> list[tuple[int, Message]]:
+        """What a plan sends, with the edge that each goes to."""
         view, computes = plan.view, self.computes
         outbox: list[tuple[int, Message]] = []
-        noted: list[LostAxis] = []
+        lost: list[LostAxis] = []
         for step in plan.steps():
             view.computing = computes
             if type(step) is Delivery:
@@ -187,13 +177,25 @@ class Walk:
                 if message is not None:
                     outbox.append((step.edge, message))
                 if step.sums and not self._of_parameters(n, step.edge):
-                    noted.append(LostAxis(view.name, "sums over the batch axis"))
+                    lost.append(LostAxis(view.name, "sums over the batch axis"))
             elif type(step) is FactorDelivery:
                 outbox.append((step.edge, step.computed() if computes else step.planned()))
             elif type(step) is SendGraph:
                 outbox += self._graph_walked(view, step)
             view.computing = False
-        self.lost += noted
+        if view.lost or lost:
+            self.lost += [*view.lost, *lost]
+        return outbox
+
+    def _sent_densely(self, n: int, plan: plans.NodePlan, missing: str) -> list[tuple[int, Message]]:
+        """The same, where nodes of this kind do not save what their rule reads."""
+        if any((n, at) in self._early for at, _ in self._structure.children[n]):
+            raise GraphError(f"{plan.view.name} saves no {missing} in this release of PyTorch") from None
+        plan.redo(rules.dense_fallback)
+        known = len(self.lost)
+        outbox = self._sent(n, plan)
+        if self.lost[known:]:
+            self.lost[known:] = [LostAxis(plan.view.name, f"saves no {missing} in this release of PyTorch")]
         return outbox
 
     def _of_parameters(self, n: int, at: int) -> bool:

@@ -28,6 +28,8 @@ class Total(ABC):
     device: torch.device
     dtype: torch.dtype
     value: Tensor = field(init=False)
+    # The owners that were last found to be all losses in their order: layouts share theirs.
+    _everyone: Owners | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Start from zero."""
@@ -70,7 +72,11 @@ class Total(ABC):
         return torch.promote_types(real, torch.float32) if self.dtype == torch.float32 else self.dtype
 
     def _is_everyone(self, owners: Owners) -> bool:
-        return owners.shape == (self.m,) and bool((owners == np.arange(self.m)).all())
+        if owners is self._everyone:
+            return True
+        found = owners.shape == (self.m,) and bool((owners == np.arange(self.m)).all())
+        self._everyone = owners if found else self._everyone
+        return found
 
     def _on_device(self, index: Owners | Mask) -> Tensor:
         return index_tensor(index, self.device)
