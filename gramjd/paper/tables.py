@@ -18,8 +18,9 @@ from typing import Any
 from gramjd.paper import convergence, cost, iwrm_report
 from gramjd.paper.data.sets import DATA
 from gramjd.paper.journal import Journal
-from gramjd.profiling.tables import ROOT, filled, markdown
+from gramjd.text_table import filled, markdown
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path("profiling/results/paper")
 PAGE = Path("docs/paper.md")
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from gramjd.kernels.dispatch import TABLE
-from gramjd.profiling import cases
-from gramjd.profiling.bench_kernels import OPERATIONS
+from gramjd.profiling.bench import cases
+from gramjd.profiling.bench.kernels import OPERATIONS
+from gramjd.profiling.bench.models import mlp
 from gramjd.profiling.gpu import __main__ as command
 from gramjd.profiling.gpu import correctness, kernels, models, steps
 from gramjd.profiling.gpu.box import Box
 from gramjd.profiling.gpu.timer import launches, milliseconds
-from gramjd.profiling.models import mlp
 
 
 def section(name, out, minutes="5"):

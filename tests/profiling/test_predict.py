@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from gramjd.errors import BudgetError
-from gramjd.profiling.cases import BENCHMARKS, CASES
+from gramjd.profiling.bench.cases import BENCHMARKS, CASES
 from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import METHODS

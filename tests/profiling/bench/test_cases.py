@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gramjd.profiling.cases import BENCHMARKS, CASES, select
+from gramjd.profiling.bench.cases import BENCHMARKS, CASES, select
 
 PARAMETERS = {
     "mlp": 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10,

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
+from gramjd.profiling.bench.memory_figure import COLOURS, memory
 from gramjd.profiling.figures import figure_of
-from gramjd.profiling.memory_figure import COLOURS, memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
 
     Args:
         axes: where to draw.
-        results: of `bench_step`.
+        results: of the benchmark of a step.
     """
     ticker = require("matplotlib.ticker", "profile")
     names = [name for name in next(iter(results["cases"].values()))["contenders"] if name != "plain"]
@@ -88,7 +88,7 @@ def draw_overview(
 
     Args:
         axes: where to draw.
-        cases: of `bench_step`.
+        cases: of the benchmark of a step.
         value: the ratio, from a case's outcomes and the name of a contender.
     """
     for library, shift in (("gramjd", -0.13), ("torchjd", 0.13)):
@@ -144,7 +144,7 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
 
     Args:
         axes: where to draw.
-        sweep: one of `bench_growth`.
+        sweep: one of the benchmark of growth.
     """
     ticker = require("matplotlib.ticker", "profile")
     sizes = [point["size"] for point in sweep["points"]]

@@ -1,4 +1,4 @@
-"""The figure of peak memory against the number of losses, from a result of `bench_memory`."""
+"""The figure of peak memory against the number of losses, from a result of the benchmark of memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
 
     Args:
         axes: where to draw.
-        models: some of those in a result of `bench_memory`.
+        models: some of those in a result of the benchmark of memory.
         kind: "gramjd" or "gramjd reuse".
         colours: of each model.
     """
