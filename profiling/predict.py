@@ -1,12 +1,13 @@
 """The peak memory of a step, told from its graph before the step is run.
 
-The forward pass has been made, so what the graph saved is known. The walk is planned as `explain` plans it, without a
-number being computed: cotangents, kept factors and the workspaces of the products are shapes on the meta device, and
-counted. The backward pass is gone through on paper, saved tensors being given back on the way.
+The plain step is counted on paper (`plain.py`). The walk is planned as `explain` plans it, on the graph of one forward
+pass and without a number being computed: cotangents, kept factors and the workspaces of the products are shapes on the
+meta device, and counted. The backward pass is that of the plain step, G being held beside it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import compute
-from gramjd.engine._torch import StorageWeakRef, TorchDispatchMode, tree_leaves
+from gramjd.engine._torch import StorageWeakRef, TorchDispatchMode, storage_of, tree_leaves
 from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.cotangent import Cotangent
@@ -28,13 +29,15 @@ from gramjd.engine.walk import Budget, Walk, seeds_for
 from gramjd.errors import BudgetError
 from gramjd.kernels import cost
 from gramjd.losses import as_losses
-from gramjd.profiling.activations import all_nodes, constants, saved_by, storage_of
-from gramjd.profiling.backward_peak import ALIASES, backward_peak, node_bytes
+from gramjd.profiling.plain import plain_step
 from gramjd.profiling.target import Work
 
 # What UPGrad's solver has at once, in float64 as counted: copies of the m x m problem, and for few losses, whose
 # problems are solved together by factorisation, so many of the m of them. Losses that all bind each other need less.
 COPIES, TOGETHER, FEW = 22, 3, 48
+_VIEWS = "View UnsafeView ReshapeAlias Alias T Transpose Permute Expand Unsqueeze Squeeze Add Clone Stack Unbind"
+# Nodes that hand on the gradient they got, or a view of it.
+ALIASES = {f"{name}Backward{n}" for name in _VIEWS.split() for n in range(3)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Prediction:
 
     Args:
         m: number of losses.
-        saved: activations that the graph keeps.
+        saved: activations that the graph keeps, and the losses.
         walk: most that cotangents, factors, workspaces and G take at once, beyond `saved`.
         weights: what the solver takes beyond `saved`, with G.
         backward: most that is alive in the weighted backward pass, saved tensors and gradients included.
@@ -70,7 +73,7 @@ class Prediction:
 
 
 def predict_peak(work: Work) -> Prediction:
-    """Peak memory of a step with gramjd's `update="backward"` and UPGrad, from two forward passes and a plan.
+    """Peak memory of a step with gramjd's `update="backward"` and UPGrad, from a step on paper and a plan.
 
     Args:
         work: from `gramjd.profiling.target.build`.
@@ -78,27 +81,22 @@ def predict_peak(work: Work) -> Prediction:
     Raises:
         GraphError: the graph cannot be walked.
     """
-    before = constants(all_nodes(as_losses(work.losses())))  # kept alive, so that no address is used twice
+    plain = plain_step(work)
     losses = as_losses(work.losses())
-    nodes = all_nodes(losses)
-    again = dict(storage_of(t) for t in constants(nodes))
-    held = {address: size for address, size in map(storage_of, before) if address in again}
-    module = [*work.model.parameters(), *work.model.buffers()] if work.model is not None else []
-    held |= dict(storage_of(t) for t in [*module, *work.parameters.values()])
-    saved = saved_by(nodes, held)
     graph = compute.read(losses, list(work.parameters.values()), missing_ok=True)
     square = work.m**2 * compute.accumulation_dtype(losses, graph, None).itemsize
-    every = {address: size for mine in saved.values() for address, size in mine.items()}
-    plain = backward_peak(graph, saved)
     return Prediction(
         m=work.m,
-        saved=sum(every.values()),
+        saved=plain.saved,
         walk=_walk_peak(graph, losses),
         weights=square + int(8 * work.m**2 * (COPIES + (TOGETHER * work.m if work.m < FEW else 0))),
-        backward=plain + square,
-        plain=plain,
-        held=sum(held.values()),
+        backward=plain.peak + square,
+        plain=plain.peak,
+        held=plain.held,
     )
+
+
+# -- the walk ---------------------------------------------------------------------------------------------------------
 
 
 def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
@@ -141,7 +139,7 @@ class _Tracker(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
             if isinstance(t, Tensor) and t.is_meta:
-                address, size = storage_of(t)
+                address, size = storage_of(t), t.untyped_storage().nbytes()
                 known = self._alive.get(address)
                 if known is None or known[0].expired():
                     self._alive[address] = StorageWeakRef(t.untyped_storage()), size
@@ -156,8 +154,7 @@ class _Tracker(TorchDispatchMode):
 
     def forget(self, tensor: Tensor) -> None:
         """Not made by the walk: its storage is one of those that the graph saved."""
-        address, _ = storage_of(tensor)
-        self._alive[address] = StorageWeakRef(tensor.untyped_storage()), 0
+        self._alive[storage_of(tensor)] = StorageWeakRef(tensor.untyped_storage()), 0
 
 
 class _Counted(Walk):
@@ -203,6 +200,15 @@ class _Counted(Walk):
             if other.numel() == values.numel() and other.dtype == values.dtype:
                 return other.reshape(values.shape)
         return values
+
+
+def node_bytes(graph: Graph, node: Node, nr: int) -> int:
+    """Bytes of the gradient that arrives at an output of a node."""
+    output = graph.metadata(node)[nr]
+    return math.prod(output.shape) * int(output.dtype.itemsize)
+
+
+# -- search -----------------------------------------------------------------------------------------------------------
 
 
 def largest_m(predict: Callable[[int], Prediction], memory: int, start: int = 8) -> Prediction:

@@ -98,10 +98,10 @@ def test_models_are_what_their_names_say():
         assert sum(p.numel() for p in mlp((8192,) * 17).parameters()) == 16 * (8192**2 + 8192) == 1073872896
     config = pytest.importorskip("transformers").GPT2Config()
     assert (config.n_layer, config.n_embd, config.n_head, config.vocab_size) == (12, 768, 12, 50257)
-    setup = models.gpt2(3, "cpu", torch.bfloat16, length=6, tiny=True)
-    assert setup.forward().shape == (3,)
-    assert {p.dtype for p in setup.model.parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(setup.forward(), setup.forward(), rtol=0, atol=0)  # no dropout
+    work = models.gpt2(3, "cpu", torch.bfloat16, length=6, tiny=True)
+    assert work.losses().shape == (3,)
+    assert {p.dtype for p in work.model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(work.losses(), work.losses(), rtol=0, atol=0)  # no dropout
 
 
 def test_weights(tmp_path):
