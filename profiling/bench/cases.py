@@ -45,7 +45,7 @@ def work_on(model: nn.Module, m: int, losses: Callable[[], Tensor], batch_dim: i
         losses: the forward pass.
         batch_dim: what TorchJD's engine has to be told: 0 where samples stay apart, else None.
     """
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     device = next(iter(parameters.values())).device
     return Work(model, parameters, losses, m, device, (batch_dim,))
 
