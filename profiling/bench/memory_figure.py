@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.profiling.figures import figure_of
+from gramjd.profiling.figures import bare, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
     axes.set_xticks(ms, [str(m) for m in ms])
     axes.xaxis.set_minor_locator(require("matplotlib.ticker", "profile").NullLocator())
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def memory(results: Mapping[str, Any]) -> Figure:
