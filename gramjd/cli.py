@@ -21,12 +21,9 @@ from types import ModuleType
 
 from gramjd import __version__, arguments
 from gramjd.errors import GramjdError
+from gramjd.extras import MissingExtraError
 
 CHECKOUT_ONLY = ("gramjd.profiling.bench",)  # packages that are in no wheel
-
-
-class CheckoutError(GramjdError, ImportError):
-    """A command works in a checkout of the repository only."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Command:
         except ModuleNotFoundError as error:
             if error.name not in CHECKOUT_ONLY:
                 raise
-            raise CheckoutError(
+            raise MissingExtraError(
                 f"`{self.words}` needs a checkout of the repository, which holds more than an installed package does: "
                 "clone it and run pip install -e '.[bench]' there"
             ) from None
@@ -97,7 +94,7 @@ def build_parser(
         program: what stands in front of them.
 
     Raises:
-        CheckoutError: that command is not installed.
+        MissingExtraError: that command is not installed.
     """
     parser = argparse.ArgumentParser(prog=program, description="Jacobian descent at the price of gradient descent.")
     parser.add_argument("--version", action="version", version=f"gramjd {__version__}")

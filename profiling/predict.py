@@ -1,4 +1,4 @@
-"""The peak memory of a step, told from its graph before the step is run.
+"""The peak memory of a step, told before the step is run.
 
 The plain step is counted on paper (`plain.py`). The walk is planned as `explain` plans it, on the graph of one forward
 pass and without a number being computed: cotangents, kept factors and the workspaces of the products are shapes on the
