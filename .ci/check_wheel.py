@@ -1,4 +1,4 @@
-"""An unpacked wheel holds every module, each imports, and `import gramjd` loads torch and nothing heavier.
+"""An unpacked wheel holds every module but those run in a checkout, each imports, and torch is all that gramjd loads.
 
 python .ci/check_wheel.py FOLDER
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "torchjd", "scipy", "quadprog"}
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"gramjd": "gramjd", "kernels": "gramjd/kernels", "profiling": "gramjd/profiling"}
+CHECKOUT_ONLY = [Path("gramjd/profiling", folder) for folder in ("bench", "gpu", "results")]
 
 
 def module_name(file: Path) -> str:
@@ -25,11 +26,15 @@ def main(unpacked: Path) -> None:
     loaded = HEAVY & {name.split(".")[0] for name in sys.modules}
     if loaded:
         sys.exit(f"import gramjd loads {', '.join(sorted(loaded))}")
-    sources = {
+    extra = [folder for folder in CHECKOUT_ONLY if (unpacked / folder).exists()]
+    if extra:
+        sys.exit(f"the wheel holds {extra[0]}, which is for a checkout only")
+    every = {
         Path(target, file.relative_to(ROOT / folder))
         for folder, target in FOLDERS.items()
         for file in (ROOT / folder).rglob("*.py")
     }
+    sources = {file for file in every if not any(file.is_relative_to(folder) for folder in CHECKOUT_ONLY)}
     shipped = {file.relative_to(unpacked) for file in unpacked.glob("gramjd/**/*.py")}
     if sources != shipped:
         sys.exit(f"the wheel and the sources differ by {sorted(map(str, sources ^ shipped))}")

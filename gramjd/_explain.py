@@ -17,6 +17,7 @@ from gramjd.engine.parameter import Jacobian
 from gramjd.errors import graph_errors
 from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
+from gramjd.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,10 @@ class Explanation:
             for u in self.uses
         ]
         total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
-        widths = [max(len(row[c]) for row in [head, *body, total]) for c in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *body, total]
-        ]
-        rule = "-" * max(map(len, lines))
         lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
         tail = lost or ["a batch axis reaches every layer: no dense rows"]
         tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *tail])
+        return "\n".join([aligned([head, *body, total], total=True), *tail])
 
 
 def _short(number: int, unit: str = "") -> str:

@@ -8,12 +8,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gramjd.errors import InputError
+from gramjd.locate import locate
 
 _PATIENCE = 2.0  # seconds without a sign of life
 
@@ -75,7 +74,7 @@ def _one(args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def load(target: str) -> Any:
-    """The aggregator that `MODULE:NAME` stands for; modules are looked for in the working directory too.
+    """The aggregator that `MODULE:NAME` stands for.
 
     A class is called without arguments, and so is a function that takes none; everything else is used as it is.
 
@@ -85,22 +84,7 @@ def load(target: str) -> Any:
     >>> load("gramjd.aggregation:UPGrad")
     UPGrad()
     """
-    module_name, colon, name = target.partition(":")
-    if not (module_name and colon and name):
-        raise InputError(f"expected MODULE:NAME, such as my_package.aggregators:MyAggregator; got {target!r}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(f"there is no module {module_name!r} here or among the installed packages") from None
-    if not hasattr(module, name):
-        close = get_close_matches(name, dir(module), 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"module {module_name!r} has nothing called {name!r}{hint}")
-    found = getattr(module, name)
+    found = locate(target)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         return found
     needed = [
@@ -109,6 +93,7 @@ def load(target: str) -> Any:
     if not needed:
         return found()
     if inspect.isclass(found):
+        name = found.__name__
         raise InputError(
             f"{name} needs {', '.join(needed)}: write `aggregator = {name}(...)` into a module and name that instance"
         )

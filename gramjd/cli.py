@@ -17,9 +17,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 from gramjd import __version__, arguments
 from gramjd.errors import GramjdError
+from gramjd.extras import MissingExtraError
+
+CHECKOUT_ONLY = ("gramjd.profiling.bench",)  # packages that are in no wheel
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,22 @@ class Command:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the options of the command."""
         declare = getattr(arguments, self.words.replace(" ", "_"), None)
-        (declare or import_module(self.module).add_arguments)(parser)
+        (declare or self._imported().add_arguments)(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Do the work; returns the exit status."""
-        return int(import_module(self.module).run(args))
+        return int(self._imported().run(args))
+
+    def _imported(self) -> ModuleType:
+        try:
+            return import_module(self.module)
+        except ModuleNotFoundError as error:
+            if error.name not in CHECKOUT_ONLY:
+                raise
+            raise MissingExtraError(
+                f"`{self.words}` needs a checkout of the repository, which holds more than an installed package does: "
+                "clone it and run pip install -e '.[bench]' there"
+            ) from None
 
 
 GROUPS = {
@@ -60,20 +75,28 @@ COMMANDS = (
     Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.experiments.cost"),
     Command("paper all", "all of these, short unless told otherwise", "gramjd.experiments.everything"),
     Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
-    Command("bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench"),
+    Command(
+        "bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench.command"
+    ),
     Command("calibrate", "measure this machine, so that routes are chosen for it", "gramjd.kernels.calibrate"),
     Command("check", "properties of an aggregator, or of all of them, with counterexamples", "gramjd.check"),
 )
 
 
-def build_parser(commands: Sequence[Command] = COMMANDS, argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+def build_parser(
+    commands: Sequence[Command] = COMMANDS, argv: Sequence[str] | None = None, program: str = "gramjd"
+) -> argparse.ArgumentParser:
     """The argument parser with one sub-parser per command of the table.
 
     Args:
         commands: the table.
         argv: if given, only the command that these words begin with gets its options.
+        program: what stands in front of them.
+
+    Raises:
+        MissingExtraError: that command is not installed.
     """
-    parser = argparse.ArgumentParser(prog="gramjd", description="Jacobian descent at the price of gradient descent.")
+    parser = argparse.ArgumentParser(prog=program, description="Jacobian descent at the price of gradient descent.")
     parser.add_argument("--version", action="version", version=f"gramjd {__version__}")
     levels = {"": parser.add_subparsers(title="commands", required=True, metavar="COMMAND")}
     for command in commands:
@@ -91,15 +114,17 @@ def build_parser(commands: Sequence[Command] = COMMANDS, argv: Sequence[str] | N
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, commands: Sequence[Command] = COMMANDS, program: str = "gramjd") -> int:
     """Run the command line and return its exit status.
 
     Args:
         argv: the words after `gramjd`; those of the process when not given.
+        commands: the table.
+        program: what stands in front of the words.
     """
     words = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv=words).parse_args(words)
     try:
+        args = build_parser(commands, words, program).parse_args(words)
         return int(args.run(args))
     except GramjdError as error:
         print(f"gramjd: {error}", file=sys.stderr)

@@ -42,7 +42,7 @@ TABLE: dict[tuple[str, str], str] = {
     ("convolution.rows", "cuda"): "gramjd.kernels.triton.convolution:rows",
     ("weighted.outer", "cuda"): "gramjd.kernels.triton.weighted:weighted_outer",
 }
-# Operations whose kernel `bench_kernels` found faster than the torch form on a GPU. Until it has run: none.
+# Operations whose kernel the benchmark of kernels found faster than the torch form on a GPU. Until it has run: none.
 MEASURED: set[str] = set()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The oldest release that the kernels were compiled with.

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write profile.json and the plots there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--layers", action="store_true", help="instead: the Gramian's time by parameter, with advice")
-    parser.add_argument("--predict", action="store_true", help="instead: the peak of a step from its graph alone")
+    parser.add_argument("--predict", action="store_true", help="instead: the peak of a step, before one is run")
     parser.add_argument("--largest-m", action="store_true", help="instead: the largest m that fits into --memory")
     parser.add_argument("--memory", type=size, metavar="BYTES", help="for --largest-m, such as 8GiB")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="instead: one step as a Chrome / Perfetto trace")

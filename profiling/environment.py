@@ -71,15 +71,15 @@ def keeps_freed(environ: Mapping[str, str] = os.environ) -> bool:
     return all(environ.get(name) == value for name, value in KEEP_FREED.items())
 
 
-def restart_keeping_freed(module: str, argv: Sequence[str]) -> None:
-    """Start `python -m module argv` over in this process's place with `KEEP_FREED` set; return if it is set already.
+def restart_keeping_freed() -> None:
+    """Start this program over in this process's place with `KEEP_FREED` set; return if it is set already.
 
     glibc reads these settings when a process starts, so they cannot be changed from inside.
     """
     if not keeps_freed():
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, "-m", module, *argv], {**os.environ, **KEEP_FREED})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEEP_FREED})
 
 
 def _cores() -> int:

@@ -15,6 +15,7 @@ from gramjd.profiling.marks import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from gramjd.profiling.step import Profile
@@ -61,10 +62,10 @@ def draw_times(axes: Axes, methods: Results) -> Axes:
     handles = [patches.Patch(color=PHASE_COLOURS[phase], label=phase) for phase in seen]
     axes.legend(handles=handles, frameon=False, ncols=len(seen), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 1.14 * longest)
     axes.set_xlabel("time of a step, ms (its ratio to plain training at the end of a bar)")
-    return _bare(axes)
+    return bare(axes)
 
 
 def draw_timeline(axes: Axes, result: Mapping[str, Any], name: str, ceiling: float | None = None) -> Axes:
@@ -89,7 +90,7 @@ def draw_timeline(axes: Axes, result: Mapping[str, Any], name: str, ceiling: flo
     axes.set_xlim(0, 1e3 * end)
     axes.set_ylim(min(0, *ys), top)
     axes.set_title(f"{name}: peak {result['peak_bytes'] / 1e6:.1f} MB", fontsize=10, loc="left")
-    return _bare(axes)
+    return bare(axes)
 
 
 def draw_sweep(axes: Axes, runs: Sequence[Mapping[str, Any]], quantity: str) -> Axes:
@@ -101,7 +102,6 @@ def draw_sweep(axes: Axes, runs: Sequence[Mapping[str, Any]], quantity: str) -> 
         quantity: "time" or "memory".
     """
     label, value = QUANTITIES[quantity]
-    ticker = require("matplotlib.ticker", "profile")
     for name in dict.fromkeys(name for run in runs for name in run["methods"]):
         points = [(run["m"], run["methods"].get(name, {"refused": ""})) for run in runs]
         points = [(m, value(result)) for m, result in points if "refused" not in result]
@@ -110,12 +110,12 @@ def draw_sweep(axes: Axes, runs: Sequence[Mapping[str, Any]], quantity: str) -> 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([run["m"] for run in runs], [str(run["m"]) for run in runs])
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.xaxis.set_minor_locator(require("matplotlib.ticker", "profile").NullLocator())
+    plain_decades(axes.yaxis)
     axes.set_xlabel("number of losses m")
     axes.set_ylabel(label)
     axes.grid(alpha=0.25)
-    return _bare(axes)
+    return bare(axes)
 
 
 def figure_of(width: float, height: float) -> Figure:
@@ -177,7 +177,16 @@ def save_all(profile: Profile, folder: Path, kind: str = "png") -> list[Path]:
     return [folder / f"{name}.{kind}" for name in made]
 
 
-def _bare(axes: Axes) -> Axes:
+def plain_decades(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+    ticker = require("matplotlib.ticker", "profile")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def bare(axes: Axes) -> Axes:
+    """Without the frame's upper and right side."""
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 

@@ -19,6 +19,7 @@ from gramjd.engine.parameter import Jacobian
 from gramjd.engine.walk import walked
 from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
+from gramjd.text_table import aligned
 
 # What can be done about a line, by the route that its share takes.
 ADVICE = {
@@ -71,14 +72,9 @@ class Layers:
             )
             for layer in self.layers
         ]
-        widths = [max(len(row[c]) for row in [head, *body]) for c in range(len(head))]
-        lines = [
-            "  ".join(c.ljust(w) if n < 3 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in [head, *body]
-        ]
         own = sum(layer.milliseconds for layer in self.layers)
         rest = f"all shares {own:.3g} ms; the walk in between {max(0.0, self.walk_milliseconds - own):.3g} ms"
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], rest, *self.advice])
+        return "\n".join([aligned([head, *body], "lllr"), rest, *self.advice])
 
 
 def layers(work: Work, repeats: int = 5) -> Layers:

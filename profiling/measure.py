@@ -19,11 +19,11 @@ import torch
 
 from gramjd.errors import GramjdError, InputError
 from gramjd.profiling import memory
-from gramjd.profiling.contenders import RefusalError
 from gramjd.profiling.marks import Clock, ignore, tag
-from gramjd.profiling.methods import METHODS, Step
+from gramjd.profiling.methods import METHODS, RefusalError, Step, said
 from gramjd.profiling.target import Make, Work, build
 from gramjd.profiling.timing import interleave, ratio, spread
+from gramjd.text_table import digits
 
 POINTS = 400  # of a timeline: enough for a plot as wide as a page
 
@@ -68,7 +68,7 @@ def measure(
                 return {"m": work.m, "refused": "out of memory"}
             if method == "plain":
                 raise
-            return {"m": work.m, "refused": short(error)}
+            return {"m": work.m, "refused": said(error)}
 
 
 def _measured(
@@ -126,15 +126,11 @@ def _times(step: Step, plain: Step | None, device: torch.device, rounds: int, se
     times = interleave(steps, rounds=rounds, warmup=1, seconds=seconds, at_least=0.02, device=device)
     phases = {phase: 1e3 * spread([s[phase] for s in spent[1:]]).median for phase in spent[0]}
     return {
-        "milliseconds": _rounded(spread([1e3 * t for t in times["this"]])),
-        "ratio": _rounded(ratio(times["this"], times.get("plain", times["this"]))),
-        "phases": {phase: float(f"{ms:.4g}") for phase, ms in phases.items()},
+        "milliseconds": spread([1e3 * t for t in times["this"]]).rounded(),
+        "ratio": ratio(times["this"], times.get("plain", times["this"])).rounded(),
+        "phases": {phase: digits(ms) for phase, ms in phases.items()},
         "rounds": len(times["this"]),
     }
-
-
-def _rounded(value: Any) -> dict[str, float]:
-    return {name: float(f"{number:.4g}") for name, number in dataclasses.asdict(value).items()}
 
 
 def thinned(line: memory.Timeline, points: int = POINTS) -> memory.Timeline:
@@ -181,12 +177,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch says so in words on a CPU."""
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
-
-
-def short(error: BaseException) -> str:
-    """The first line of an error, for a cell of a table."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0][:200] if isinstance(error, RefusalError) else f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def main(argv: list[str]) -> int:

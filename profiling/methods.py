@@ -1,4 +1,4 @@
-"""The ways to take a step that a profile compares, each with its phases marked.
+"""The ways to take a step that profiles and benchmarks compare, each with its phases marked.
 
 A step drops the gradients, runs the forward pass and fills `.grad` anew. The optimiser's own work, which is the same
 for all, is left out.
@@ -6,7 +6,8 @@ for all, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal, cast
 
@@ -16,12 +17,15 @@ from torch import Tensor
 import gramjd
 from gramjd import aggregation
 from gramjd.errors import InputError
-from gramjd.profiling.contenders import RefusalError
 from gramjd.profiling.marks import END, Mark
 from gramjd.profiling.target import Work
 
 Step = Callable[[Mark], None]
 Update = Literal["backward", "reuse"]
+
+
+class RefusalError(Exception):
+    """A method is not installed, or does not take the model; the text says why."""
 
 
 def aggregator_named(name: str) -> Callable[[Tensor], Tensor]:
@@ -75,6 +79,19 @@ def jacobian(work: Work, aggregator: str) -> Step:
     return step
 
 
+class _Marked(aggregation.Weighting):
+    """An aggregator between two marks."""
+
+    def __init__(self, weigh: Callable[[Tensor], Tensor], mark: Mark) -> None:
+        self.weigh, self.mark = weigh, mark
+
+    def __call__(self, G: Tensor) -> Tensor:
+        self.mark("weights")
+        w = self.weigh(G)
+        self.mark("backward")
+        return w
+
+
 def with_gramjd(update: Update) -> Callable[[Work, str], Step]:
     """`gram_backward` with one of its ways to update."""
 
@@ -82,17 +99,11 @@ def with_gramjd(update: Update) -> Callable[[Work, str], Step]:
         weigh = aggregator_named(aggregator)
 
         def step(mark: Mark) -> None:
-            def marked(G: Tensor) -> Tensor:
-                mark("weights")
-                w = weigh(G)
-                mark("backward")
-                return w
-
             work.clear()
             mark("forward")
             losses = work.losses()
             mark("walk")
-            gramjd.gram_backward(losses, marked, inputs=work.parameters, update=update)
+            gramjd.gram_backward(losses, _Marked(weigh, mark), inputs=work.parameters, update=update)
             mark(END)
 
         return step
@@ -102,8 +113,8 @@ def with_gramjd(update: Update) -> Callable[[Work, str], Step]:
 
 def autojac(work: Work, aggregator: str) -> Step:
     """TorchJD's Jacobian engine. Its aggregation does the combination too, which so counts as weights."""
-    module = _torchjd("autojac")
-    combine = _torchjd_part(aggregator)
+    combine = torchjd_aggregator(aggregator)
+    backward, jac_to_grad = torchjd("autojac", "backward"), torchjd("autojac", "jac_to_grad")
     parameters = list(work.parameters.values())
 
     def step(mark: Mark) -> None:
@@ -111,31 +122,25 @@ def autojac(work: Work, aggregator: str) -> Step:
         mark("forward")
         losses = work.vector()
         mark("walk")
-        module.backward(losses, inputs=parameters)
+        backward(losses, inputs=parameters)
         mark("weights")
-        module.jac_to_grad(parameters, combine)
+        jac_to_grad(parameters, combine)
         mark(END)
 
     return step
 
 
 def autogram(work: Work, aggregator: str) -> Step:
-    """TorchJD's Gramian engine, told that the batch is dimension 0; where it refuses that, that there is no batch."""
-    module = _torchjd("autogram")
-    weigh = _torchjd_part(f"{aggregator}Weighting")
-    if work.model is None:
-        raise RefusalError("needs a torch.nn.Module")
-    try:
-        engine = module.Engine(work.model, batch_dim=0)
-    except ValueError:
-        engine = module.Engine(work.model, batch_dim=None)
+    """TorchJD's Gramian engine, with its weighting of that name."""
+    gramian = torchjd_gramian(work)
+    weigh = torchjd_aggregator(f"{aggregator}Weighting")
 
     def step(mark: Mark) -> None:
         work.clear()
         mark("forward")
         losses = work.vector()
         mark("walk")
-        G = engine.compute_gramian(losses)
+        G = gramian(losses)
         mark("weights")
         w = weigh(G)
         mark("backward")
@@ -145,20 +150,76 @@ def autogram(work: Work, aggregator: str) -> Step:
     return step
 
 
-def _torchjd(part: str) -> Any:
+def torchjd_gramian(work: Work) -> Callable[[Tensor], Tensor]:
+    """TorchJD's Gramian engine on a model: `losses [m] -> G [m, m]`.
+
+    Raises:
+        RefusalError: it is not installed, or does not take the model; from the function, too.
+    """
+    engine = torchjd("autogram", "Engine")
+    if work.model is None:
+        raise RefusalError("needs a torch.nn.Module")
+    *first, last = work.batch_dims
+    for batch_dim in first:
+        try:
+            made = engine(work.model, batch_dim=batch_dim)
+            break
+        except ValueError:
+            continue
+    else:
+        with refusals():
+            made = engine(work.model, batch_dim=last)
+
+    def gramian(losses: Tensor) -> Tensor:
+        with refusals():
+            return cast(Tensor, made.compute_gramian(losses))
+
+    return gramian
+
+
+def torchjd_aggregator(name: str, *options: object) -> Any:
+    """An aggregator or weighting of TorchJD's by its class name.
+
+    Raises:
+        RefusalError: as `torchjd` does.
+    """
+    kind = torchjd("aggregation", name)
+    with refusals():  # UPGrad there needs two solver packages that it does not bring along
+        return kind(*options)
+
+
+def torchjd(part: str, name: str) -> Any:
+    """A class or function of `torchjd.PART`.
+
+    Raises:
+        RefusalError: TorchJD is not installed, has none of that name, or lacks a package for it.
+    """
     try:
-        return import_module(f"torchjd.{part}")
+        module = import_module(f"torchjd.{part}")
     except ModuleNotFoundError:
         raise RefusalError("not installed; it comes with: pip install 'gramjd[bench]'") from None
+    with refusals():
+        found = getattr(module, name, None)
+    if found is None:
+        raise RefusalError(f"has no {name}")
+    return found
 
 
-def _torchjd_part(name: str) -> Any:
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What TorchJD raises for models that it does not take, as a RefusalError."""
     try:
-        return getattr(_torchjd("aggregation"), name)()
-    except AttributeError:
-        raise RefusalError(f"has no {name}") from None
-    except ImportError as error:  # UPGrad there needs two solver packages that it does not bring along
-        raise RefusalError(str(error).strip().splitlines()[0]) from None
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, NotImplementedError, ImportError) as error:
+        raise RefusalError(said(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """The kind and the first line of an error, for a cell of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0][:200] if isinstance(error, RefusalError) else f"{type(error).__name__}: {lines[0][:200]}"
 
 
 METHODS: dict[str, Callable[[Work, str], Step]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gramjd.extras import require
-from gramjd.profiling.figures import figure_of
+from gramjd.profiling.figures import bare, figure_of
 from gramjd.profiling.monitor import GramMonitor
 
 if TYPE_CHECKING:
@@ -80,6 +80,6 @@ def save_monitor(monitor: GramMonitor, path: Path | str) -> Path:
 def _over_steps(axes: Axes, columns: int = 2) -> Axes:
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes)
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     return axes

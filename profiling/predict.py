@@ -1,35 +1,12 @@
-"""The peak memory of a step, told from its graph before the step is run.
-
-The forward pass has been made, so what the graph saved is known. The walk is planned as `explain` plans it, without a
-number being computed: cotangents, kept factors and the workspaces of the products are shapes on the meta device, and
-counted. The backward pass is gone through on paper, saved tensors being given back on the way.
-"""
+"""The peak memory of a step before the step is run: forward pass, walk and backward pass on paper (`paper.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor
-
-from gramjd.engine import compute
-from gramjd.engine._torch import StorageWeakRef, TorchDispatchMode, tree_leaves
-from gramjd.engine.autograd import in_graph_task
-from gramjd.engine.consumers.gramian import Gramian
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.factor import Factor, Gathered
-from gramjd.engine.graph import Edge, Graph, Node
-from gramjd.engine.node import Message
-from gramjd.engine.parameter import settle
-from gramjd.engine.rules.pointwise import OVERWRITING
-from gramjd.engine.walk import Budget, Walk, seeds_for
 from gramjd.errors import BudgetError
-from gramjd.kernels import cost
-from gramjd.losses import as_losses
-from gramjd.profiling.activations import all_nodes, constants, saved_by, storage_of
-from gramjd.profiling.backward_peak import ALIASES, backward_peak, node_bytes
+from gramjd.profiling.paper import counted_step
 from gramjd.profiling.target import Work
 
 # What UPGrad's solver has at once, in float64 as counted: copies of the m x m problem, and for few losses, whose
@@ -43,7 +20,7 @@ class Prediction:
 
     Args:
         m: number of losses.
-        saved: activations that the graph keeps.
+        saved: activations that the graph keeps, and the losses.
         walk: most that cotangents, factors, workspaces and G take at once, beyond `saved`.
         weights: what the solver takes beyond `saved`, with G.
         backward: most that is alive in the weighted backward pass, saved tensors and gradients included.
@@ -70,7 +47,7 @@ class Prediction:
 
 
 def predict_peak(work: Work) -> Prediction:
-    """Peak memory of a step with gramjd's `update="backward"` and UPGrad, from two forward passes and a plan.
+    """Peak memory of a step with gramjd's `update="backward"` and UPGrad, from a step on paper.
 
     Args:
         work: from `gramjd.profiling.target.build`.
@@ -78,131 +55,16 @@ def predict_peak(work: Work) -> Prediction:
     Raises:
         GraphError: the graph cannot be walked.
     """
-    before = constants(all_nodes(as_losses(work.losses())))  # kept alive, so that no address is used twice
-    losses = as_losses(work.losses())
-    nodes = all_nodes(losses)
-    again = dict(storage_of(t) for t in constants(nodes))
-    held = {address: size for address, size in map(storage_of, before) if address in again}
-    module = [*work.model.parameters(), *work.model.buffers()] if work.model is not None else []
-    held |= dict(storage_of(t) for t in [*module, *work.parameters.values()])
-    saved = saved_by(nodes, held)
-    graph = compute.read(losses, list(work.parameters.values()), missing_ok=True)
-    square = work.m**2 * compute.accumulation_dtype(losses, graph, None).itemsize
-    every = {address: size for mine in saved.values() for address, size in mine.items()}
-    plain = backward_peak(graph, saved)
+    counted = counted_step(work)
     return Prediction(
         m=work.m,
-        saved=sum(every.values()),
-        walk=_walk_peak(graph, losses),
-        weights=square + int(8 * work.m**2 * (COPIES + (TOGETHER * work.m if work.m < FEW else 0))),
-        backward=plain + square,
-        plain=plain,
-        held=sum(held.values()),
+        saved=counted.saved,
+        walk=counted.walk,
+        weights=counted.gramian + int(8 * work.m**2 * (COPIES + (TOGETHER * work.m if work.m < FEW else 0))),
+        backward=counted.plain + counted.gramian,
+        plain=counted.plain,
+        held=counted.held,
     )
-
-
-def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
-    with _Tracker() as tracker:
-        m = sum(loss.numel() for loss in losses)
-        total = Gramian(m, torch.device("meta"), compute.accumulation_dtype(losses, graph, None))
-
-        def add(edge: Edge, groups: list[Cotangent], factors: list[Factor]) -> None:
-            tracker.watching = True
-            if any(isinstance(f, Gathered) for f in factors):  # their work depends on which ids there are
-                _settle_one_by_one(tracker, total, factors)
-            else:
-                settle(total, graph.targets[edge].shape, groups, factors)
-            tracker.watching = False
-
-        walk = _Counted(graph, add, Budget(float("inf")), dry=True, keeps=False)
-        walk.tracker = tracker
-        in_graph_task(lambda: walk.run(seeds_for(losses, dry=True)))
-    return tracker.peak
-
-
-def _settle_one_by_one(tracker: _Tracker, total: Gramian, factors: Sequence[Factor]) -> None:
-    for factor in factors:
-        if isinstance(factor, Gathered):
-            tracker.look(2 * cost.slab() * total.dtype.itemsize + len(factor.rows) ** 2 * total.dtype.itemsize)
-        else:
-            total.add_factor(factor)
-
-
-class _Tracker(TorchDispatchMode):
-    """Bytes of the meta tensors alive; the peak is that of the moments looked at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watching = False
-        self.peak = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor) and t.is_meta:
-                address, size = storage_of(t)
-                known = self._alive.get(address)
-                if known is None or known[0].expired():
-                    self._alive[address] = StorageWeakRef(t.untyped_storage()), size
-        if self.watching:
-            self.look()
-        return out
-
-    def look(self, extra: int = 0) -> None:
-        """Count what is alive, and `extra` bytes that are not made in a plan."""
-        self._alive = {address: entry for address, entry in self._alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, extra + sum(size for _, size in self._alive.values()))
-
-    def forget(self, tensor: Tensor) -> None:
-        """Not made by the walk: its storage is one of those that the graph saved."""
-        address, _ = storage_of(tensor)
-        self._alive[address] = StorageWeakRef(tensor.untyped_storage()), 0
-
-
-class _Counted(Walk):
-    """A planned walk whose messages share storages where those of a real walk would."""
-
-    tracker: _Tracker
-    node: Node = None
-    arrived: Sequence[Tensor] = ()
-
-    def _send_on(self, node: Node, inbox: dict[int, list[Message]]) -> None:
-        around = self.node, self.arrived  # of a node that has its parameter take its rows at once
-        self.node = node
-        self.arrived = [m.values for queue in inbox.values() for m in queue if isinstance(m, Cotangent)]
-        super()._send_on(node, inbox)
-        together = [[m.values.nbytes for m in queue if isinstance(m, Cotangent)] for queue in inbox.values()]
-        united = sum(sum(sizes) for sizes in together if len(sizes) > 1)  # stacked anew, until the visit ends
-        name = self.graph.names[node]
-        united = 0 if name in OVERWRITING else united  # or handed on
-        self.tracker.look(united + (self._input_of(node) if "Convolution" in name else 0))
-        self.node, self.arrived = around
-
-    def _input_of(self, node: Node) -> int:
-        """A convolution's backward makes a second result: as large as the first, or as the parts it is made in."""
-        child, nr = node.next_functions[0]
-        if child not in self.graph.wanted:
-            return 0
-        return min(node_bytes(self.graph, child, nr), cost.slab() * self.graph.metadata(child)[nr].dtype.itemsize)
-
-    def _deliver(self, node: Node, nr: int, message: Message) -> None:
-        if isinstance(message, Factor):
-            x = getattr(message, "x", None)
-            if x is not None:
-                self.tracker.forget(x)
-            c = getattr(message, "c", None)
-            if c is not None:
-                message = replace(message, c=self._shared(c))  # type: ignore[call-arg]
-        elif self.node is not None and self.graph.names[self.node] in ALIASES:
-            message = Cotangent(message.layout, self._shared(message.values), message.operation, message.owned)
-        super()._deliver(node, nr, message)
-
-    def _shared(self, values: Tensor) -> Tensor:
-        for other in self.arrived:
-            if other.numel() == values.numel() and other.dtype == values.dtype:
-                return other.reshape(values.shape)
-        return values
 
 
 def largest_m(predict: Callable[[int], Prediction], memory: int, start: int = 8) -> Prediction:

@@ -21,6 +21,7 @@ from gramjd.profiling.marks import PHASES
 from gramjd.profiling.measure import measure
 from gramjd.profiling.methods import METHODS, aggregator_named
 from gramjd.profiling.target import Make, spec_of
+from gramjd.text_table import aligned
 
 Result = dict[str, Any]
 SIGNALS = {9: "killed, most likely for its memory", 6: "aborted, most likely for want of memory", 11: "crashed"}
@@ -157,14 +158,7 @@ def _table(run: Mapping[str, Any]) -> str:
         else:
             rows.append([name, *_cells(result, plain)])
             notes += [f"{name}: {text}" for text in result["warnings"]]
-    widths = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [head, *rows]
-    ]
-    return "\n".join([f"m = {run['m']}", lines[0], "-" * len(lines[0]), *lines[1:], *dict.fromkeys(notes)])
+    return "\n".join([f"m = {run['m']}", aligned([head, *rows], "lr"), *dict.fromkeys(notes)])
 
 
 def _cells(result: Result, plain: Result) -> list[str]:

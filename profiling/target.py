@@ -11,20 +11,17 @@ number of losses can be chosen from outside, as sweeps and the search for the la
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gramjd.errors import InputError, LossError
+from gramjd.locate import locate
 from gramjd.losses import Losses, as_inputs, as_losses
 
 Make = Callable[..., Any]
@@ -33,17 +30,29 @@ CONTRACT = "it must return (model, losses): a torch.nn.Module and a function wit
 
 @dataclass(frozen=True)
 class Work:
-    """A step made ready: `losses()` runs the forward pass, `parameters` are what the losses are differentiated by."""
+    """A step made ready.
+
+    Args:
+        model: the module whose parameters are trained; None if there is none.
+        parameters: what the losses are differentiated by.
+        losses: the forward pass: m losses with a fresh graph at each call.
+        m: how many.
+        device: where they lie.
+        batch_dims: what TorchJD's Gramian engine is told about the model, one after the other until it takes it: the
+            dimension of samples that stay apart, or None.
+    """
 
     model: nn.Module | None
     parameters: dict[str, Tensor]
     losses: Callable[[], Losses]
     m: int
     device: torch.device
+    batch_dims: tuple[int | None, ...] = (0, None)
 
     def vector(self) -> Tensor:
-        """All losses in one tensor [m]."""
-        return torch.cat([loss.flatten() for loss in as_losses(self.losses())])
+        """All losses in one tensor [m]; not looked at, as in a plain step."""
+        flat = [loss.flatten() for loss in as_losses(self.losses(), finite=False)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
     def clear(self) -> None:
         """Drop the gradients."""
@@ -51,49 +60,16 @@ class Work:
             parameter.grad = None
 
 
-def load(spec: str) -> Make:
+def load(place: str) -> Make:
     """The function that `package.module:function` or `path/to/file.py:function` names.
 
     Raises:
-        InputError: the text is of another form, the module cannot be found, or has no such function.
-
-    >>> load("math:hypot")(3.0, 4.0)
-    5.0
+        InputError: there is none.
     """
-    where, _, name = spec.rpartition(":")
-    if not where or not name:
-        raise InputError(f"got {spec!r}; expected module:function or file.py:function")
-    module = _from_file(Path(where)) if where.endswith(".py") else _from_path(where)
-    function: Any = module
-    for part in name.split("."):
-        function = getattr(function, part, None)
-    if not callable(function):
-        raise InputError(f"{where} has no function {name!r}: check the part after the colon of {spec!r}")
-    return function
-
-
-def _from_path(name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
-        raise InputError(f"there is no module {name!r}: run where it can be imported, or give a file.py") from None
-
-
-def _from_file(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}")
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
+    found = locate(place)
+    if not callable(found):
+        raise InputError(f"{place} is a {type(found).__name__}; expected a function")
+    return cast(Make, found)
 
 
 def spec_of(make: Make | str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
+
+from gramjd.text_table import digits
 
 FEWEST = 5  # rounds, below which quartiles say nothing
 
@@ -18,6 +20,10 @@ class Spread:
     median: float
     low: float
     high: float
+
+    def rounded(self) -> dict[str, float]:
+        """As results are written down."""
+        return {name: digits(number) for name, number in asdict(self).items()}
 
 
 def spread(values: Sequence[float]) -> Spread:

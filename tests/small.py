@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gramjd.profiling.models import GPT
+from gramjd.profiling.bench.models import GPT
 
 F64, F32 = torch.float64, torch.float32
 

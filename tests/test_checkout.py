@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SEEN = "import gramjd, gramjd.cli, gramjd.profiling.bench as bench; print(gramjd.__file__); print(bench.__file__)"
+SEEN = "import gramjd, gramjd.cli, gramjd.profiling.command as command; print(gramjd.__file__); print(command.__file__)"
+BENCH = "import sys; from gramjd.cli import main; sys.exit(main(['bench', '--compare', 'nosuch', 'nosuch']))"
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,22 @@ def run(python: Path, code: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_above_a_clone_that_is_installed_editable(clone, tmp_path):
-    found = run(installed(clone, tmp_path, "build_editable"), SEEN, clone.parent)
+    python = installed(clone, tmp_path, "build_editable")
+    found = run(python, SEEN, clone.parent)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == [str(clone / "gramjd/__init__.py"), str(clone / "profiling/bench.py")]
+    assert "cannot read nosuch" in run(python, BENCH, clone.parent).stderr
+    assert found.stdout.split() == [str(clone / "gramjd/__init__.py"), str(clone / "profiling/command.py")]
 
 
 def test_above_a_clone_that_is_installed_as_a_copy(clone, tmp_path):
-    found = run(installed(clone, tmp_path, "build_wheel"), SEEN, clone.parent)
+    python = installed(clone, tmp_path, "build_wheel")
+    found = run(python, SEEN, clone.parent)
     assert found.returncode == 0, found.stderr
     assert all("site-packages" in line for line in found.stdout.split())
+    refused = run(python, BENCH, clone.parent)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("gramjd: `bench` needs a checkout of the repository")
+    assert refused.stderr.count("\n") == 1
 
 
 def test_the_line_of_the_backend_is_what_finds_it(clone, tmp_path):

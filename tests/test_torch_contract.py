@@ -171,6 +171,18 @@ def test_references_and_trees(w: Tensor) -> None:
     assert [id(leaf) for leaf in _torch.tree_leaves([w, {"a": (w, None)}])] == [id(w), id(w), id(None)]
 
 
+def test_tensors_without_numbers(w: Tensor) -> None:
+    with _torch.fake_tensors() as paper:
+        fake, again = paper.from_tensor(w), paper.from_tensor(w)
+        made = torch.ones(3, 5) @ torch.ones(5, 2)
+    assert fake is again
+    assert fake.shape == w.shape
+    assert _torch.storage_of(fake.detach()) == _torch.storage_of(fake)
+    assert (_torch.is_fake(fake), _torch.is_fake(made), _torch.is_fake(w)) == (True, True, False)
+    assert made.untyped_storage().nbytes() == 4 * 3 * 2
+    assert _torch.tree_map_only(Tensor, torch.Tensor.dim, ([w, 7], {"a": w})) == ([w.dim(), 7], {"a": w.dim()})
+
+
 def test_leaves_are_what_they_are_called() -> None:
     layer = nn.Linear(2, 1)
     node = torch.autograd.graph.get_gradient_edge(layer.weight).node

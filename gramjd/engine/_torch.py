@@ -16,14 +16,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch._C._profiler import _EventType as EventType
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["EventType", "StorageWeakRef", "TorchDispatchMode", "tree_leaves"]  # taken over under their own names
+__all__ = [
+    "EventType",
+    "StorageWeakRef",
+    "TorchDispatchMode",
+    "tree_leaves",
+    "tree_map_only",
+]  # taken over under their own names
 
 # Nodes have no public Python type that covers C++ nodes and custom functions alike.
 Node = Any
@@ -237,6 +244,16 @@ def operation_of(function: Any) -> Any:
 # Attention on a CPU, which the formulas of `torch.utils.flop_counter` leave out.
 attention_on_cpu: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 attention_on_cpu_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """A mode in which operations make tensors with shapes and storages, and no numbers; `from_tensor` makes one too."""
+    return FakeTensorMode()
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Returns True for a tensor of `fake_tensors`."""
+    return isinstance(tensor, FakeTensor)
 
 
 def recorded_events(recording: Any) -> Any:

@@ -49,12 +49,13 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.functions: list[Callable[[], object]] = []
-        self.cotangent = torch.ones((), dtype=torch.float32, device="cpu")
+        with _torch.untraced():  # a mode that is active now may be gone the next time
+            self.cotangent = torch.ones((), dtype=torch.float32, device="cpu")
 
     @cached_property
     def end(self) -> Tensor:
         """The output of the node."""
-        with torch.enable_grad():
+        with _torch.untraced(), torch.enable_grad():
             out: Tensor = _InGraphTask.apply(torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
         return out
 

@@ -19,8 +19,9 @@ from typing import Any
 from gramjd.experiments import convergence, cost, iwrm_report
 from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.results import Journal
-from gramjd.profiling.tables import ROOT, filled, markdown
+from gramjd.text_table import filled, markdown
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path("profiling/results/paper")
 PAGE = Path("docs/paper.md")
 

@@ -13,6 +13,7 @@ from gramjd import aggregation as agg
 from gramjd.testing.properties import PROPERTIES
 from gramjd.testing.report import Report, check_aggregator
 from gramjd.testing.strategies import Range
+from gramjd.text_table import aligned
 
 # The properties that the literature speaks of, in the order in which `stated` gives them.
 STATED = ("non_conflicting", "linear_under_scaling", "weighted")
@@ -133,10 +134,9 @@ class PropertyTable:
         for label, entry, report in self._lines():
             cells = [_word(report[name].holds) for name in self.properties]
             rows.append([label, *cells, entry.source])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([*lines, "", _LEGEND.format(examples=self.examples), self.agreement(), *self.differences()])
+        return "\n".join(
+            [aligned(rows), "", _LEGEND.format(examples=self.examples), self.agreement(), *self.differences()]
+        )
 
     def counterexamples(self) -> str:
         """What was found behind each no."""

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gramjd.text_table import aligned
+
 
 class Section(NamedTuple):
     """A part of the time that is left when it begins; what it leaves goes to those after it."""
@@ -27,6 +29,7 @@ SECTIONS = {
     "steps": Section("steps", 0.75, "steps over plain"),
     "weights": Section("weights", 0.95, "weights against eigh"),
 }
+OVER_PLAIN = ("time", "captured", "memory")  # of a step, over those of the plain one
 GRACE = 20.0  # seconds that a section may overrun its box before it is ended
 
 
@@ -101,20 +104,23 @@ def _spawn(name: str, args: argparse.Namespace, left: float) -> str:
 
 
 def table(out: Path, ended: Mapping[str, str]) -> str:
-    """A few lines per section, from its file."""
-    lines = ["", "section       how it ended             rows  failed  skipped"]
+    """How each section ended and what failed, the kernels worth taking, and the steps, from the sections' files."""
+    rows, failures = [["section", "how it ended", "rows", "failed", "skipped"]], []
     for name, state in ended.items():
         found = _read(out / f"{name}.json")
         failed = [row for row in found["rows"] if row.get("failed")]
-        lines.append(f"{name:13} {state:24} {len(found['rows']):4} {len(failed):7} {len(found['skipped']):8}")
-        lines += [f"    failed: {_named(row)}: {row['failed'][:140]}" for row in failed]
+        rows.append([name, state, *(str(len(part)) for part in (found["rows"], failed, found["skipped"]))])
+        failures += [f"failed: {name}: {_named(row)}: {row['failed'][:140]}" for row in failed]
+    parts = ["\n".join([aligned(rows, "llr"), *failures])]
+    steps = [_step(row) for row in _read(out / "steps.json")["rows"] if "time_over_plain" in row]
+    if steps:
+        head = ["model", "m", "contender", "ms", "time", "captured", "memory", "launches"]
+        parts.append(aligned([head, *steps], "lrlr"))
     if "kernels" in ended and "auto" in (kernels := _read(out / "kernels.json")):
         taken = kernels["auto"]
-        lines.append(
-            f"kernels for auto on architecture {taken['architecture']}: {', '.join(taken['kernels']) or 'none'}"
-        )
-    lines += [_step(row) for row in _read(out / "steps.json")["rows"] if "time_over_plain" in row]
-    return "\n".join(lines)
+        names = ", ".join(taken["kernels"]) or "none"
+        parts.append(f"kernels for auto on architecture {taken['architecture']}: {names}")
+    return "\n" + "\n\n".join(parts)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -127,13 +133,9 @@ def _named(row: Mapping[str, Any]) -> str:
     return " ".join(str(row[key]) for key in keys if key in row)
 
 
-def _step(row: Mapping[str, Any]) -> str:
-    captured = f"  captured {row['captured_over_plain']:.2f}" if "captured_over_plain" in row else ""
-    return (
-        f"{row['model']:44} m {row['m']:5}  {row['contender']:22} {row['ms']:9.2f} ms"
-        f"  time {row['time_over_plain']:.2f}{captured}  memory {row['memory_over_plain']:.2f}"
-        f"  launches {row['launches']}"
-    )
+def _step(row: Mapping[str, Any]) -> list[str]:
+    over = [f"{row[f'{key}_over_plain']:.2f}" if f"{key}_over_plain" in row else "" for key in OVER_PLAIN]
+    return [row["model"], str(row["m"]), row["contender"], f"{row['ms']:.2f}", *over, str(row["launches"])]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gramjd.text_table import digits
+
 T = TypeVar("T")
 
 
@@ -51,7 +53,11 @@ class Box:
         """Write a row down, and print it."""
         self.found["rows"].append(row)
         self._write()
-        print("  " + "  ".join(f"{key} {_short(value)}" for key, value in row.items()), flush=True)
+        print(
+            "  "
+            + "  ".join(f"{key} {digits(value) if isinstance(value, float) else value}" for key, value in row.items()),
+            flush=True,
+        )
 
     def attempt(self, row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
         """Add `row` with what `work()` returns, or with the error that it raised: the next row may still be right."""
@@ -71,7 +77,3 @@ class Box:
         aside = self._path.with_suffix(".part")
         aside.write_text(json.dumps(self.found, indent=1) + "\n")
         aside.replace(self._path)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

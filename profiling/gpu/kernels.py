@@ -9,8 +9,8 @@ import torch
 
 from gramjd.errors import GramjdError
 from gramjd.kernels import calibrate
-from gramjd.profiling import bench_kernels
-from gramjd.profiling.bench_kernels import OPERATIONS, Case
+from gramjd.profiling.bench import kernels
+from gramjd.profiling.bench.kernels import OPERATIONS, Case
 from gramjd.profiling.gpu.box import Box
 from gramjd.profiling.gpu.timer import milliseconds
 
@@ -88,13 +88,13 @@ def cases(dry: bool) -> list[Case]:
 def _measured(case: Case, box: Box) -> dict[str, Any]:
     if box.dry:  # no kernel runs on a CPU: the torch form takes its part
         form = OPERATIONS[case.operation].torch_form
-        given = bench_kernels.operands(case, box.device)
+        given = kernels.operands(case, box.device)
         taken = milliseconds(lambda: form(*given), box.device, 0.0)
         return {"error": 0.0, "kernel_ms": taken, "torch_ms": taken, "speed_up": 1.0}
-    error, limit = bench_kernels.error(case, box.device), bench_kernels.tolerance(case)
+    error, limit = kernels.error(case, box.device), kernels.tolerance(case)
     if not error <= limit:  # a wrong kernel has no speed
         return {"failed": f"relative error {error:.1e}, allowed {limit:.0e}"}
-    found = bench_kernels.measure(case, box.device, lambda work: milliseconds(work, box.device))
+    found = kernels.measure(case, box.device, lambda work: milliseconds(work, box.device))
     limits = box.found["ceilings"]
     name = str(case.dtype).removeprefix("torch.")
     return {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gramjd.profiling.cases import CASES, Setup
-from gramjd.profiling.models import mlp
+from gramjd.profiling.bench.cases import CASES, work_on
+from gramjd.profiling.bench.models import mlp
+from gramjd.profiling.target import Work
 
 BASIC = ("plain", "gramjd Mean", "gramjd UPGrad", "gramjd UPGrad triton", "gramjd Mean reuse")
 BESIDE = (*BASIC, "torchjd Mean", "torchjd UPGrad")
@@ -24,7 +25,7 @@ class Item(NamedTuple):
 
     name: str
     m: int
-    build: Callable[[], Setup]
+    build: Callable[[], Work]
     contenders: tuple[str, ...]
 
 
@@ -62,7 +63,7 @@ def _gpt2(m: int, device: str, dtype: torch.dtype) -> Item:
     return Item(name, m, lambda: gpt2(m, device, dtype), BASIC)
 
 
-def gpt2(m: int, device: str, dtype: torch.dtype, length: int = 512, tiny: bool = False) -> Setup:
+def gpt2(m: int, device: str, dtype: torch.dtype, length: int = 512, tiny: bool = False) -> Work:
     """GPT-2 as its configuration makes it, with random weights: one loss per sequence. Nothing is downloaded.
 
     Raises:
@@ -81,20 +82,20 @@ def gpt2(m: int, device: str, dtype: torch.dtype, length: int = 512, tiny: bool 
         logits = model(input_ids=tokens[:, :-1]).logits
         return cross_entropy(logits.transpose(1, 2).float(), tokens[:, 1:], reduction="none").mean(1)
 
-    return Setup(model, forward, 0, (model,))
+    return work_on(model, m, forward)
 
 
-def wide(m: int, device: str, width: int = 8192, layers: int = 16) -> Setup:
+def wide(m: int, device: str, width: int = 8192, layers: int = 16) -> Work:
     """Square linear layers, a loss per sample: 16 of 8192 are a billion parameters."""
     return _regression(mlp((width,) * (layers + 1)), m, width, device)
 
 
-def narrow(m: int, device: str) -> Setup:
+def narrow(m: int, device: str) -> Work:
     """A small network with very many losses."""
     return _regression(mlp((784, 256, 10)), m, 784, device)
 
 
-def _regression(model: nn.Module, m: int, width: int, device: str) -> Setup:
+def _regression(model: nn.Module, m: int, width: int, device: str) -> Work:
     model = model.to(device)
     inputs = torch.randn(m, width, generator=torch.Generator().manual_seed(0)).to(device)
-    return Setup(model, lambda: model(inputs).square().mean(1), 0, (model,))
+    return work_on(model, m, lambda: model(inputs).square().mean(1))

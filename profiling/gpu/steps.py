@@ -9,26 +9,19 @@ from typing import Any
 import torch
 
 import gramjd
-from gramjd.profiling import contenders
-from gramjd.profiling.bench_step import RATE
-from gramjd.profiling.cases import Setup
-from gramjd.profiling.contenders import Backward, RefusalError
+from gramjd.profiling.bench import step
+from gramjd.profiling.bench.step import Contender, step_of
 from gramjd.profiling.gpu.box import Box
 from gramjd.profiling.gpu.models import Item, items
 from gramjd.profiling.gpu.timer import launches, milliseconds
 from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.methods import RefusalError
 
 SECONDS = 0.3  # of timed steps per contender
-
-
-def _triton(aggregator: Callable[..., Any]) -> Callable[[Setup], Backward]:
-    return lambda setup: lambda losses: gramjd.gram_backward(losses, aggregator, backend="triton")
-
-
-CONTENDERS: dict[str, Callable[[Setup], Backward]] = {
-    **contenders.CONTENDERS,
-    "gramjd Mean triton": _triton(gramjd.Mean()),
-    "gramjd UPGrad triton": _triton(gramjd.UPGrad()),
+CONTENDERS = {
+    **step.CONTENDERS,
+    "gramjd Mean triton": Contender("gramjd", "Mean", "triton"),
+    "gramjd UPGrad triton": Contender("gramjd", "UPGrad", "triton"),
 }
 
 
@@ -49,7 +42,7 @@ def _measured(item: Item, name: str, box: Box, plain: dict[str, float]) -> dict[
     if name.endswith("triton") and box.dry:
         return {"refused": "needs a GPU"}
     try:
-        take, clear = _step(item, name)
+        take, clear = step_of(item.build(), CONTENDERS[name])
         take()
     except RefusalError as error:
         return {"refused": str(error)}
@@ -62,20 +55,6 @@ def _measured(item: Item, name: str, box: Box, plain: dict[str, float]) -> dict[
         plain |= {key: found[key] for key in ("ms", "peak_bytes", "captured_ms") if key in found}
     names = {"ms": "time", "captured_ms": "captured", "peak_bytes": "memory"}
     return found | {f"{names[key]}_over_plain": found[key] / base for key, base in plain.items() if key in found}
-
-
-def _step(item: Item, name: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A step of a contender on its own copy, whose gradients keep their place; and what frees them."""
-    setup = item.build()
-    backward = CONTENDERS[name](setup)
-    optimizer = torch.optim.SGD(setup.model.parameters(), lr=RATE)
-
-    def take() -> None:
-        optimizer.zero_grad()
-        backward(setup.forward())
-        optimizer.step()
-
-    return take, optimizer.zero_grad
 
 
 def _recorded(take: Callable[[], None], device: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation import DualProj, UPGrad
-from gramjd.profiling.bench_weights import update_error
+from gramjd.profiling.bench.gramians import FAMILIES
+from gramjd.profiling.bench.weights import update_error
 from gramjd.profiling.gpu.box import Box
 from gramjd.profiling.gpu.timer import launches, milliseconds
-from gramjd.profiling.gramians import FAMILIES
 
 SIZES = (16, 64, 256, 1024, 32, 128, 512, 2048, 4096)
 CHECKED = 512  # the largest m whose weights are compared with those of the CPU

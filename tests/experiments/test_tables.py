@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gramjd.experiments import tables
-from gramjd.profiling.tables import MARKED
+from gramjd.text_table import MARKED
 
 
 def test_page_is_up_to_date():

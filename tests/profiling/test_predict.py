@@ -5,19 +5,17 @@ from functools import partial
 import pytest
 
 from gramjd.errors import BudgetError
-from gramjd.profiling.cases import BENCHMARKS, CASES
+from gramjd.profiling.bench.cases import BENCHMARKS, CASES
 from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import METHODS
 from gramjd.profiling.predict import Prediction, largest_m, predict_peak
-from gramjd.profiling.target import build
 
 QUICK = ("mlp-32", "mlp-128", "cifar-32", "tasks-10")
 
 
 def check(name, allowed):
-    setup = CASES[name].build()
-    work = build(lambda: (setup.model, setup.forward))
+    work = CASES[name].build()
     told = predict_peak(work)
     for method, expected in (("plain", told.plain), ("gramjd", told.peak)):
         step = METHODS[method](work, "UPGrad")
@@ -42,11 +40,12 @@ def test_within_fifteen_percent_on_all_cases(name):
 
 
 def test_what_was_held_before():
-    setup = CASES["mlp-32"].build()
-    told = predict_peak(build(lambda: (setup.model, setup.forward)))
-    parameters = 4 * sum(p.numel() for p in setup.model.parameters())
+    work = CASES["mlp-32"].build()
+    told = predict_peak(work)
+    parameters = 4 * sum(p.numel() for p in work.parameters.values())
     assert told.held == parameters + 4 * 32 * 784 + 8 * 32  # images and labels
-    assert told.saved == 4 * 32 * (1024 + 1024) + 4 * 32 * 10 + 4  # hidden, log-probabilities, their weight
+    # hidden, log-probabilities, their weight, losses
+    assert told.saved == 4 * 32 * (1024 + 1024) + 4 * 32 * 10 + 4 + 4 * 32
 
 
 def curve(power):

@@ -31,7 +31,7 @@ def test_from_a_file(tmp_path):
         ("no_model", None, InputError, "returned a int as its model"),
         ("of_other_size", 3, InputError, "takes no argument `m`"),
         ("with_needs", None, InputError, "needs path"),
-        ("nosuch", None, InputError, "has no function 'nosuch'"),
+        ("nosuch", None, InputError, "has nothing called 'nosuch'"),
     ],
 )
 def test_broken_contracts(name, m, kind, message):

@@ -1,6 +1,6 @@
 """The benchmark cases: a model, a batch and a loss vector each, as data.
 
-    CASES["cifar-32"].build() -> Setup(model, forward, torchjd)
+    CASES["cifar-32"].build() -> Work(model, parameters, losses, m, device, batch_dims)
 
 Names end in m, the number of losses. Weights and batch depend on the case alone, so that two builds of one case
 are copies of each other.
@@ -15,24 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gramjd.profiling.models import GPT, MultiTask, PooledEncoder, cifar_net, mlp, vgg
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A case made ready to run.
-
-    Args:
-        model: the module whose parameters are trained.
-        forward: `() -> losses [m]`, with a fresh graph each call.
-        batch_dim: what TorchJD's engine has to be told about the model: 0 where samples stay apart, else None.
-        engine_modules: the modules that TorchJD's engine has to be given.
-    """
-
-    model: nn.Module
-    forward: Callable[[], Tensor]
-    batch_dim: int | None
-    engine_modules: tuple[nn.Module, ...]
+from gramjd.errors import InputError
+from gramjd.experiments.networks import cifar_net
+from gramjd.profiling.bench.models import GPT, MultiTask, PooledEncoder, mlp, vgg
+from gramjd.profiling.target import Work
 
 
 @dataclass(frozen=True)
@@ -41,42 +27,56 @@ class Case:
 
     title: str
     m: int
-    make: Callable[[int], Setup]
+    make: Callable[[int], Work]
 
-    def build(self, device: torch.device | str = "cpu") -> Setup:
+    def build(self, device: torch.device | str = "cpu") -> Work:
         """Model, batch and losses on `device`; the caller's random state is left as it was."""
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(0)
             return self.make(self.m)
 
 
-def _labelled(model: nn.Module, inputs: Tensor) -> Setup:
+def work_on(model: nn.Module, m: int, losses: Callable[[], Tensor], batch_dim: int | None = 0) -> Work:
+    """A step on a model that is known.
+
+    Args:
+        model: whose parameters are trained.
+        m: number of losses.
+        losses: the forward pass.
+        batch_dim: what TorchJD's engine has to be told: 0 where samples stay apart, else None.
+    """
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    return Work(model, parameters, losses, m, device, (batch_dim,))
+
+
+def _labelled(model: nn.Module, inputs: Tensor) -> Work:
     """One cross-entropy loss per input, ten classes."""
     labels = torch.randint(10, (len(inputs),))
 
     def forward() -> Tensor:
         return cross_entropy(model(inputs), labels, reduction="none")
 
-    return Setup(model, forward, 0, (model,))
+    return work_on(model, len(inputs), forward)
 
 
-def _mlp(m: int) -> Setup:
+def _mlp(m: int) -> Work:
     return _labelled(mlp(), torch.randn(m, 784))
 
 
-def _cifar(m: int) -> Setup:
+def _cifar(m: int) -> Work:
     return _labelled(cifar_net(), torch.randn(m, 3, 32, 32))
 
 
-def _vgg(m: int) -> Setup:
+def _vgg(m: int) -> Work:
     return _labelled(vgg(), torch.randn(m, 3, 32, 32))
 
 
-def _encoder(m: int) -> Setup:
+def _encoder(m: int) -> Work:
     return _labelled(PooledEncoder(layers=4, width=256), torch.randn(m, 64, 256))
 
 
-def _multi_task(m: int, batch: int = 256) -> Setup:
+def _multi_task(m: int, batch: int = 256) -> Work:
     """One loss per task, each the mean over a batch that all tasks share."""
     model = MultiTask(tasks=m)
     inputs, labels = torch.randn(batch, 784), torch.randint(10, (m, batch))
@@ -85,10 +85,10 @@ def _multi_task(m: int, batch: int = 256) -> Setup:
         return torch.stack([cross_entropy(out, y) for out, y in zip(model(inputs), labels, strict=True)])
 
     # Only the trunk is shared, so only its Gramian says how the tasks conflict; every tool here takes all of it.
-    return Setup(model, forward, None, (model,))
+    return work_on(model, m, forward, batch_dim=None)
 
 
-def gpt(m: int, vocabulary: int = 5000, length: int = 128) -> Setup:
+def gpt(m: int, vocabulary: int = 5000, length: int = 128) -> Work:
     """One loss per sequence: mean cross-entropy of its next tokens."""
     model = GPT(vocabulary=vocabulary, length=length, layers=6, width=384)
     tokens = torch.randint(vocabulary, (m, length + 1))
@@ -97,10 +97,10 @@ def gpt(m: int, vocabulary: int = 5000, length: int = 128) -> Setup:
         logits = model(tokens[:, :-1])
         return cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
 
-    return Setup(model, forward, 0, (model,))
+    return work_on(model, m, forward)
 
 
-def _family(name: str, title: str, sizes: tuple[int, ...], make: Callable[[int], Setup]) -> dict[str, Case]:
+def _family(name: str, title: str, sizes: tuple[int, ...], make: Callable[[int], Work]) -> dict[str, Case]:
     return {f"{name}-{m}": Case(title, m, make) for m in sizes}
 
 
@@ -122,7 +122,7 @@ def select(names: str) -> list[str]:
     """Case names from a comma-separated list, in which `all` and family names such as `mlp` stand for several.
 
     Raises:
-        ValueError: a name stands for nothing.
+        InputError: a name stands for nothing.
 
     >>> select("mlp-32,gpt")
     ['mlp-32', 'gpt-4', 'gpt-8', 'gpt-16']
@@ -131,6 +131,6 @@ def select(names: str) -> list[str]:
     for part in names.split(","):
         found = list(BENCHMARKS) if part == "all" else [n for n in CASES if n == part or n.rsplit("-", 1)[0] == part]
         if not found:
-            raise ValueError(f"got case {part!r}, expected 'all', a family or a case among: {', '.join(CASES)}")
+            raise InputError(f"got case {part!r}, expected 'all', a family or a case among: {', '.join(CASES)}")
         chosen += [name for name in found if name not in chosen]
     return chosen

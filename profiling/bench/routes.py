@@ -1,6 +1,6 @@
 """Time every route of the Gramian of outer products on a grid of shapes, and compare with what the cost model chooses.
 
-`python -m gramjd.profiling.bench_routes --json profiling/results/routes_cpu.json`. Routes take turns; a cell is the
+`python -m gramjd.profiling.bench routes --json profiling/results/routes_cpu.json`. Routes take turns; a cell is the
 lower quartile of the process's own time on one thread, so that other work on the machine matters little.
 """
 
@@ -47,17 +47,19 @@ def measure(e: cost.Extent, rounds: int) -> dict[str, float]:
     return {name: sorted(found)[len(found) // 4] for name, found in times.items()}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the args."""
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds per shape (default: 9)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write."""
     torch.set_num_threads(1)
     known = cost.in_force(calibrate.measure("cpu", torch.float32))
     grid: list[dict[str, Any]] = []
     for e in shapes():
-        times = measure(e, options.rounds)
+        times = measure(e, args.rounds)
         chosen = cost.route(e, known)
         grid.append({"extent": e._asdict(), "ms": {name: round(ms, 4) for name, ms in times.items()}, "chosen": chosen})
         over = times[chosen] / min(times.values())
@@ -65,11 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"K {e.K:3} b {e.b:3} T {e.T:4} i {e.i:5} o {e.o:5}  {cells}  chosen {chosen}: {over:.2f}", flush=True)
     worst = max(row["ms"][row["chosen"]] / min(row["ms"].values()) for row in grid)
     print(f"worst choice over best: {worst:.2f}")
-    if options.json:
+    if args.json:
         data = {"environment": describe(), "products": products_used(), "constants": known._asdict()}
         data |= {"worst": round(worst, 3), "grid": grid}
-        options.json.write_text(json.dumps(data, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        args.json.write_text(json.dumps(data, indent=1) + "\n")
+    return 0

@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.profiling.figures import figure_of
-from gramjd.profiling.memory_figure import COLOURS, memory
+from gramjd.profiling.bench.memory_figure import COLOURS, memory
+from gramjd.profiling.figures import bare, figure_of, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +31,8 @@ def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
 
     Args:
         axes: where to draw.
-        results: of `bench_step`.
+        results: of the benchmark of a step.
     """
-    ticker = require("matplotlib.ticker", "profile")
     names = [name for name in next(iter(results["cases"].values()))["contenders"] if name != "plain"]
     for nr, name in enumerate(names):
         colour = CONTENDER_COLOURS[name.split()[0]]
@@ -53,11 +51,10 @@ def draw_steps(axes: Axes, results: Mapping[str, Any]) -> Axes:
             axes.text(2.4, place, "TorchJD: refused", va="center", fontsize=8, color=CONTENDER_COLOURS["torchjd"])
     axes.set_yticks(range(len(results["cases"])), [f"{c['title']}, m = {c['m']}" for c in results["cases"].values()])
     axes.invert_yaxis()
-    _times_over_plain(axes, ticker)
+    _times_over_plain(axes)
     axes.set_xlabel("time of a step over plain training (median and quartiles)")
     axes.grid(alpha=0.25, axis="x", which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def steps(results: Mapping[str, Any]) -> Figure:
@@ -72,13 +69,11 @@ def _refused(case: Mapping[str, Any], library: str) -> bool:
     return any("refused" in outcome for name, outcome in case["contenders"].items() if name.startswith(library))
 
 
-def _times_over_plain(axes: Axes, ticker: ModuleType) -> None:
+def _times_over_plain(axes: Axes) -> None:
     """A logarithmic axis of ratios to plain training, with plain numbers at 1, 2 and 5 of each decade."""
     axes.set_xscale("log")
     axes.axvline(1, color="#444444", lw=0.8)
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    plain_decades(axes.xaxis)
 
 
 def draw_overview(
@@ -88,7 +83,7 @@ def draw_overview(
 
     Args:
         axes: where to draw.
-        cases: of `bench_step`.
+        cases: of the benchmark of a step.
         value: the ratio, from a case's outcomes and the name of a contender.
     """
     for library, shift in (("gramjd", -0.13), ("torchjd", 0.13)):
@@ -109,12 +104,11 @@ def draw_overview(
                 fontsize=8,
                 color=CONTENDER_COLOURS["torchjd"],
             )
-    _times_over_plain(axes, require("matplotlib.ticker", "profile"))
+    _times_over_plain(axes)
     axes.set_xlim(0.9, 2 * axes.get_xlim()[1])
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.grid(alpha=0.25, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def overview(results: Mapping[str, Any]) -> Figure:
@@ -144,9 +138,8 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
 
     Args:
         axes: where to draw.
-        sweep: one of `bench_growth`.
+        sweep: one of the benchmark of growth.
     """
-    ticker = require("matplotlib.ticker", "profile")
     sizes = [point["size"] for point in sweep["points"]]
     for name, colour, marker in (("gramian", COLOURS[0], "o"), ("backward", "#777777", "s")):
         axes.plot(
@@ -159,14 +152,11 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5 * min(1e3 * min(p["gramian"], p["backward"]) for p in sweep["points"]))
     axes.set_xticks(sizes, [str(n) for n in sizes], fontsize=8)
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.xaxis.set_minor_locator(require("matplotlib.ticker", "profile").NullLocator())
+    plain_decades(axes.yaxis)
     axes.set_xlabel(sweep["title"])
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def growth(results: Mapping[str, Any]) -> Figure:

@@ -7,20 +7,24 @@ import sys
 
 import pytest
 
+import gramjd
+from gramjd.cli import main
 from gramjd.kernels.dispatch import current_backend
-from gramjd.profiling import bench_step, contenders
-from gramjd.profiling.cases import CASES
+from gramjd.profiling.bench import step
+from gramjd.profiling.bench.cases import CASES
 from gramjd.profiling.environment import KEEP_FREED, describe, keeps_freed
+from gramjd.profiling.marks import ignore
+from gramjd.profiling.methods import METHODS, RefusalError
 
-TINY = ["--cases", "tiny", "--rounds", "5", "--seconds", "1"]
+TINY = ["bench", "--no-tests", "--cases", "tiny", "--rounds", "5", "--seconds", "1"]
 
 
 def test_report(tmp_path, capsys):
     path = tmp_path / "new" / "step.json"
-    assert bench_step.main([*TINY, "--json", str(path)]) == 0
+    assert main([*TINY, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     outcome = report["cases"]["tiny-4"]["contenders"]
-    assert set(outcome) == set(contenders.CONTENDERS)
+    assert set(outcome) == set(step.CONTENDERS)
     assert outcome["plain"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     for name in ("plain", "gramjd Mean", "gramjd UPGrad"):
         assert outcome[name]["rounds"] == 5
@@ -32,27 +36,29 @@ def test_report(tmp_path, capsys):
 def test_contenders_fill_the_same_gradients():
     grads = {}
     for name in ("plain", "gramjd Mean"):
-        setup = CASES["tiny-4"].build()
-        contenders.CONTENDERS[name](setup)(setup.forward())
-        grads[name] = [p.grad for p in setup.model.parameters()]
+        work = CASES["tiny-4"].build()
+        contender = step.CONTENDERS[name]
+        METHODS[contender.method](work, contender.aggregator)(ignore)
+        grads[name] = [p.grad for p in work.parameters.values()]
     for expected, got in zip(grads["plain"], grads["gramjd Mean"], strict=True):
         assert (expected - got).abs().max() < 1e-6
 
 
 def test_what_cannot_be_run_is_reported(monkeypatch):
-    def refuse(setup):
-        raise contenders.RefusalError("does not take linear layers")
+    def refuse(work, aggregator):
+        raise RefusalError("does not take linear layers")
 
-    monkeypatch.setitem(contenders.CONTENDERS, "other", refuse)
-    outcome = bench_step.measure(CASES["tiny-4"], device="cpu", rounds=5, seconds=1)
+    monkeypatch.setitem(METHODS, "other", refuse)
+    monkeypatch.setitem(step.CONTENDERS, "other", step.Contender("other"))
+    outcome = step.measure(CASES["tiny-4"], device="cpu", rounds=5, seconds=1)
     assert outcome["other"] == {"refused": "does not take linear layers"}
 
 
 def test_missing_torchjd_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd", None)
     monkeypatch.setitem(sys.modules, "torchjd.autogram", None)
-    with pytest.raises(contenders.RefusalError, match=r"gramjd\[bench\]"):
-        contenders.CONTENDERS["torchjd Mean"](CASES["tiny-4"].build())
+    with pytest.raises(RefusalError, match=r"gramjd\[bench\]"):
+        step.step_of(CASES["tiny-4"].build(), step.CONTENDERS["torchjd Mean"])
 
 
 def test_environment_names_neither_host_nor_folder():
@@ -64,13 +70,11 @@ def test_environment_names_neither_host_nor_folder():
 
 def test_some_contenders_on_another_backend(tmp_path, monkeypatch):
     seen = set()
-    gram_backward = contenders.gramjd.gram_backward
-    monkeypatch.setattr(
-        contenders.gramjd, "gram_backward", lambda *a, **k: seen.add(current_backend()) or gram_backward(*a, **k)
-    )
+    gram_backward = gramjd.gram_backward
+    monkeypatch.setattr(gramjd, "gram_backward", lambda *a, **k: seen.add(current_backend()) or gram_backward(*a, **k))
     path = tmp_path / "step.json"
     options = ["--backend", "torch", "--contenders", "plain,gramjd Mean", "--json", str(path)]
-    assert bench_step.main([*TINY, *options]) == 0
+    assert main([*TINY, *options]) == 0
     report = json.loads(path.read_text())
     assert list(report["cases"]["tiny-4"]["contenders"]) == ["plain", "gramjd Mean"]
     assert report["settings"]["backend"] == "torch"
@@ -81,23 +85,19 @@ def test_some_contenders_on_another_backend(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("names", ["gramjd Mean", "plain,nobody"])
 def test_unknown_contenders(names, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench_step.main([*TINY, "--contenders", names])
-    assert stop.value.code == 2
+    assert main([*TINY, "--contenders", names]) == 1
     assert "'plain' must be among them" in capsys.readouterr().err
 
 
 def test_unknown_case(capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench_step.main(["--cases", "nosuch"])
-    assert stop.value.code == 2
+    assert main(["bench", "--no-tests", "--cases", "nosuch"]) == 1
     assert "got case 'nosuch'" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_keep_freed_restarts_with_the_settings(tmp_path):
     path = tmp_path / "kept.json"
-    command = [sys.executable, "-m", "gramjd.profiling.bench_step", *TINY, "--keep-freed", "--json", str(path)]
+    command = [sys.executable, "-m", "gramjd.cli", *TINY, "--keep-freed", "--json", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(path.read_text())["environment"]["allocator"] == "freed blocks kept"
     assert keeps_freed(KEEP_FREED)

@@ -1,6 +1,6 @@
 """Time weightings beside TorchJD's and one `eigh` of the same Gramian, all taking turns in one process.
 
-    python -m gramjd.profiling.bench_weights --json profiling/results/weights.json
+    python -m gramjd.profiling.bench weights --json profiling/results/weights.json
 
 Gramians are those of small networks, at their start and trained, and drawn ones (see `gramians`). `error` is that of
 the update, `|J^T (w - w*)| / |J^T w*|`, from weights `w*` that have passed the optimality test; TorchJD adds a ridge
@@ -13,9 +13,8 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from torch import Tensor
 
 from gramjd.aggregation import UPGrad
 from gramjd.errors import GramjdError
-from gramjd.profiling.contenders import RefusalError
+from gramjd.profiling.bench.gramians import FAMILIES, drawn, network_gramians
+from gramjd.profiling.bench.weightings import WEIGHTINGS, Weighting
 from gramjd.profiling.environment import describe, products_used
-from gramjd.profiling.gramians import FAMILIES, drawn, network_gramians
 from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.methods import RefusalError
 from gramjd.profiling.timing import interleave, spread
-from gramjd.profiling.weightings import WEIGHTINGS, Weighting
+from gramjd.text_table import digits
 
 PACKAGES = ("torch", "gramjd", "torchjd", "quadprog", "cvxpy")
 SIZES = (8, 16, 32, 64, 128, 256, 512)
@@ -71,11 +71,11 @@ def measure(weighting: Weighting, G: Tensor, *, seconds: float, theirs: bool = T
     steps["eigh"] = lambda: torch.linalg.eigh(D)
     times = interleave(steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1)
     for name, found in times.items():
-        results[name] = {"ms": _digits(1e3 * spread(found).median), "rounds": len(found)}
+        results[name] = {"ms": digits(1e3 * spread(found).median), "rounds": len(found)}
         if name in answers:
             results[name]["error"] = update_error(G, answers[name], exact)
     results.update({name: {"refused": text} for name, text in failures.items()})
-    results["exact"]["optimality"] = _digits(residual)
+    results["exact"]["optimality"] = digits(residual)
     return results
 
 
@@ -101,7 +101,7 @@ def update_error(G: Tensor, w: Tensor, exact: Tensor) -> float | None:
     D, off = G.double(), w.double() - exact
     square = float(exact @ D @ exact)
     noise = len(G) * torch.finfo(G.dtype).eps * float(exact @ D.diagonal().sqrt()) ** 2
-    return None if square <= noise else _digits(math.sqrt(max(0.0, float(off @ D @ off)) / square))
+    return None if square <= noise else digits(math.sqrt(max(0.0, float(off @ D @ off)) / square))
 
 
 def large(G: Tensor) -> dict[str, float]:
@@ -110,7 +110,7 @@ def large(G: Tensor) -> dict[str, float]:
     start = time.perf_counter()
     weigh(G)
     elapsed = time.perf_counter() - start
-    return {"ms": _digits(1e3 * elapsed), "peak_bytes": peak_bytes(lambda: weigh(G))}
+    return {"ms": digits(1e3 * elapsed), "peak_bytes": peak_bytes(lambda: weigh(G))}
 
 
 def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -128,9 +128,8 @@ def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"weighting": "UPGrad", "gradients": title, "m": args.large, "contenders": {"exact": large(G)}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison, print a line a row, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of losses for UPGrad")
     parser.add_argument("--others-sizes", type=int, nargs="+", default=OTHERS_SIZES, help="and for the rest")
@@ -138,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1.2, help="time for a Gramian's rounds, of which one is done")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--with-slow", action="store_true", help=f"TorchJD above m = {SLOW} too; all large Gramians")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the comparison, print a line per row, and write it as JSON if asked to."""
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
@@ -175,10 +177,6 @@ def _gramians(networks: Mapping[str, Tensor], m: int) -> Iterator[tuple[str, Ten
     yield from ((family, drawn(family, m)) for family in FAMILIES)
 
 
-def _digits(number: float) -> float:
-    return float(f"{number:.4g}")
-
-
 def _line(row: Mapping[str, Any]) -> str:
     cells = [f"{row['weighting']:8} {row['gradients']:23} m {row['m']:4}"]
     for name, found in row["contenders"].items():
@@ -188,7 +186,3 @@ def _line(row: Mapping[str, Any]) -> str:
         if "peak_bytes" in found:
             cells[-1] += f", {found['peak_bytes'] / 2**20:.0f} MiB"
     return " | ".join(cells)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

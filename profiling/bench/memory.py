@@ -1,6 +1,6 @@
 """Peak memory of a step against the number of losses: the claim "memory similar to SGD", with numbers.
 
-    python -m gramjd.profiling.bench_memory --json profiling/results/memory_cpu.json
+    python -m gramjd.profiling.bench memory --json profiling/results/memory_cpu.json
 
 Every allocation of one step is counted: forward pass, walk, UPGrad's weights, update, gradients. What was held before
 (parameters, batch) is not. Counts do not depend on how busy the machine is.
@@ -16,18 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gramjd.profiling.cases import CASES, Setup, gpt
+from gramjd.errors import InputError
+from gramjd.profiling.bench.cases import CASES, Case, gpt
 from gramjd.profiling.command import sweep
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import METHODS
 from gramjd.profiling.predict import predict_peak
-from gramjd.profiling.target import build
+from gramjd.profiling.target import Work
 
 SIZES = (8, 16, 32, 64, 128, 256)
 COMPARED = ("plain", "gramjd", "gramjd reuse")
-MODELS: dict[str, tuple[str, Callable[[int], Setup]]] = {
+MODELS: dict[str, tuple[str, Callable[[int], Work]]] = {
     "mlp": (CASES["mlp-32"].title, CASES["mlp-32"].make),
     "cifar": (CASES["cifar-32"].title, CASES["cifar-32"].make),
     "vgg": (CASES["vgg-32"].title, CASES["vgg-32"].make),
@@ -37,17 +38,9 @@ MODELS: dict[str, tuple[str, Callable[[int], Setup]]] = {
 }
 
 
-def measure(make: Callable[[int], Setup], m: int, device: str = "cpu") -> dict[str, Any]:
+def measure(make: Callable[[int], Work], m: int, device: str = "cpu") -> dict[str, Any]:
     """Peak bytes of a step by each method, and what `predict_peak` told beforehand."""
-    import torch
-
-    def made() -> tuple[Any, Callable[[], Any]]:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(0)
-            setup = make(m)
-        return setup.model, setup.forward
-
-    work = build(made)
+    work = Case("", m, make).build(device)
     point: dict[str, Any] = {"m": m, "predicted": predict_peak(work).peak}
     for name in COMPARED:
         step = METHODS[name](work, "UPGrad")
@@ -56,7 +49,7 @@ def measure(make: Callable[[int], Setup], m: int, device: str = "cpu") -> dict[s
     return point
 
 
-def run(names: Sequence[str], sizes: Sequence[int], device: str, path: Path | None) -> dict[str, Any]:
+def sweep_models(names: Sequence[str], sizes: Sequence[int], device: str, path: Path | None) -> dict[str, Any]:
     """Measure the named models; print a line each and write `path` after each."""
     report: dict[str, Any] = {"environment": describe(device=device), "products": products_used()}
     report |= {"aggregator": "UPGrad", "models": {}}
@@ -77,21 +70,19 @@ def run(names: Sequence[str], sizes: Sequence[int], device: str, path: Path | No
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m gramjd.profiling.bench_memory", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument("--models", default=",".join(MODELS), help="by commas (default: all six)")
     parser.add_argument("--sizes", type=sweep, default=list(SIZES), metavar="m=8,16,..", help="numbers of losses")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure the models asked for."""
     names = args.models.split(",")
     unknown = [name for name in names if name not in MODELS]
     if unknown:
-        parser.error(f"got model {unknown[0]!r}, expected some of {', '.join(MODELS)}")
-    run(names, args.sizes, args.device, args.json)
+        raise InputError(f"got model {unknown[0]!r}, expected some of {', '.join(MODELS)}")
+    sweep_models(names, args.sizes, args.device, args.json)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,59 +1,98 @@
-"""Time and memory of one training step, over those of plain gradient descent.
-
-    python -m gramjd.profiling.bench_step --cases all --json profiling/results/step_cpu.json
-    python -m gramjd.profiling.bench_step --cases all --keep-freed --json profiling/results/step_cpu_kept.json
-    python -m gramjd.profiling.bench_step --backend torch --contenders "plain,gramjd Mean,gramjd Mean reuse"
+"""Time and memory of one training step, over those of plain gradient descent: what `gramjd bench` measures.
 
 A step is: forward, `.grad`, SGD. Contenders take turns in one process; each has its own copy of the model.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from gramjd.kernels.dispatch import BACKENDS, use_backend
-from gramjd.profiling.cases import CASES, Case, select
-from gramjd.profiling.contenders import CONTENDERS, Backward, RefusalError, gramian_difference
-from gramjd.profiling.environment import describe, products_used, restart_keeping_freed
+import gramjd
+from gramjd.errors import InputError
+from gramjd.kernels.dispatch import chosen, use_backend
+from gramjd.profiling.bench.cases import CASES, Case
+from gramjd.profiling.environment import describe, products_used
+from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
+from gramjd.profiling.methods import METHODS, RefusalError, torchjd_gramian
+from gramjd.profiling.target import Work
 from gramjd.profiling.timing import interleave, ratio, spread
+from gramjd.text_table import digits
 
 BASE = "plain"
 RATE = 1e-4  # small: hundreds of steps on one batch should not leave the region where the case is typical
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One contender on its copy of a case: `clear()` drops the gradients, `take()` takes a step."""
+class Contender(NamedTuple):
+    """A method of `METHODS` with an aggregator; `backend`: of gramjd's kernels, None for the one in force."""
 
-    clear: Callable[[], None]
+    method: str
+    aggregator: str = "Mean"
+    backend: str | None = None
+
+
+CONTENDERS = {
+    "plain": Contender("plain"),
+    "gramjd Mean": Contender("gramjd"),
+    "gramjd UPGrad": Contender("gramjd", "UPGrad"),
+    "gramjd Mean reuse": Contender("gramjd reuse"),
+    "torchjd Mean": Contender("torchjd autogram"),
+    "torchjd UPGrad": Contender("torchjd autogram", "UPGrad"),
+}
+
+
+def select(names: str | None) -> list[str]:
+    """Names of contenders from a list by commas; None for all.
+
+    Raises:
+        InputError: an unknown name, or the plain step is missing.
+    """
+    found = list(CONTENDERS) if names is None else names.split(",")
+    if BASE not in found or not set(found) <= set(CONTENDERS):
+        raise InputError(f"got contenders {names!r}: {BASE!r} must be among them, and all of {', '.join(CONTENDERS)}")
+    return found
+
+
+class Step(NamedTuple):
+    """One contender on its copy of a case: `take()` takes a step, `clear()` drops the gradients."""
+
     take: Callable[[], None]
+    clear: Callable[[], None]
 
 
-def make_step(case: Case, contender: Callable[..., Backward], device: str) -> Step:
-    """A contender with its own model and optimiser.
+def step_of(work: Work, contender: Contender) -> Step:
+    """A contender with an optimiser.
 
     Raises:
         RefusalError: the contender does not take this model.
     """
-    setup = case.build(device)
-    backward = contender(setup)
-    optimizer = torch.optim.SGD(setup.model.parameters(), lr=RATE)
+    step = METHODS[contender.method](work, contender.aggregator)
+    optimizer = torch.optim.SGD(work.parameters.values(), lr=RATE)
 
     def take() -> None:
-        optimizer.zero_grad()
-        backward(setup.forward())
+        with chosen(contender.backend):
+            step(ignore)
         optimizer.step()
 
-    return Step(optimizer.zero_grad, take)
+    return Step(take, work.clear)
+
+
+def gramian_difference(work: Work) -> float | None:
+    """Relative Frobenius distance of TorchJD's Gramian from ours; None where it refuses the model.
+
+    Ours is tested against a float64 Jacobian, so a distance far above rounding means that theirs is another matrix.
+    """
+    ours = gramjd.gramian(work.losses())
+    try:
+        theirs = torchjd_gramian(work)(work.vector())
+    except RefusalError:
+        return None
+    return digits(float(torch.linalg.norm(theirs - ours) / torch.linalg.norm(ours)), 2)
 
 
 def measure(
@@ -75,8 +114,8 @@ def measure(
     for name, step in steps.items():
         step.clear()
         results[name] = {
-            "milliseconds": _rounded(spread([1e3 * t for t in times[name]])),
-            "ratio": _rounded(ratio(times[name], times[BASE])),
+            "milliseconds": spread([1e3 * t for t in times[name]]).rounded(),
+            "ratio": ratio(times[name], times[BASE]).rounded(),
             "rounds": len(times[name]),
             "peak_bytes": peak_bytes(step.take, device),
         }
@@ -89,17 +128,13 @@ def _try_all(case: Case, device: str, contenders: Sequence[str]) -> tuple[dict[s
     results: dict[str, Any] = {}
     for name in contenders:
         try:
-            step = make_step(case, CONTENDERS[name], device)
+            step = step_of(case.build(device), CONTENDERS[name])
             step.take()
         except RefusalError as error:
             results[name] = {"refused": str(error)}
         else:
             steps[name] = step
     return steps, results
-
-
-def _rounded(value: Any) -> dict[str, float]:
-    return {name: float(f"{number:.4g}") for name, number in dataclasses.asdict(value).items()}
 
 
 def run(
@@ -149,37 +184,3 @@ def _line(name: str, results: Mapping[str, Any]) -> str:
 
 def _megabytes(result: Mapping[str, Any]) -> str:
     return f"{result['peak_bytes'] / 1e6:7.1f} MB"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the benchmark."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m gramjd.profiling.bench_step", description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", default="all", help=f"all, families or cases, by commas: {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=int, default=25, help="timed rounds per case (default: 25)")
-    parser.add_argument("--seconds", type=float, default=40.0, help="time per case, at least 5 rounds (default: 40)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of (default: all): %(default)s")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of gramjd's kernels (%(default)s)")
-    parser.add_argument("--keep-freed", action="store_true", help="restart with glibc told to keep freed blocks")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
-    args = parser.parse_args(argv)
-    try:
-        names = select(args.cases)
-    except ValueError as error:
-        parser.error(str(error))
-    contenders = args.contenders.split(",")
-    unknown = [name for name in contenders if name not in CONTENDERS]
-    if unknown or BASE not in contenders:
-        parser.error(
-            f"got contenders {args.contenders!r}: {BASE!r} must be among them, and all of {', '.join(CONTENDERS)}"
-        )
-    if args.keep_freed:
-        restart_keeping_freed("gramjd.profiling.bench_step", argv)
-    options = {"device": args.device, "rounds": args.rounds, "seconds": args.seconds, "path": args.json}
-    run(names, **options, contenders=contenders, backend=args.backend)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

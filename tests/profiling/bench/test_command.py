@@ -1,4 +1,4 @@
-"""`gramjd bench` and `gramjd profile`: what they refuse, what they compare."""
+"""`gramjd bench`: what it refuses, what it compares; figures match their results."""
 
 import copy
 import json
@@ -7,25 +7,24 @@ import pytest
 
 from gramjd.cli import main
 from gramjd.errors import InputError
-from gramjd.profiling import bench, readme_figures, tables
-from tests.profiling.test_tables import REPORT
-
-MAKE = "tests.profiling.makers:make"
+from gramjd.profiling.bench import command, readme_figures, tables
+from gramjd.profiling.bench.__main__ import BENCHMARKS
+from tests.profiling.bench.test_tables import REPORT
 
 
 @pytest.mark.slow
 def test_red_tests_stop_the_benchmark(tmp_path):
     (tmp_path / "test_a.py").write_text("def test_a():\n    assert 1 == 2\n")
     (tmp_path / "test_b.py").write_text("def test_b():\n    pass\n")
-    with pytest.raises(bench.RedTestsError, match="1 failed"):
-        bench.run_tests(tmp_path, ("test_b.py", "test_a.py"))
-    assert "1 passed" in bench.run_tests(tmp_path, ("test_b.py",))
+    with pytest.raises(command.RedTestsError, match="1 failed"):
+        command.run_tests(tmp_path, ("test_b.py", "test_a.py"))
+    assert "1 passed" in command.run_tests(tmp_path, ("test_b.py",))
     with pytest.raises(InputError, match="--no-tests"):
-        bench.run_tests(tmp_path, ("nosuch.py",))
+        command.run_tests(tmp_path, ("nosuch.py",))
 
 
 def test_the_tests_are_there():
-    assert all((bench.ROOT / name).exists() for name in bench.TESTS)
+    assert all((command.ROOT / name).exists() for name in command.TESTS)
 
 
 def test_bench_says_that_no_tests_were_run(tmp_path, capsys):
@@ -37,9 +36,12 @@ def test_bench_says_that_no_tests_were_run(tmp_path, capsys):
     assert "got case 'nosuch'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((bench.ROOT / "profiling").glob("bench_*.py")), ids=lambda path: path.stem)
-def test_every_benchmark_names_the_products_in_its_results(path):
-    text = path.read_text()
+MEASURING = [name for name in (bench.words for bench in BENCHMARKS) if name != "tables"]
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_every_benchmark_names_the_products_in_its_results(name):
+    text = (command.ROOT / f"profiling/bench/{name}.py").read_text()
     assert "describe(" in text
     assert '"products": products_used(' in text
 
@@ -61,29 +63,6 @@ def test_compare(tmp_path, capsys):
     paths[1].write_text("{}")
     assert main(["bench", "--compare", *map(str, paths)]) == 1
     assert "it has no cases" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["--predict", "--sweep", "m=4,8"], "m = 8  saved"),
-        (["--largest-m", "--memory", "100kB"], "largest m: "),
-        (["--layers", "--m", "4"], "the walk in between"),
-    ],
-)
-def test_views(options, expected, capsys):
-    if "100kB" in options:
-        options = [*options[:-1], "0.1MB"]
-    assert main(["profile", MAKE, *options]) == 0
-    assert expected in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("options", [["--memory", "8GB?"], ["--sweep", "m=1"], ["--memory-limit", "-1"]])
-def test_bad_options(options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["profile", MAKE, *options])
-    assert stop.value.code == 2
-    assert "expected" in capsys.readouterr().err
 
 
 def test_figures_match_their_results():

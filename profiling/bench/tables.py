@@ -1,7 +1,7 @@
 """The tables of docs/benchmarks.md, a sentence of README.md and their figures, made from profiling/results.
 
-    python -m gramjd.profiling.tables           # rewrite the tables, redraw the figures
-    python -m gramjd.profiling.tables --check   # exit 1 if they do not match the results
+    python -m gramjd.profiling.bench tables           # rewrite the tables, redraw the figures
+    python -m gramjd.profiling.bench tables --check   # exit 1 if they do not match the results
 
 A table stands between `<!-- table: NAME -->` and `<!-- end table -->`; `TABLES` says what makes it.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gramjd.profiling import readme_figures
+from gramjd.profiling.bench import readme_figures
+from gramjd.text_table import filled, markdown, short
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path("profiling/results")
 PAGES = (Path("README.md"), Path("docs/benchmarks.md"))
-MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 DIFFERENT = 1e-3  # relative distance of two Gramians; rounding of float32 stays far below
 WEIGHTS_SIZES = (16, 32, 128, 256, 512)
 
@@ -68,7 +68,7 @@ def weights(results: Mapping[str, Any]) -> str:
     rows = [["Gramian", "m", "exact, ms", "tol=1e-4, ms", "eigh, ms", "TorchJD, ms", "TorchJD over exact", "its error"]]
     for row in found:
         if row["m"] in WEIGHTS_SIZES and "eigh" in row["contenders"]:
-            times = [_short(row["contenders"][name]["ms"]) for name in ("exact", "tol=1e-4", "eigh")]
+            times = [short(row["contenders"][name]["ms"]) for name in ("exact", "tol=1e-4", "eigh")]
             rows.append([row["gradients"], str(row["m"]), *times, *_beside(row["contenders"])])
     load = f"; load of the machine: {results['load']:.1f}" if results.get("load") is not None else ""
     threads = f"; threads: {results['environment']['threads']}{load}."
@@ -86,7 +86,7 @@ def weights_others(results: Mapping[str, Any]) -> str:
     rows = [["weighting", "Gramian", "m", "exact, ms", "eigh, ms", "TorchJD, ms", "TorchJD over exact", "its error"]]
     for row in found:
         if row["m"] in WEIGHTS_SIZES and (row["gradients"].endswith("trained") or row["gradients"] == "conflicting"):
-            times = [_short(row["contenders"][name]["ms"]) for name in ("exact", "eigh")]
+            times = [short(row["contenders"][name]["ms"]) for name in ("exact", "eigh")]
             rows.append([row["weighting"], row["gradients"], str(row["m"]), *times, *_beside(row["contenders"])])
     return markdown(rows) + _listed(_refusals(found))
 
@@ -102,66 +102,31 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 }
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first row is its head, the first column stands to the left.
-
-    >>> print(markdown([["case", "m"], ["mlp", "32"]]))
-    | case | m |
-    |---|---:|
-    | mlp | 32 |
-    """
-    rule = "|---" + "|---:" * (len(rows[0]) - 1) + "|"
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, rule, *body])
-
-
 def render(text: str, root: Path = ROOT) -> str:
     """`text` with each marked table made anew from the results under `root`.
 
     Raises:
         KeyError: a marker names no table.
     """
-
     return filled(text, root, RESULTS, TABLES, lambda path: json.loads(path.read_text()))
 
 
-def filled(
-    text: str,
-    root: Path,
-    results: Path,
-    tables: Mapping[str, tuple[str, Callable[[Any], str]]],
-    read: Callable[[Path], Any],
-) -> str:
-    """`text` with each marked table made from what `read` gives for its file in `root / results`.
-
-    Raises:
-        KeyError: a marker names no table.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        file, make = tables[match["name"]]
-        path = root / results / file
-        table = make(read(path)) if path.is_file() else f"(no {results / file})"
-        return f"{match[1]}{table}\n{match[3]}"
-
-    return MARKED.sub(fill, text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the tables, or with `--check` say whether they are up to date."""
-    parser = argparse.ArgumentParser(prog="python -m gramjd.profiling.tables", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
-    args = parser.parse_args(argv)
-    missing = [page for page in PAGES if not (ROOT / page).is_file()]
-    if missing:
-        print(f"{missing[0]} is not here: run this from a checkout of the repository", file=sys.stderr)
-        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rewrite the tables, or with `--check` say whether they are up to date."""
     before = {page: (ROOT / page).read_text() for page in PAGES}
     after = {page: render(text) for page, text in before.items()}
     changed = [page for page in PAGES if before[page] != after[page]]
     stale = readme_figures.outdated(ROOT, RESULTS)
     if args.check and changed:
-        print(f"{changed[0]} does not match profiling/results: run python -m gramjd.profiling.tables", file=sys.stderr)
+        print(
+            f"{changed[0]} does not match profiling/results: run python -m gramjd.profiling.bench tables",
+            file=sys.stderr,
+        )
         return 1
     if args.check and stale:
         print(f"docs/figures do not match profiling/results ({', '.join(stale)}): run the same", file=sys.stderr)
@@ -178,7 +143,7 @@ def _ranges(results: Mapping[str, Any], name: str) -> dict[str, str]:
     cases = [case["contenders"] for case in results["cases"].values() if "refused" not in case["contenders"][name]]
     times = [case[name]["ratio"]["median"] for case in cases]
     peaks = [case[name]["peak_bytes"] / case["plain"]["peak_bytes"] for case in cases]
-    spans = {key: f"{_short(min(of))} to {_short(max(of))}" for key, of in (("time", times), ("memory", peaks))}
+    spans = {key: f"{short(min(of))} to {short(max(of))}" for key, of in (("time", times), ("memory", peaks))}
     return {"count": str(len(cases)), **spans}
 
 
@@ -191,11 +156,7 @@ def _ratio(outcome: Mapping[str, Any]) -> str:
     if "refused" in outcome:
         return "refused"
     ratio = outcome["ratio"]
-    return f"{_short(ratio['median'])} ({_short(ratio['low'])} to {_short(ratio['high'])})"
-
-
-def _short(number: float) -> str:
-    return f"{number:.3f}" if number < 0.1 else f"{number:.2f}" if number < 10 else f"{number:.0f}"
+    return f"{short(ratio['median'])} ({short(ratio['low'])} to {short(ratio['high'])})"
 
 
 def _beside(contenders: Mapping[str, Any]) -> list[str]:
@@ -204,7 +165,7 @@ def _beside(contenders: Mapping[str, Any]) -> list[str]:
     if theirs is None or "refused" in theirs:
         return ["refused" if theirs else "not run", "", ""]
     error = f"{theirs['error']:.0e}" if theirs["error"] is not None else "-"
-    return [_short(theirs["ms"]), _short(theirs["ms"] / contenders["exact"]["ms"]), error]
+    return [short(theirs["ms"]), short(theirs["ms"] / contenders["exact"]["ms"]), error]
 
 
 def _refusals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -226,8 +187,8 @@ def _within(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ratios = [row["contenders"]["tol=1e-4"]["ms"] / row["contenders"]["eigh"]["ms"] for row in trained]
         sizes = f"m = {min(row['m'] for row in trained)} to {max(row['m'] for row in trained)}"
         lines.append(
-            f"networks, {sizes}: `tol=1e-4` takes {_short(min(ratios))} to {_short(max(ratios))} times one `eigh`,"
-            f" in the median {_short(median(ratios))}."
+            f"networks, {sizes}: `tol=1e-4` takes {short(min(ratios))} to {short(max(ratios))} times one `eigh`,"
+            f" in the median {short(median(ratios))}."
         )
     errors = [row["contenders"]["tol=1e-4"]["error"] for row in timed]
     return [*lines, f"largest error of an update with `tol=1e-4`: {max(e for e in errors if e is not None):.0e}."]
@@ -268,7 +229,3 @@ def _notes(results: Mapping[str, Any]) -> str:
             differing.append(f"{name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
     refused = [f"{', '.join(n)}: {', '.join(who)} refused. `{text}`" for text, n, who in reasons.values()]
     return _listed([*refused, *differing])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

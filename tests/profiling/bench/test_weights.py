@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
-from gramjd.profiling import bench_weights, gramians, weightings
-from gramjd.profiling.bench_weights import InexactError, exact_weights, measure, update_error
-from gramjd.profiling.contenders import RefusalError
-from gramjd.profiling.weightings import WEIGHTINGS
+from gramjd.cli import main
+from gramjd.profiling.bench import gramians, weightings, weights
+from gramjd.profiling.bench.__main__ import BENCHMARKS
+from gramjd.profiling.bench.weightings import WEIGHTINGS
+from gramjd.profiling.bench.weights import InexactError, exact_weights, measure, update_error
+from gramjd.profiling.methods import RefusalError
 
 TWO = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)  # of the gradients (1, 0) and (-1, 1)
 
@@ -20,7 +22,7 @@ def quick(monkeypatch):
     """Two optimiser steps a network instead of hundreds."""
     short = {name: network._replace(steps=2) for name, network in gramians.NETWORKS.items()}
     monkeypatch.setattr(gramians, "NETWORKS", short)
-    monkeypatch.setattr(bench_weights, "_REPEATED", 0.0)
+    monkeypatch.setattr(weights, "_REPEATED", 0.0)
 
 
 def test_network_gramians(quick):
@@ -97,12 +99,12 @@ def test_refusals_are_reported(quick, monkeypatch):
 def test_report(quick, tmp_path, capsys):
     path = tmp_path / "weights.json"
     sizes = ["--sizes", "4", "--others-sizes", "3", "--large", "6"]
-    assert bench_weights.main([*sizes, "--seconds", "0", "--json", str(path)]) == 0
+    assert main(["weights", *sizes, "--seconds", "0", "--json", str(path)], BENCHMARKS) == 0
     report = json.loads(path.read_text())
     assert report["environment"]["threads"] == 1
     assert set(report["products"]) == {"gramjd", "others"}
     rows = report["results"]
     gradients = len(gramians.FAMILIES) + 2 * len(gramians.NETWORKS)
-    assert [row["m"] for row in rows] == [4] * gradients + [3] * 3 * gradients + [6] * len(bench_weights.LARGE)
+    assert [row["m"] for row in rows] == [4] * gradients + [3] * 3 * gradients + [6] * len(weights.LARGE)
     assert rows[-1]["contenders"]["exact"]["peak_bytes"] >= 8 * 6 * 6
     assert len(capsys.readouterr().out.splitlines()) == len(rows)

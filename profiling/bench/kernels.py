@@ -1,6 +1,6 @@
 """Check and time the GPU kernels against the torch expressions that they replace.
 
-`python -m gramjd.profiling.bench_kernels --json out.json`, on a machine with a GPU. Every case is first compared with
+`python -m gramjd.profiling.bench kernels --json out.json`, on a machine with a GPU. Every case is first compared with
 the same operation in float64, and nothing is timed unless all agree. Times are medians of `triton.testing.do_bench`.
 `GB/s` and `TFLOP/s` are the bytes and operations that the operation needs at least (operands read once, the result
 written once, one triangle of a symmetric result) over the kernel's time; in brackets, as a share of what a large copy
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gramjd.errors import BackendError
 from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
 from gramjd.kernels.symmetric import mirrored
 from gramjd.profiling.environment import describe, products_used
@@ -219,7 +220,7 @@ def require_right(found: dict[Case, float]) -> None:
         sys.exit("nothing was timed, because these results are wrong:\n" + "\n".join(wrong))
 
 
-def run(chosen: list[Case], device: str, timer: Timer) -> dict[str, Any]:
+def compare(chosen: list[Case], device: str, timer: Timer) -> dict[str, Any]:
     """Check all cases, then time them."""
     errors = {case: error(case, device) for case in chosen}
     require_right(errors)
@@ -253,29 +254,28 @@ def speed_up(results: list[dict[str, Any]]) -> dict[str, float]:
     return {name: math.exp(sum(values) / len(values)) for name, values in logs.items()}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Check, time, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument(
         "--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="which to measure"
     )
-    options = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, time, print, and write JSON if asked to."""
     if not torch.cuda.is_available():
-        sys.exit("bench_kernels needs a CUDA device, and there is none here; the kernels are checked by the tests")
+        raise BackendError("this needs a CUDA device, and there is none here; the kernels are checked by the tests")
     import triton.testing
 
     def timer(function: Callable[[], object]) -> float:
         return float(triton.testing.do_bench(function, return_mode="median"))
 
-    chosen = [case for case in cases() if case.operation in options.operations]
+    chosen = [case for case in cases() if case.operation in args.operations]
     facts = {"environment": describe(("torch", "triton", "gramjd"), "cuda"), "products": products_used()}
-    found = {**facts, **run(chosen, "cuda", timer)}
+    found = {**facts, **compare(chosen, "cuda", timer)}
     for name, ratio in found["speed_up"].items():
         print(f"{name}: {ratio:.2f} times as fast as torch (geometric mean)")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gramjd.profiling.cases import BENCHMARKS, CASES, select
+from gramjd.profiling.bench.cases import BENCHMARKS, CASES, select
 
 PARAMETERS = {
     "mlp": 784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10,
@@ -14,23 +14,23 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_case_gives_m_losses_with_a_graph(name):
-    setup = CASES[name].build()
+    work = CASES[name].build()
     family, m = name.rsplit("-", 1)
     assert CASES[name].m == int(m)
     if family in PARAMETERS:
-        assert sum(p.numel() for p in setup.model.parameters()) == PARAMETERS[family]
+        assert sum(p.numel() for p in work.model.parameters()) == PARAMETERS[family]
     if int(m) > 64 or name == "gpt-16":
         return  # same code as the smaller ones of its family
-    losses = setup.forward()
+    losses = work.losses()
     assert losses.shape == (CASES[name].m,)
     assert losses.isfinite().all()
     losses.mean().backward()
-    assert all(p.grad is not None for p in setup.model.parameters())
+    assert all(p.grad is not None for p in work.model.parameters())
 
 
 def test_builds_are_copies_and_leave_the_random_state_alone():
     state = torch.get_rng_state()
-    first, second = (CASES["tiny-4"].build().forward() for _ in range(2))
+    first, second = (CASES["tiny-4"].build().losses() for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
 

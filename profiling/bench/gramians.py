@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import gramjd
 from gramjd.extras import require
-from gramjd.profiling.models import GPT, mlp
+from gramjd.profiling.bench.models import GPT, mlp
 
 _DARKEST = 16  # grey of a digit
 _BATCH, _RATE = 64, 1e-3

@@ -1,4 +1,4 @@
-"""The figure of peak memory against the number of losses, from a result of `bench_memory`."""
+"""The figure of peak memory against the number of losses, from a result of the benchmark of memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.profiling.figures import figure_of
+from gramjd.profiling.figures import bare, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
 
     Args:
         axes: where to draw.
-        models: some of those in a result of `bench_memory`.
+        models: some of those in a result of the benchmark of memory.
         kind: "gramjd" or "gramjd reuse".
         colours: of each model.
     """
@@ -38,8 +38,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
     axes.set_xticks(ms, [str(m) for m in ms])
     axes.xaxis.set_minor_locator(require("matplotlib.ticker", "profile").NullLocator())
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def memory(results: Mapping[str, Any]) -> Figure:

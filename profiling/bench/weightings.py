@@ -1,18 +1,17 @@
-"""The weightings that `bench_weights` compares, with TorchJD's and the test that ours are exact."""
+"""The weightings that the benchmark of weights compares, with TorchJD's and the test that ours are exact."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gramjd.aggregation import MGDA, CAGrad, NashMTL, UPGrad
 from gramjd.aggregation.solvers import dual_cone
-from gramjd.profiling.contenders import RefusalError
+from gramjd.profiling.methods import torchjd_aggregator
 
 Weigh = Callable[[Tensor], Tensor]
 RADIUS = 0.5  # of CAGrad; its authors use 0.2 to 0.8
@@ -81,14 +80,14 @@ def _largest(*violations: Tensor) -> float:
 
 def _theirs(name: str, *options: object) -> Callable[[Tensor], Weigh]:
     """TorchJD's weighting of that name, which takes a Gramian."""
-    return lambda G: _found(name, *options)
+    return lambda G: torchjd_aggregator(name, *options)
 
 
 def _their_nash(G: Tensor) -> Weigh:
     """It takes a matrix: a square root of `G`. Begun anew at each call, and brought to the length `sqrt(m)`."""
     values, vectors = torch.linalg.eigh(G.double())
     root = (vectors * values.clamp_min(0).sqrt()).to(G.dtype)
-    aggregator = _found("NashMTL", len(G))
+    aggregator = torchjd_aggregator("NashMTL", len(G))
 
     def weigh(_: Tensor) -> Tensor:
         aggregator.reset()
@@ -96,15 +95,6 @@ def _their_nash(G: Tensor) -> Weigh:
         return w * math.sqrt(len(G)) / torch.linalg.vector_norm(w @ root)
 
     return weigh
-
-
-def _found(name: str, *options: object) -> Any:
-    try:
-        return getattr(import_module("torchjd.aggregation"), name)(*options)
-    except ModuleNotFoundError:
-        raise RefusalError("TorchJD is not installed; it comes with: pip install 'gramjd[bench]'") from None
-    except ImportError as error:
-        raise RefusalError(f"ImportError: {error}") from error
 
 
 WEIGHTINGS = {

@@ -1,6 +1,6 @@
 """How the time of a Gramian grows: with the number of losses, the width of a layer and the length of a sequence.
 
-    python -m gramjd.profiling.bench_growth --json profiling/results/growth_cpu.json
+    python -m gramjd.profiling.bench growth --json profiling/results/growth_cpu.json
 
 Each sweep changes one size of a stack of two linear layers and times `gramian` alone. Beside it stand the operations
 that `explain` plans: on log axes the two should run parallel once a size is large enough to matter, without a cliff
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import gramjd
 from gramjd.profiling.environment import describe, products_used
+from gramjd.text_table import digits
 
 ROUNDS, SECONDS = 15, 1.5
 
@@ -56,11 +57,11 @@ def measure(losses: Callable[[], Tensor]) -> dict[str, Any]:
         if n >= 5 and time.perf_counter() > end:
             break
     routes = sorted({use.route for use in told.uses if len(use.shape) > 1})
-    medians = {name: float(f"{statistics.median(spent[3:]):.3g}") for name, spent in times.items()}
+    medians = {name: digits(statistics.median(spent[3:]), 3) for name, spent in times.items()}
     return {**medians, "operations": told.operations, "routes": routes}
 
 
-def run(path: Path | None) -> dict[str, Any]:
+def sweep(path: Path | None) -> dict[str, Any]:
     """All sweeps; print a line each and write `path`."""
     results: dict[str, Any] = {**describe(), "products": products_used(), "sweeps": {}}
     for name, (title, sizes, make) in SWEEPS.items():
@@ -77,12 +78,12 @@ def run(path: Path | None) -> dict[str, Any]:
     return results
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
-    run(parser.parse_args(argv).json)
 
 
-if __name__ == "__main__":
-    main()
+def run(args: argparse.Namespace) -> int:
+    """Measure everything."""
+    sweep(args.json)
+    return 0

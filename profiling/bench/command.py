@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gramjd.errors import GramjdError, InputError
+from gramjd.text_table import aligned
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # What a step runs through: the walk against the oracle, the update, the weights, the kernels.
 TESTS = ("tests/test_backward.py", "tests/test_zoo.py", "tests/aggregation/test_dual_cone.py", "tests/kernels")
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=25, help="timed rounds per case (default: 25)")
     parser.add_argument("--seconds", type=float, default=40.0, help="time per case, at least 5 rounds (default: 40)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--contenders", help='by commas, such as "plain,gramjd UPGrad" (default: all)')
+    parser.add_argument("--backend", default="auto", help="of gramjd's kernels: auto, torch, onednn or triton")
+    parser.add_argument("--keep-freed", action="store_true", help="restart with glibc told to keep freed blocks")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
     parser.add_argument("--no-tests", action="store_true", help="do not run the tests first; the result says so")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two results, run nothing")
@@ -37,15 +41,19 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         print(compare(*(_read(path) for path in args.compare)))
         return 0
-    from gramjd.profiling import bench_step
-    from gramjd.profiling.cases import select
+    from gramjd.kernels.dispatch import use_backend
+    from gramjd.profiling.bench import step
+    from gramjd.profiling.bench.cases import select
+    from gramjd.profiling.environment import restart_keeping_freed
 
-    try:
-        names = select(args.cases)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    tests = "not run" if args.no_tests else run_tests()
-    bench_step.run(names, device=args.device, rounds=args.rounds, seconds=args.seconds, path=args.json, tests=tests)
+    names = select(args.cases)
+    contenders = step.select(args.contenders)
+    with use_backend(args.backend):
+        if args.keep_freed:
+            restart_keeping_freed()
+        tests = "not run" if args.no_tests else run_tests()
+        options = {"device": args.device, "rounds": args.rounds, "seconds": args.seconds, "path": args.json}
+        step.run(names, **options, tests=tests, contenders=contenders, backend=args.backend)
     return 0
 
 
@@ -53,7 +61,7 @@ def run_tests(root: Path = ROOT, tests: tuple[str, ...] = TESTS) -> str:
     """Run the tests of what is measured; returns their last line, such as "412 passed in 20 s".
 
     Raises:
-        InputError: there are no tests here, as in an installed package.
+        InputError: there are no tests here.
         RedTestsError: some fail.
     """
     missing = [name for name in tests if not (root / name).exists()]
@@ -73,7 +81,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
     Called changed is what lies outside of each other's quartiles.
     """
-    lines = [f"{'case':12} {'contender':20} {'before':>22} {'after':>22}  verdict"]
+    rows = []
     for name in a["cases"].keys() & b["cases"].keys():
         before, after = a["cases"][name]["contenders"], b["cases"][name]["contenders"]
         for contender in before:
@@ -82,13 +90,11 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
             old, new = before[contender], after[contender]
             if "refused" in old or "refused" in new:
                 states = ["refused" if "refused" in result else "runs" for result in (old, new)]
-                verdict = "same" if states[0] == states[1] else "changed"
-                lines.append(f"{name:12} {contender:20} {states[0]:>22} {states[1]:>22}  {verdict}")
-                continue
-            cells = [_ratio(result["ratio"]) for result in (old, new)]
-            verdict = _verdict(old["ratio"], new["ratio"])
-            lines.append(f"{name:12} {contender:20} {cells[0]:>22} {cells[1]:>22}  {verdict}")
-    return "\n".join([lines[0], "-" * len(lines[0]), *sorted(lines[1:])])
+                rows.append([name, contender, *states, "same" if states[0] == states[1] else "changed"])
+            else:
+                cells = [_ratio(result["ratio"]) for result in (old, new)]
+                rows.append([name, contender, *cells, _verdict(old["ratio"], new["ratio"])])
+    return aligned([["case", "contender", "before", "after", "verdict"], *sorted(rows)], "llrrl")
 
 
 def _verdict(old: Mapping[str, float], new: Mapping[str, float]) -> str:

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from gramjd.profiling import bench_growth, readme_figures
+from gramjd.cli import main
+from gramjd.profiling.bench import growth, readme_figures
+from gramjd.profiling.bench.__main__ import BENCHMARKS
 from gramjd.profiling.environment import products_used
 
 
 def test_operations_grow_as_the_formulas_say() -> None:
-    small, large = (bench_growth.measure(bench_growth.stack(m, 16, 1))["operations"] for m in (8, 16))
+    small, large = (growth.measure(growth.stack(m, 16, 1))["operations"] for m in (8, 16))
     assert large == 4 * small
-    assert set(bench_growth.measure(bench_growth.stack(4, 16, 1))["routes"]) == {"product"}
+    assert set(growth.measure(growth.stack(4, 16, 1))["routes"]) == {"product"}
 
 
 def test_losses_depend_on_their_own_sample() -> None:
-    losses = bench_growth.stack(3, 8, 5)
+    losses = growth.stack(3, 8, 5)
     assert losses().shape == (3,)
     assert torch.equal(losses(), losses())
 
@@ -25,10 +27,10 @@ def test_losses_depend_on_their_own_sample() -> None:
 def test_run_writes_what_the_figure_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = {name: (title, sizes[:2], make) for name, (title, sizes, make) in bench_growth.SWEEPS.items()}
-    monkeypatch.setattr(bench_growth, "SWEEPS", few)
-    monkeypatch.setattr(bench_growth, "SECONDS", 0.0)
-    bench_growth.main(["--json", str(tmp_path / "growth.json")])
+    few = {name: (title, sizes[:2], make) for name, (title, sizes, make) in growth.SWEEPS.items()}
+    monkeypatch.setattr(growth, "SWEEPS", few)
+    monkeypatch.setattr(growth, "SECONDS", 0.0)
+    assert main(["growth", "--json", str(tmp_path / "growth.json")], BENCHMARKS) == 0
     assert capsys.readouterr().out.count("operations") == 6
     found = json.loads((tmp_path / "growth.json").read_text())
     assert found["products"] == products_used()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gramjd.profiling import bench_kernels
-from gramjd.profiling.bench_kernels import OPERATIONS, Case, ceilings, main, run
+from gramjd.cli import main
+from gramjd.profiling.bench import kernels
+from gramjd.profiling.bench.__main__ import BENCHMARKS
+from gramjd.profiling.bench.kernels import OPERATIONS, Case, ceilings, compare
 
 SMALL = {
     "outer.product": (2, 2, 5, 1, 3, 4),
@@ -30,9 +31,9 @@ CASES = [Case(name, shape, dtype) for name, shape in SMALL.items() for dtype in 
 
 @pytest.fixture
 def torch_as_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_kernels, "kernel_of", lambda name: OPERATIONS[name].torch_form)
-    whole = bench_kernels.ceilings
-    monkeypatch.setattr(bench_kernels, "ceilings", lambda device, timer: whole(device, timer, 16))
+    monkeypatch.setattr(kernels, "kernel_of", lambda name: OPERATIONS[name].torch_form)
+    whole = kernels.ceilings
+    monkeypatch.setattr(kernels, "ceilings", lambda device, timer: whole(device, timer, 16))
 
 
 def one_millisecond(function: Callable[[], object]) -> float:
@@ -42,7 +43,7 @@ def one_millisecond(function: Callable[[], object]) -> float:
 
 @pytest.mark.usefixtures("torch_as_kernel")
 def test_right_results_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(CASES, "cpu", one_millisecond)
+    found = compare(CASES, "cpu", one_millisecond)
     assert len(found["results"]) == len(CASES)
     assert found["speed_up"] == dict.fromkeys(OPERATIONS, 1.0)
     assert all(str(case) in capsys.readouterr().out for case in CASES[:1])
@@ -58,17 +59,17 @@ def test_right_results_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_results_are_not(case: Case, wrong: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     factor = 10 if case.operation == "weighted.outer" else 1
     form = OPERATIONS[case.operation].torch_form
-    monkeypatch.setattr(bench_kernels, "kernel_of", lambda _: lambda *given: factor * wrong(form(*given)))
+    monkeypatch.setattr(kernels, "kernel_of", lambda _: lambda *given: factor * wrong(form(*given)))
     timed: list[object] = []
     with pytest.raises(SystemExit, match=case.operation):
-        run([case], "cpu", lambda function: float(timed.append(function) or 1))
+        compare([case], "cpu", lambda function: float(timed.append(function) or 1))
     assert not timed
 
 
 def test_only_the_upper_half_of_a_gramian_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The torch form of 70 rows leaves out what lies below the diagonal; a kernel need not."""
-    monkeypatch.setattr(bench_kernels, "kernel_of", lambda _: lambda J, dtype=None: J.double() @ J.double().T)
-    assert bench_kernels.error(Case("rows", (70, 5), torch.float32), "cpu") < 1e-6
+    monkeypatch.setattr(kernels, "kernel_of", lambda _: lambda J, dtype=None: J.double() @ J.double().T)
+    assert kernels.error(Case("rows", (70, 5), torch.float32), "cpu") < 1e-6
 
 
 def test_ceilings() -> None:
@@ -78,15 +79,15 @@ def test_ceilings() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
-def test_needs_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="needs a CUDA device"):
-        main(["--json", str(tmp_path / "out.json")])
-    assert "triton" not in sys.modules or not list(tmp_path.iterdir())
+def test_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "--json", str(tmp_path / "out.json")], BENCHMARKS) == 1
+    assert "needs a CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_a_gpu(tmp_path: Path) -> None:
-    main(["--operations", "rows", "--json", str(tmp_path / "out.json")])
+    assert main(["kernels", "--operations", "rows", "--json", str(tmp_path / "out.json")], BENCHMARKS) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["speed_up"]) == {"rows"}
