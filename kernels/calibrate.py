@@ -147,7 +147,7 @@ def size_for(device: str) -> int:
 
 def moved(device: str) -> int:
     """The elements that are moved."""
-    return cost.SLAB // 2 if device == "cpu" else 64 * cost.SLAB
+    return cost.CHUNK // 2 if device == "cpu" else 64 * cost.CHUNK
 
 
 def time_all(device: str, dtype: torch.dtype, seconds: float) -> Timings:

@@ -23,39 +23,41 @@ from gramjd.kernels.symmetric import block_size, even
 
 __all__ = ["Constants", "Extent", "constants_of", "load", "route", "seconds", "user_file"]
 
-# Elements of the largest temporary: at most, as on CPUs 4 MiB of floats stay in cache and were fastest or near it for
-# all shapes, and at least, as products become slow below.
-SLAB, LEAST_SLAB = 1 << 20, 1 << 16
-_slab: ContextVar[int] = ContextVar("gramjd_slab", default=SLAB)
+# Elements of a chunk, the part of an operand that is computed at a time. At most: 4 MiB of floats stay in the cache
+# of a CPU, and were fastest or near it for all shapes. At least: products become slow below.
+CHUNK, LEAST_CHUNK = 1 << 20, 1 << 16
+# Chunks that the temporaries of a route may take together.
+TEMPORARIES = 2
+# Elements of a chunk that is copied, or written over: quicker than new memory where it stays in the nearer caches.
+IN_CACHE = 1 << 18
+# Elements of a chunk on a GPU: 16 MiB of floats, which the second-level caches of data-centre GPUs hold.
+GPU_CHUNK = 1 << 22
+_chunk: ContextVar[int] = ContextVar("gramjd_chunk", default=CHUNK)
 
 
-def slab() -> int:
-    """Elements that a temporary of an operation may have: `SLAB`, or what `slabs_of` says."""
-    return _slab.get()
+def chunk() -> int:
+    """Elements that a temporary of an operation may have: `CHUNK`, or what `chunks_of` says."""
+    return _chunk.get()
 
 
 @contextmanager
-def slabs_of(elements: int) -> Iterator[None]:
+def chunks_of(elements: int) -> Iterator[None]:
     """Let temporaries have so many elements within a `with` block.
 
-    >>> with slabs_of(1000):
-    ...     slab()
+    >>> with chunks_of(1000):
+    ...     chunk()
     1000
     """
-    token = _slab.set(elements)
+    token = _chunk.set(elements)
     try:
         yield
     finally:
-        _slab.reset(token)
+        _chunk.reset(token)
 
 
-def slabs_within(nbytes: float, itemsize: int = 4) -> AbstractContextManager[None]:
+def chunks_within(nbytes: float, itemsize: int = 4) -> AbstractContextManager[None]:
     """The same for the largest temporaries of which one takes at most `nbytes`, as far as that is sensible."""
-    return slabs_of(int(min(SLAB, max(LEAST_SLAB, nbytes / itemsize))))
-
-
-# Slabs that the temporaries of a route may take together.
-TEMPORARIES = 2
+    return chunks_of(int(min(CHUNK, max(LEAST_CHUNK, nbytes / itemsize))))
 
 
 class Extent(NamedTuple):
@@ -95,7 +97,7 @@ def options(e: Extent) -> tuple[str, ...]:
 
 
 def route(e: Extent, constants: Constants | None = None) -> str:
-    """The route that takes the least time of those whose temporaries fit into `TEMPORARIES` slabs, or the leanest.
+    """The route that takes the least time of those whose temporaries fit into `TEMPORARIES` chunks, or the leanest.
 
     >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
     'pairwise'
@@ -104,15 +106,15 @@ def route(e: Extent, constants: Constants | None = None) -> str:
     if len(found) == 1:
         return found[0]
     known = constants or constants_of("cpu", torch.float32)
-    lean = [name for name in found if elements(name, e) <= TEMPORARIES * slab()]
+    lean = [name for name in found if elements(name, e) <= TEMPORARIES * chunk()]
     if not lean:
         return min(found, key=lambda name: elements(name, e))
     return min(lean, key=lambda name: seconds(name, e, known))
 
 
 def tile(e: Extent) -> tuple[int, int]:
-    """Outputs and inputs of a slab of rows: near a square, as narrow products are slow."""
-    room = max(1, slab() // max(1, e.K * e.b))
+    """Outputs and inputs of a chunk of rows: near a square, as narrow products are slow."""
+    room = max(1, chunk() // max(1, e.K * e.b))
     side = max(1, math.isqrt(room))
     o = even(e.o, max(side, room // max(1, e.i)))
     i = even(e.i, max(1, room // o))
@@ -121,7 +123,7 @@ def tile(e: Extent) -> tuple[int, int]:
 
 def pairs(e: Extent) -> int:
     """Samples of a strip of pairs: enough for a fast product, few enough that half of the pairs are left out."""
-    room = slab() // max(1, e.K * e.K * e.T * e.T * e.b)
+    room = chunk() // max(1, e.K * e.K * e.T * e.T * e.b)
     return even(e.b, max(1, min(room, -(-64 // (e.K * e.T)), e.b)))
 
 
@@ -133,12 +135,12 @@ def elements(route: str, e: Extent) -> int:
         "product": R * R + e.b * e.b,
         "pairwise": pairs(e) * e.T * e.b * e.T * (e.K * e.K + 1),
         "rows": R * o * i,
-        "shared": e.T * e.T + max(e.T * e.o, slab()),
+        "shared": e.T * e.T + max(e.T * e.o, chunk()),
     }[route]
 
 
 def seconds(route: str, e: Extent, known: Constants) -> float:
-    """Estimated time of a route; a function of its arguments and the slab alone."""
+    """Estimated time of a route; a function of its arguments and the chunk alone."""
     R = e.K * e.b
     by = "onednn" if known.onednn_flops > 0 else "torch"
 
@@ -167,12 +169,12 @@ def seconds(route: str, e: Extent, known: Constants) -> float:
         moved, calls = 5 * share * (R * e.T) ** 2, 60 + 15.0 * strips
     elif route == "rows":
         o, i = tile(e)
-        slabs = -(-e.o // o) * -(-e.i // i)
-        work = slabs * (batch(R, o, i, e.T) + gram(o * i))
-        moved, calls = 4 * R * e.i * e.o, 28 + slabs * (6 + 2 * e.K + R / block_size(R, by))
+        chunks = -(-e.o // o) * -(-e.i // i)
+        work = chunks * (batch(R, o, i, e.T) + gram(o * i))
+        moved, calls = 4 * R * e.i * e.o, 28 + chunks * (6 + 2 * e.K + R / block_size(R, by))
     else:
         work = product(e.T, e.T, e.i) + batch(R, e.T, e.o, e.T) + product(R, R, e.T * e.o)
-        moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / slab()
+        moved, calls = e.T**2 + 3 * R * e.T * e.o, 24 + 5 * R * e.T * e.o / chunk()
     return e.g * (work + moved / known.elements + calls * known.call)
 
 

@@ -6,7 +6,7 @@ for sums of outer products x [g, b, T, i], c [K, g, b, T, o] and x' [g, b', T', 
 
     product   T = T' = 1       sum_g (C C'^T) * (X X'^T)              2 b b' i + 2 R R' o operations a group
     pairwise  tiles of both    sum_ts (x_nt.x'_ms)(c_nt.c'_ms)        2 b T b' T' i + 2 R T R' T' o
-    rows      slabs of both    J J'^T, formed for some outputs        2 (R T + R' T') i o + 2 R R' i o
+    rows      chunks of both    J J'^T, formed for some outputs        2 (R T + R' T') i o + 2 R R' i o
     shared    b = b' = 1       <c_k, (X X'^T) c'_l>                   2 T T' (i + R' o) + 2 R R' T o
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import slab
+from gramjd.kernels.cost import chunk
 from gramjd.kernels.gathered import gathered_rows
 from gramjd.kernels.outer import TILE_COST, Extent, extent, outer_rows
 from gramjd.kernels.products import add_product, product
@@ -86,7 +86,7 @@ def _product(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype)
 def _pairwise(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     (g, K, b, T, i, o), (_, L, n, S, _, _) = extent(x1, c1), extent(x2, c2)
     out = torch.zeros(b, K, L, n, dtype=dtype, device=c1.device)
-    step = max(1, slab() // max(1, K * T * L * n * S))
+    step = max(1, chunk() // max(1, K * T * L * n * S))
     for group in range(g):
         Y = x2[group].to(dtype).reshape(n * S, i)
         D = c2[:, group].to(dtype).reshape(L * n * S, o)
@@ -102,7 +102,7 @@ def _pairwise(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype
 def _rows(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     (g, K, b, _, i, o), (_, L, n, *_) = extent(x1, c1), extent(x2, c2)
     out = torch.zeros(K * b, L * n, dtype=dtype, device=c1.device)
-    step = max(1, slab() // max(1, (K * b + L * n) * i))
+    step = max(1, chunk() // max(1, (K * b + L * n) * i))
     for group in range(g):
         for lo in range(0, o, step):
             J = outer_rows(x1[group], c1[:, group, :, :, lo : lo + step], dtype).reshape(K * b, -1)
@@ -114,7 +114,7 @@ def _rows(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) ->
 def _shared(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     (g, K, _, T, _, o), (_, L, *_) = extent(x1, c1), extent(x2, c2)
     out = torch.zeros(K, L, dtype=dtype, device=c1.device)
-    step = max(1, slab() // max(1, T * o))
+    step = max(1, chunk() // max(1, T * o))
     for group in range(g):
         inner = product(x1[group, 0].to(dtype), x2[group, 0].to(dtype).T)
         C = c1[:, group, 0].to(dtype).reshape(K, T * o)
@@ -142,7 +142,7 @@ def cross_gathered(ids1: Tensor, c1: Tensor, ids2: Tensor, c2: Tensor, dtype: to
     if not len(used):
         return out
     places = [_places(ids, used) for ids in (ids1, ids2)]
-    step = max(1, slab() // max(1, (R + S) * d))
+    step = max(1, chunk() // max(1, (R + S) * d))
     for lo in range(0, len(used), step):
         hi = min(len(used), lo + step)
         J, H = (gathered_rows(p, c, lo, hi, dtype).flatten(1) for p, c in zip(places, (c1, c2), strict=True))

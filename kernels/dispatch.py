@@ -34,7 +34,7 @@ BACKENDS = ("auto", "torch", "onednn", "triton")
 TABLE: dict[tuple[str, str], str] = {
     ("outer.product", "cuda"): "gramjd.kernels.triton.symmetric:product",
     ("outer.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:pairwise",
-    ("outer.rows", "cuda"): "gramjd.kernels.triton.slabs:rows",
+    ("outer.rows", "cuda"): "gramjd.kernels.triton.chunks:rows",
     ("cross.product", "cuda"): "gramjd.kernels.triton.cross:product",
     ("norms.pair", "cuda"): "gramjd.kernels.triton.norms:pair",
     ("gathered.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:gathered",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import slab
+from gramjd.kernels.cost import chunk
 from gramjd.kernels.outer import TILE_COST
 from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import add_gram
@@ -58,7 +58,7 @@ def _pairwise(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     C = c.to(dtype).reshape(R * T, d)
     owner = ids.expand(K, b, T).reshape(R * T)
     G = torch.zeros(R, R, dtype=dtype, device=c.device)
-    step = max(1, slab() // max(1, T * T * R))
+    step = max(1, chunk() // max(1, T * T * R))
     for n in range(0, R, step):
         part = slice(n * T, (n + step) * T)
         tile = product(C[part], C.T).masked_fill_(owner[part, None] != owner[None, :], 0)
@@ -69,7 +69,7 @@ def _pairwise(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _unique(place: Tensor, used: int, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, _, d = c.shape
     G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
-    step = max(1, slab() // max(1, K * b * d))
+    step = max(1, chunk() // max(1, K * b * d))
     for lo in range(0, used, step):
         J = gathered_rows(place, c, lo, min(used, lo + step), dtype).reshape(K * b, -1)
         add_gram(G, J)
@@ -86,7 +86,7 @@ def cross_outer_gathered(x: Tensor, c: Tensor, ids: Tensor, e: Tensor, dtype: to
     L, n, S, d = e.shape
     E = e.to(dtype).reshape(L * n * S, d)
     out = torch.zeros(K, b, L * n, dtype=dtype, device=c.device)
-    step = max(1, slab() // max(1, T * L * n * S * K))
+    step = max(1, chunk() // max(1, T * L * n * S * K))
     for lo in range(0, b, step):
         inner = product(x[lo : lo + step].to(dtype).flatten(0, 1), E.T).view(-1, T, L, n * S)
         picked = c[:, lo : lo + step].to(dtype).flatten(0, 2).index_select(1, ids.flatten())

@@ -1,10 +1,10 @@
 """Squared lengths of rows: the diagonal of the Gram matrix alone, for every kind of factor.
 
     outer     pair    sum_ts (x_nt.x_ns)(c_nt.c_ns)    2 b T^2 i + 2 R T^2 o operations a group
-              rows    |J_r|^2, J formed in slabs       2 R T i o
+              rows    |J_r|^2, J formed in chunks       2 R T i o
     gathered  sums over equal ids of one sample        2 R T d
     rows      one pass over them                       2 R d
-    convolution  |J_r|^2, J formed in slabs            2 R P i o q    (P output pixels, q kernel offsets)
+    convolution  |J_r|^2, J formed in chunks            2 R P i o q    (P output pixels, q kernel offsets)
 
 Source: "ghost norms", Goodfellow 2015 (arXiv:1510.01799) for T = 1, Li et al. 2022 (arXiv:2110.05679) for T > 1.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.convolution import Window, row_slabs, unstacked
-from gramjd.kernels.cost import slab
+from gramjd.kernels.convolution import Window, row_chunks, unstacked
+from gramjd.kernels.cost import chunk
 from gramjd.kernels.outer import TILE_COST, Extent, extent, outer_rows
 
 
@@ -72,7 +72,7 @@ def _single(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _pair(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, T, _ = c.shape
     total = torch.empty(K, b, dtype=dtype, device=c.device)
-    step = max(1, slab() // max(1, (K + 1) * T * T))
+    step = max(1, chunk() // max(1, (K + 1) * T * T))
     for lo in range(0, b, step):
         X, C = x[lo : lo + step].to(dtype), c[:, lo : lo + step].to(dtype)
         total[:, lo : lo + step] = (C @ C.mT).mul_(X @ X.mT).sum((2, 3))
@@ -83,8 +83,8 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, _, o = c.shape
     i = x.shape[-1]
     total = torch.zeros(K, b, dtype=dtype, device=c.device)
-    samples = max(1, min(b, slab() // max(1, K * i * o)))
-    outputs = max(1, slab() // max(1, K * samples * i))
+    samples = max(1, min(b, chunk() // max(1, K * i * o)))
+    outputs = max(1, chunk() // max(1, K * samples * i))
     for n in range(0, b, samples):
         for lo in range(0, o, outputs):
             J = outer_rows(x[n : n + samples], c[:, n : n + samples, :, lo : lo + outputs], dtype)
@@ -104,7 +104,7 @@ def norms_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """`|J_(k,n)|^2` [K b] where row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
     K, b, T, d = c.shape
     total = torch.zeros(K, b, dtype=dtype, device=c.device)
-    step = max(1, slab() // max(1, K * T * d))
+    step = max(1, chunk() // max(1, K * T * d))
     span = int(ids.max()) + 1 if ids.numel() else 1
     for lo in range(0, b, step):
         part = c[:, lo : lo + step].to(dtype).flatten(1, 2)
@@ -121,6 +121,6 @@ def norms_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Te
     x, c = unstacked(x, c)
     K, b = c.shape[:2]
     total = torch.zeros(b * K, dtype=dtype, device=c.device)
-    for parts in row_slabs(x, c, w, dtype):
+    for parts in row_chunks(x, c, w, dtype):
         total += torch.cat([norms_rows(J, dtype) for J in parts])
     return total.view(b, K).T.reshape(K * b)

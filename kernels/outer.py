@@ -6,7 +6,7 @@ with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one r
 
     product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations a group
     pairwise  tiles of both   sum_ts (x_nt.x_ms)(c_nt.c_ms)         2 (b T)^2 i + 2 (R T)^2 o
-    rows      slabs of J      J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
+    rows      chunks of J      J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
     shared    b = 1           <c_k, (X X^T) c_l>                    2 T^2 i + 2 R T^2 o + 2 R^2 T o
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import Extent, constants_of, extent, operations, pairs, route, slab, tile
+from gramjd.kernels.cost import Extent, chunk, constants_of, extent, operations, pairs, route, tile
 from gramjd.kernels.products import add_product, product
 from gramjd.kernels.symmetric import add_gram, gram, mirrored
 
@@ -32,7 +32,7 @@ def gram_outer(
     dtype: torch.dtype,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """G [K b, K b], upper, by the quickest route whose temporaries keep to `cost.slab()`, accumulated in `dtype`.
+    """G [K b, K b], upper, by the quickest route whose temporaries keep to `cost.chunk()`, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
@@ -113,13 +113,13 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, _, i, o = extent(x, c)
     G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
     outputs, inputs = tile(extent(x, c))
-    slab = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
+    memory = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
     for group in range(g):
         for lo in range(0, o, outputs):
             left = c[:, group, :, :, lo : lo + outputs].to(dtype).mT
             for at in range(0, i, inputs):
                 right = x[group, :, :, at : at + inputs].to(dtype)
-                J = slab[: K * b * left.shape[2] * right.shape[2]].view(K, b, left.shape[2], -1)
+                J = memory[: K * b * left.shape[2] * right.shape[2]].view(K, b, left.shape[2], -1)
                 for k in range(K):
                     torch.bmm(left[k], right, out=J[k])
                 add_gram(G, J.view(K * b, -1))
@@ -140,7 +140,7 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         X = x[group, 0].to(dtype)
         C = c[:, group, 0].to(dtype)
         S = product(X, X.T)
-        step = max(1, slab() // max(1, T * o))
+        step = max(1, chunk() // max(1, T * o))
         for lo in range(0, K, step):
             moved = torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o)
             add_product(G[lo : lo + step], moved, C.reshape(K, T * o).T)

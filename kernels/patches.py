@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Elements of the patch matrix formed at a time.
-CHUNK = 1 << 20
+from gramjd.kernels.cost import chunk
 
 
 def patches(
@@ -75,7 +74,7 @@ def convolution_rows(
     other = c.to(dtype).reshape(c.shape[0], b, groups, o, P)
     J = torch.empty(K, b, groups, o, i * q, dtype=dtype, device=c.device)
     view = patches(source, kernel, out, stride, dilation)
-    step = max(1, CHUNK // max(1, source.shape[1] * q * P))
+    step = max(1, chunk() // max(1, source.shape[1] * q * P))
     for k in range(x.shape[0] if stacked else 1):
         for lo in range(0, b, step):
             part = slice(lo, min(b, lo + step))

@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gramjd.kernels import dispatch
+from gramjd.kernels.cost import IN_CACHE, chunk
 from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import even
-
-# Elements of the operands of a convolution's weight gradient that are copied at a time.
-PART = 1 << 18
 
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
@@ -65,7 +63,7 @@ def weighted_convolution(
     from its output to its input, so the two change places.
     """
     w = w.view(c.shape[:2])
-    samples = even(len(x), PART // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
+    samples = even(len(x), min(chunk(), IN_CACHE) // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
     parts = [slice(lo, lo + samples) for lo in range(0, len(x), samples)]
     gradients = (
         _weight_gradient(x[part], weighted_cotangents(c[:, part], w[:, part], 1), weight_shape, transposed, options)

@@ -123,7 +123,7 @@ def _walk_peak(graph: Graph, losses: Sequence[Tensor]) -> int:
 def _settle_one_by_one(tracker: _Tracker, total: Gramian, factors: Sequence[Factor]) -> None:
     for factor in factors:
         if isinstance(factor, Gathered):
-            tracker.look(2 * cost.slab() * total.dtype.itemsize + len(factor.rows) ** 2 * total.dtype.itemsize)
+            tracker.look(2 * cost.chunk() * total.dtype.itemsize + len(factor.rows) ** 2 * total.dtype.itemsize)
         else:
             total.add_factor(factor)
 
@@ -184,7 +184,7 @@ class _Counted(Walk):
         child, nr = node.next_functions[0]
         if child not in self.graph.wanted:
             return 0
-        return min(node_bytes(self.graph, child, nr), cost.slab() * self.graph.metadata(child)[nr].dtype.itemsize)
+        return min(node_bytes(self.graph, child, nr), cost.chunk() * self.graph.metadata(child)[nr].dtype.itemsize)
 
     def _deliver(self, node: Node, nr: int, message: Message) -> None:
         if isinstance(message, Factor):

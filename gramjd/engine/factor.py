@@ -33,7 +33,7 @@ Known = tuple[Tensor, Tensor] | None
 def chunks(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of the first dimension of an operand, such that its rows' part of each stays in cache."""
     first, *rest = shape or (1,)
-    step = max(1, cost.slab() // max(1, rows * math.prod(rest)))
+    step = max(1, cost.chunk() // max(1, rows * math.prod(rest)))
     return ((lo, min(first, lo + step)) for lo in range(0, first, step))
 
 

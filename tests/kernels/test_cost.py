@@ -26,7 +26,7 @@ IDEAL = cost.Constants(flops=2.0, half=0.0, elements=math.inf, call=0.0)
 def test_the_fewest_operations_where_nothing_else_costs(e: cost.Extent) -> None:
     """Up to a factor of two: `operations` counts whole samples, while symmetry saves up to a half."""
     chosen = cost.route(e, IDEAL)
-    allowed = [name for name in cost.options(e) if cost.elements(name, e) <= cost.TEMPORARIES * cost.SLAB]
+    allowed = [name for name in cost.options(e) if cost.elements(name, e) <= cost.TEMPORARIES * cost.CHUNK]
     assert chosen in (allowed or cost.options(e))
     if allowed:
         assert cost.operations(chosen, e) <= 2.1 * min(cost.operations(name, e) for name in allowed)
@@ -53,27 +53,28 @@ def test_the_same_on_every_machine(e: cost.Extent) -> None:
 
 
 @given(extents, st.integers(1, 1 << 24))
-def test_slabs_are_kept_to_where_a_route_keeps_to_them(e: cost.Extent, slab: int) -> None:
-    with cost.slabs_of(slab):
+def test_chunks_are_kept_to_where_a_route_keeps_to_them(e: cost.Extent, chunk: int) -> None:
+    with cost.chunks_of(chunk):
         needed = {name: cost.elements(name, e) for name in cost.options(e)}
-        assert needed[cost.route(e, CPU)] <= max(cost.TEMPORARIES * slab, min(needed.values()))
+        assert needed[cost.route(e, CPU)] <= max(cost.TEMPORARIES * chunk, min(needed.values()))
 
 
 def test_a_budget_can_change_the_route() -> None:
-    """Pairs of positions take T^2 elements at once; rows are formed in slabs as small as need be."""
+    """Pairs of positions take T^2 elements at once; rows are formed in chunks as small as need be."""
     e = cost.Extent(1, 8, 1, 600, 4096, 1024)
     assert cost.route(e, CPU) == "shared"
-    with cost.slabs_within(100_000):
+    with cost.chunks_within(100_000):
         assert cost.route(e, CPU) == "rows"
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "expected"), [(0, cost.LEAST_SLAB), (1 << 20, 1 << 18), (float("inf"), cost.SLAB), (1 << 40, cost.SLAB)]
+    ("nbytes", "expected"),
+    [(0, cost.LEAST_CHUNK), (1 << 20, 1 << 18), (float("inf"), cost.CHUNK), (1 << 40, cost.CHUNK)],
 )
-def test_slabs_are_neither_slow_nor_large(nbytes: float, expected: int) -> None:
-    with cost.slabs_within(nbytes):
-        assert cost.slab() == expected
-    assert cost.slab() == cost.SLAB
+def test_chunks_are_neither_slow_nor_large(nbytes: float, expected: int) -> None:
+    with cost.chunks_within(nbytes):
+        assert cost.chunk() == expected
+    assert cost.chunk() == cost.CHUNK
 
 
 @given(extents)
@@ -94,12 +95,12 @@ def test_seconds_tend_to_operations_over_the_rate() -> None:
 
 
 @given(extents, st.sampled_from([1, 1000, 1 << 20]))
-def test_tiles_keep_to_the_slab(e: cost.Extent, slab: int) -> None:
-    with cost.slabs_of(slab):
+def test_tiles_keep_to_the_chunk(e: cost.Extent, chunk: int) -> None:
+    with cost.chunks_of(chunk):
         o, i = cost.tile(e)
     assert 1 <= o <= e.o
     assert 1 <= i <= e.i
-    assert o * i == 1 or e.K * e.b * o * i <= slab
+    assert o * i == 1 or e.K * e.b * o * i <= chunk
 
 
 @pytest.mark.parametrize("measured_along", [True, False])

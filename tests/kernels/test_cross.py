@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gramjd.kernels import cross, outer
-from gramjd.kernels.cost import slabs_of
+from gramjd.kernels.cost import chunks_of
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
-slabs = st.sampled_from((1, 7, 40, 1 << 20))
+chunks = st.sampled_from((1, 7, 40, 1 << 20))
 shapes = st.tuples(*[sizes] * 9)  # g, i, o, K, b, T, L, n, S
 places = st.tuples(*[memory] * 4)
 FORCED = {
@@ -26,16 +26,16 @@ FORCED = {
 
 
 @pytest.mark.parametrize("name", FORCED, ids=str)
-@given(shapes, dtypes, places, seeds, slabs)
+@given(shapes, dtypes, places, seeds, chunks)
 def test_outer(
-    name: str | None, shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str, ...], seed: int, slab: int
+    name: str | None, shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str, ...], seed: int, chunk: int
 ) -> None:
     size = dict(zip("gioKbTLnS", shape, strict=True)) | FORCED[name]
     g, i, o, K, b, T, L, n, S = size.values()
     kinds = ((g, b, T, i), (K, g, b, T, o), (g, n, S, i), (L, g, n, S, o))
     given_ = [tensor(kind, dtype, how[k], seed + k) for k, kind in enumerate(kinds)]
     into, limit = DTYPES[dtype]
-    with slabs_of(slab):
+    with chunks_of(chunk):
         got = cross.CROSS[name](*given_, into) if name else cross.cross_outer(*given_, into)
     assert got.dtype == into
     expected = cross.cross_outer_reference(*given_)
@@ -78,9 +78,9 @@ def table_rows(ids: Tensor, c: Tensor, V: int) -> Tensor:
     return J.reshape(c.shape[0] * c.shape[1], -1)
 
 
-@given(st.tuples(*[sizes] * 7), st.sampled_from([1, 3, 12]), st.integers(0, 12), dtypes, places, seeds, slabs)
+@given(st.tuples(*[sizes] * 7), st.sampled_from([1, 3, 12]), st.integers(0, 12), dtypes, places, seeds, chunks)
 def test_gathered(
-    shape: tuple[int, ...], V: int, apart: int, dtype: torch.dtype, how: tuple[str, ...], seed: int, slab: int
+    shape: tuple[int, ...], V: int, apart: int, dtype: torch.dtype, how: tuple[str, ...], seed: int, chunk: int
 ) -> None:
     """Ids of the second factor lie `apart` higher: all, some or none are in common."""
     K, b, T, L, n, S, d = shape
@@ -88,7 +88,7 @@ def test_gathered(
     ids = torch.randint(V, (b, T), generator=generator), apart + torch.randint(V, (n, S), generator=generator)
     c = tensor((K, b, T, d), dtype, how[0], seed), tensor((L, n, S, d), dtype, how[1], seed + 1)
     into, limit = DTYPES[dtype]
-    with slabs_of(slab):
+    with chunks_of(chunk):
         got = cross.cross_gathered(ids[0], c[0], ids[1], c[1], into)
     assert got.dtype == into
     J, H = (table_rows(*pair, V + apart) for pair in zip(ids, c, strict=True))

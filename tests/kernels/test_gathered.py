@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from itertools import product
 
 import pytest
@@ -13,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gramjd.kernels import cost, gathered
-from gramjd.kernels.cost import slabs_of
+from gramjd.kernels import gathered
+from gramjd.kernels.cost import chunks_of
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
-SLABS = (1, 9, 50, 1 << 20)
-slabs = st.sampled_from(SLABS)
+CHUNKS = (1, 9, 50, 1 << 20)
+chunks = st.sampled_from(CHUNKS)
 vocabularies = st.sampled_from([1, 2, 5, 40])
 
 
@@ -44,26 +43,27 @@ ROUTES: dict[str, Callable[[Tensor, Tensor, torch.dtype], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", ROUTES)
-@given(st.tuples(sizes, sizes, sizes, sizes), vocabularies, dtypes, memory, seeds, slabs)
-def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, seed: int, slab: int) -> None:
+@given(st.tuples(sizes, sizes, sizes, sizes), vocabularies, dtypes, memory, seeds, chunks)
+def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, seed: int, chunk: int) -> None:
     K, b, T, d = shape
     ids, c = ids_of(b, T, V, seed), tensor((K, b, T, d), dtype, how, seed)
     into, limit = DTYPES[dtype]
-    with slabs_of(slab):
+    with chunks_of(chunk):
         got = mirrored(ROUTES[name](ids, c, into))
     assert got.dtype == into
     expected, without_signs = (gathered.gram_gathered_reference(ids, values, V) for values in (c, c.abs()))
     assert error(got, expected, without_signs) < limit
 
 
-@pytest.mark.parametrize("slab", SLABS)
+@pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("name", ROUTES)
-def test_one_id_everywhere(name: str, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_id_everywhere(name: str, chunk: int) -> None:
     """All positions fall into one row: G is the Gram matrix of the sums."""
-    monkeypatch.setattr(cost, "_slab", ContextVar("slab", default=slab))
     c = torch.randn(2, 3, 7, 4, dtype=torch.float64)
     sums = c.sum(2).reshape(6, 4)
-    assert error(mirrored(ROUTES[name](torch.full((3, 7), 11), c, torch.float64)), sums @ sums.T) < 1e-13
+    with chunks_of(chunk):
+        got = mirrored(ROUTES[name](torch.full((3, 7), 11), c, torch.float64))
+    assert error(got, sums @ sums.T) < 1e-13
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -94,8 +94,8 @@ def test_gathered_rows_of_a_part(K: int, b: int, T: int, d: int, data: st.DataOb
     assert error(got, expected.reshape(K * b, V, d)[:, lo:hi]) < 1e-14
 
 
-@given(st.tuples(*[sizes] * 7), dtypes, memory, seeds, slabs)
-def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: str, seed: int, slab: int) -> None:
+@given(st.tuples(*[sizes] * 7), dtypes, memory, seeds, chunks)
+def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: str, seed: int, chunk: int) -> None:
     K, b, T, n, S, L, d = shape
     V = 7
     x, c = tensor((b, T, d), dtype, how, seed), tensor((K, b, T, V), dtype, how, seed + 1)
@@ -105,7 +105,7 @@ def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: s
         for x, c, e in ((x.double(), c.double(), e.double()), (x.double().abs(), c.double().abs(), e.double().abs()))
     )
     into, limit = DTYPES[dtype]
-    with slabs_of(slab):
+    with chunks_of(chunk):
         got = gathered.cross_outer_gathered(x, c, ids, e, into)
     assert got.shape == (K * b, L * n)
     assert error(got, expected, without_signs) < limit

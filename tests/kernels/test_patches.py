@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gramjd.kernels import patches
+from gramjd.kernels.cost import chunks_of
 from tests.kernels.strategies import error, memory, seeds, tensor
 
 
@@ -74,8 +75,7 @@ def check(conv: Conv, K: int, b: int, how: str, seed: int, dtype: torch.dtype = 
 
 @given(convolutions(), st.integers(1, 3), st.integers(1, 3), memory, seeds, st.sampled_from([1, 60, 1 << 20]))
 def test_rows_of_any_convolution(conv: Conv, K: int, b: int, how: str, seed: int, chunk: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "CHUNK", chunk)
+    with chunks_of(chunk):
         check(conv, K, b, how, seed)
 
 
@@ -95,9 +95,9 @@ CASES = {
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 @pytest.mark.parametrize("conv", CASES.values(), ids=CASES)
-def test_chunks_of_samples(conv: Conv, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "CHUNK", chunk)
-    check(conv, 2, 5, "contiguous", 0)
+def test_chunks_of_samples(conv: Conv, chunk: int) -> None:
+    with chunks_of(chunk):
+        check(conv, 2, 5, "contiguous", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -110,8 +110,7 @@ def test_transposed_roles(conv: Conv, K: int, b: int, seed: int, chunk: int) -> 
     """Stacked rows in the place of the input, a plain tensor in the place of the cotangent."""
     x = tensor((K, b, conv.groups * conv.i, *conv.spatial), torch.float64, "contiguous", seed)
     c = tensor((1, b, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", seed + 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "CHUNK", chunk)
+    with chunks_of(chunk):
         got = patches.convolution_rows(x, c, conv.kernel, **conv.options, dtype=torch.float64)
     expected = torch.stack([reference(conv, row, c)[0] for row in x])
     without_signs = torch.stack([reference(conv, row.abs(), c.abs())[0] for row in x])

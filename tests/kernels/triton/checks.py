@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gramjd.kernels import gathered, outer, rows, weighted
-from gramjd.kernels.triton import common, pairwise, slabs, symmetric
+from gramjd.kernels.triton import chunks, common, pairwise, symmetric
 from gramjd.kernels.triton import weighted as weighted_kernel
 from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds, tensor
@@ -80,7 +80,7 @@ def check_outer(
     check_gram(lambda: kernel(x, c, torch.float32, config), expected, scale, DTYPES[dtype])
 
 
-GENERAL = {"pairwise": pairwise.pairwise, "rows": slabs.rows}
+GENERAL = {"pairwise": pairwise.pairwise, "rows": chunks.rows}
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -116,12 +116,12 @@ LARGE = {
         Config({"ROWS": 8, "POSITIONS": 4, "BLOCK_D": 32}, 4, 2, splits=10),
     ),
     "rows": (
-        slabs.rows,
+        chunks.rows,
         (2, 2, 7, 19, 17, 33),
         Config({"ROWS": 16, "BLOCK_O": 16, "BLOCK_I": 16, "BLOCK_T": 16}, 4, 2, splits=5),
     ),
-    "rows, whole": (slabs.rows, (1, 1, 16, 16, 32, 32), None),
-    "rows, through memory": (slabs.rows, (1, 1, slabs.FEW_ROWS + 1, 3, 5, 7), None),
+    "rows, whole": (chunks.rows, (1, 1, 16, 16, 32, 32), None),
+    "rows, through memory": (chunks.rows, (1, 1, chunks.FEW_ROWS + 1, 3, 5, 7), None),
 }
 
 
@@ -137,7 +137,7 @@ def test_larger_than_a_tile(name: str) -> None:
 
 
 @pytest.mark.parametrize("how", MEMORY)
-@pytest.mark.parametrize("kernel", [symmetric.product, pairwise.pairwise, slabs.rows])
+@pytest.mark.parametrize("kernel", [symmetric.product, pairwise.pairwise, chunks.rows])
 def test_types_of_x_and_c_differ(kernel: Callable[..., Tensor], how: str) -> None:
     x, c = make((1, 5, 1, 7), torch.bfloat16, how, 0), make((2, 1, 5, 1, 3), torch.float32, how, 1)
     expected, scale = (outer.gram_outer_reference(a.cpu(), b.cpu()) for a, b in ((x, c), (x.abs(), c.abs())))
@@ -145,7 +145,7 @@ def test_types_of_x_and_c_differ(kernel: Callable[..., Tensor], how: str) -> Non
 
 
 @pytest.mark.parametrize("empty", range(6))
-@pytest.mark.parametrize("kernel", [pairwise.pairwise, slabs.rows])
+@pytest.mark.parametrize("kernel", [pairwise.pairwise, chunks.rows])
 def test_sizes_of_zero(kernel: Callable[..., Tensor], empty: int) -> None:
     """No group, no position, no input, no output: G is zero; no row: it is empty."""
     g, K, b, T, i, o = (0 if place == empty else 3 for place in range(6))

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import convolution, cross, norms, pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton import chunks, convolution, cross, norms, pairwise, sums, symmetric, weighted
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -134,9 +134,9 @@ def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
                 yield Case(norms.lengths, norms.config_for(arch, dtype, R, T), dtype, (whole,))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
-                tiled = slabs.config_for(arch, dtype, R, T, 512, 512)
+                tiled = chunks.config_for(arch, dtype, R, T, 512, 512)
                 if tiled:
-                    yield Case(slabs.slabs, tiled, dtype, (whole,))
+                    yield Case(chunks.chunks, tiled, dtype, (whole,))
     for outputs in SIZES:
         for columns in SIZES:
             yield Case(convolution.gradients, convolution.config_for(arch, 64, outputs, columns, 1024), dtype)

@@ -4,7 +4,7 @@
 
 A program keeps the tile of every row in registers, so the rows must be few; it reads x and c once for each tile, which
 takes T (1/BI + 1/BO) numbers a number of J where a trip of J through memory takes two. Beyond `FEW_ROWS` and
-`FEW_POSITIONS` the slabs go through memory, as in the torch route, which is called then.
+`FEW_POSITIONS` the chunks go through memory, as in the torch route, which is called then.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int, i: int, o: int, gr
 
 
 @triton.jit
-def slabs(
+def chunks(
     x, c, out, R, b, T, I, O, groups, parts_of_work, square,
     stride_xg, stride_xb, stride_xt, stride_xi, stride_ck, stride_cg, stride_cb, stride_ct, stride_co,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -93,7 +93,7 @@ def rows(x: Tensor, c: Tensor, dtype: torch.dtype, config: Config | None = None)
     arguments = [x, c, parts, R, b, T, i, o, g, config.splits, R * R, *x.stride(), *c.stride()]
     whole = (i | o) % config.constants["BLOCK_I"] == 0 and T % config.constants["BLOCK_T"] == 0
     mixed = x.dtype != c.dtype
-    common.launch(slabs, (config.splits,), arguments, config, WHOLE=whole, UPCAST=mixed)
+    common.launch(chunks, (config.splits,), arguments, config, WHOLE=whole, UPCAST=mixed)
     if config.splits > 1:
         sums.add_up(out, parts, None, b)
     return out.to(dtype)
