@@ -64,15 +64,6 @@ def operations(route: str, e: Extent, f: Extent) -> int:
     )
 
 
-def cross_outer_reference(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor) -> Tensor:
-    """The definition, in float64."""
-    J, H = (
-        torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).flatten(0, 1).flatten(1)
-        for x, c in ((x1, c1), (x2, c2))
-    )
-    return J @ H.T
-
-
 def _product(x1: Tensor, c1: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     K, L, b, n = c1.shape[0], c2.shape[0], x1.shape[1], x2.shape[1]
     out = torch.zeros(K * b, L * n, dtype=dtype, device=c1.device)

@@ -35,12 +35,6 @@ def route(R: int, T: int, U: int, d: int) -> str:
     return "pairwise" if (R * T) ** 2 * (d + TILE_COST) < 2 * R * U * (R * d + 2 * d) else "unique"
 
 
-def gram_gathered_reference(ids: Tensor, c: Tensor, size: int) -> Tensor:
-    """The definition, in float64, through the whole table."""
-    J = gathered_rows(ids, c, 0, size, torch.float64).flatten(1)
-    return J @ J.T
-
-
 def gathered_rows(ids: Tensor, c: Tensor, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
     """J [K b, hi - lo, d]: the part of the table between two ids."""
     K, b, _, d = c.shape

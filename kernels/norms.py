@@ -95,11 +95,6 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 OUTER = {"single": _single, "pair": _pair, "rows": _rows}
 
 
-def norms_outer_reference(x: Tensor, c: Tensor) -> Tensor:
-    """The definition, in float64."""
-    return torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).square().sum((2, 3, 4)).flatten()
-
-
 def norms_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """`|J_(k,n)|^2` [K b] where row `ids[n, t]` of a table receives c_(k,n,t): ids [b, T], c [K, b, T, d]."""
     K, b, T, d = c.shape

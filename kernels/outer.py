@@ -68,12 +68,6 @@ def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor
     return inner.mul_(grams) if K == 1 else (grams.view(K, b, K, b) * mirrored(inner)[:, None, :]).view(K * b, K * b)
 
 
-def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
-    """The definition, in float64."""
-    J = torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).reshape(c.shape[0] * x.shape[1], -1)
-    return J @ J.T
-
-
 def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, _, i, o = extent(x, c)
     if g == 1:

@@ -83,14 +83,3 @@ def convolution_rows(
             rows = torch.bmm(left, columns.mT).view(-1, groups, other.shape[0], o, i * q).permute(2, 0, 1, 3, 4)
             (J[k : k + 1] if stacked else J)[:, part] = rows
     return J
-
-
-def convolution_rows_reference(x: Tensor, c: Tensor, weight_shape: Sequence[int], **options: object) -> Tensor:
-    """The definition: one float64 backward of the convolution a row."""
-    rows = []
-    for cotangent in c.double().flatten(0, 0):
-        for n in range(x.shape[0]):
-            weight = torch.zeros(*weight_shape, dtype=torch.float64, requires_grad=True)
-            y = torch.convolution(x[n : n + 1].double(), weight, None, **options)  # type: ignore[arg-type]
-            rows.append(torch.autograd.grad(y, weight, cotangent[n : n + 1])[0])
-    return torch.stack(rows).view(c.shape[0], x.shape[0], *weight_shape)

@@ -42,12 +42,6 @@ def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     return product(C[0].T, X[0]).unsqueeze(0) if len(C) == 1 else C.mT @ X
 
 
-def weighted_outer_reference(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
-    """The definition, in float64."""
-    K, _, b = c.shape[:3]
-    return torch.einsum("kn,kgnto,gnti->goi", w.double().view(K, b), c.double(), x.double())
-
-
 def weighted_gathered(ids: Tensor, c: Tensor, w: Tensor, size: int) -> Tensor:
     """[size, d]: row `ids[n, t]` of a table receives w_(k,n) c_(k,n,t), for ids [b, T] and c [K, b, T, d]."""
     C = weighted_cotangents(c, w, 1)

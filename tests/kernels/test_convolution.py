@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gramjd.kernels import convolution, cost, outer
+from gramjd.kernels import convolution, cost, reference
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.cost import chunks_of
-from gramjd.kernels.patches import convolution_rows_reference
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import error, memory, seeds, tensor
-from tests.kernels.test_patches import CASES, Conv, convolutions, reference
+from tests.kernels.test_patches import CASES, Conv, convolutions, reference_rows
 
 chunks = st.sampled_from([1, 60, 1 << 20])
 
@@ -29,7 +28,7 @@ def operands(conv: Conv, K: int, b: int, how: str, seed: int, dtype: torch.dtype
 
 
 def definition(conv: Conv, x: Tensor, c: Tensor) -> Tensor:
-    J = reference(conv, x, c).flatten(0, 1).flatten(1)
+    J = reference_rows(conv, x, c).flatten(0, 1).flatten(1)
     return J @ J.T
 
 
@@ -72,8 +71,8 @@ def test_transposed_roles(conv: Conv, K: int, b: int, seed: int, chunk: int) -> 
     c = tensor((1, b, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", seed + 1)
     with chunks_of(chunk):
         got = mirrored(convolution.gram_convolution(x, c, window(conv), torch.float64))
-    J = torch.stack([reference(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1)
-    H = torch.stack([reference(conv, row.abs(), c.abs())[0] for row in x]).flatten(0, 1).flatten(1)
+    J = torch.stack([reference_rows(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1)
+    H = torch.stack([reference_rows(conv, row.abs(), c.abs())[0] for row in x]).flatten(0, 1).flatten(1)
     assert error(got, J @ J.T, H @ H.T) < 1e-13
 
 
@@ -99,7 +98,7 @@ def test_few_pixels_are_paired() -> None:
 @given(convolutions(), st.integers(1, 2), st.integers(1, 3), seeds)
 def test_as_an_outer_product(conv: Conv, K: int, b: int, seed: int) -> None:
     x, c = operands(conv, K, b, "contiguous", seed, torch.float64)
-    got = outer.gram_outer_reference(*convolution.as_outer(x, c, window(conv)))
+    got = reference.gram_outer(*convolution.as_outer(x, c, window(conv)))
     assert error(got, definition(conv, x, c), definition(conv, x.abs(), c.abs())) < 1e-13
 
 
@@ -117,6 +116,6 @@ def test_wide_images_take_the_samples_as_groups(padding: int, chunk: int, monkey
         got = mirrored(convolution.gram_convolution(x, c, w, torch.float32))
     assert len(taken) == {1 << 20: 1, 1 << 17: 4 * 5, 1 << 9: 4 * 35}[chunk]
     options = {"stride": [1, 1], "padding": [padding] * 2, "dilation": [1, 1], "transposed": False}
-    J = convolution_rows_reference(x, c, (18, 20, 3, 3), **options, output_padding=[0, 0], groups=1).flatten(0, 1)
+    J = reference.convolution_rows(x, c, (18, 20, 3, 3), **options, output_padding=[0, 0], groups=1).flatten(0, 1)
     J = J.flatten(1)
     torch.testing.assert_close(got.double(), J @ J.T, rtol=1e-4, atol=1e-2)

@@ -6,10 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn.functional import one_hot
 
-from gramjd.kernels import cross, outer
+from gramjd.kernels import cross, outer, reference
 from gramjd.kernels.cost import chunks_of
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
 
@@ -38,9 +36,9 @@ def test_outer(
     with chunks_of(chunk):
         got = cross.CROSS[name](*given_, into) if name else cross.cross_outer(*given_, into)
     assert got.dtype == into
-    expected = cross.cross_outer_reference(*given_)
+    expected = reference.cross_outer(*given_)
     assert got.shape == expected.shape == (K * b, L * n)
-    assert error(got, expected, cross.cross_outer_reference(*[t.abs() for t in given_])) < limit
+    assert error(got, expected, reference.cross_outer(*[t.abs() for t in given_])) < limit
 
 
 def test_reference_by_hand() -> None:
@@ -48,7 +46,7 @@ def test_reference_by_hand() -> None:
     x1, c1 = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).view(1, 1, 2, 2), torch.tensor([2.0, 1.0]).view(1, 1, 1, 2, 1)
     x2, c2 = torch.tensor([[1.0, 1.0], [0.0, 2.0]]).view(1, 2, 1, 2), torch.ones(1, 1, 2, 1, 1)
     expected = torch.tensor([[9.0, 14.0]])
-    assert torch.equal(cross.cross_outer_reference(x1, c1, x2, c2), expected.double())
+    assert torch.equal(reference.cross_outer(x1, c1, x2, c2), expected.double())
     assert torch.equal(cross.cross_outer(x1, c1, x2, c2, torch.float32), expected)
 
 
@@ -58,8 +56,8 @@ def test_a_factor_with_itself(shape: tuple[int, ...], dtype: torch.dtype, how: t
     g, K, b, T, i, o = shape
     x, c = tensor((g, b, T, i), dtype, how[0], seed), tensor((K, g, b, T, o), dtype, how[1], seed + 1)
     into, limit = DTYPES[dtype]
-    sizes_ = outer.gram_outer_reference(x.abs(), c.abs())
-    assert error(cross.cross_outer(x, c, x, c, into), outer.gram_outer_reference(x, c), sizes_) < limit
+    sizes_ = reference.gram_outer(x.abs(), c.abs())
+    assert error(cross.cross_outer(x, c, x, c, into), reference.gram_outer(x, c), sizes_) < limit
 
 
 @given(st.tuples(*[st.integers(1, 600)] * 8))
@@ -70,12 +68,6 @@ def test_the_route_is_the_cheapest_allowed(shape: tuple[int, ...]) -> None:
     chosen = cross.route(e, f)
     assert chosen in allowed
     assert cross.operations(chosen, e, f) == min(cross.operations(name, e, f) for name in allowed)
-
-
-def table_rows(ids: Tensor, c: Tensor, V: int) -> Tensor:
-    """J [K b, V d] by its definition, in float64."""
-    J = torch.einsum("bto,kbtd->kbod", one_hot(ids, V).double(), c.double())
-    return J.reshape(c.shape[0] * c.shape[1], -1)
 
 
 @given(st.tuples(*[sizes] * 7), st.sampled_from([1, 3, 12]), st.integers(0, 12), dtypes, places, seeds, chunks)
@@ -91,6 +83,6 @@ def test_gathered(
     with chunks_of(chunk):
         got = cross.cross_gathered(ids[0], c[0], ids[1], c[1], into)
     assert got.dtype == into
-    J, H = (table_rows(*pair, V + apart) for pair in zip(ids, c, strict=True))
-    A, B = (table_rows(i, v.abs(), V + apart) for i, v in zip(ids, c, strict=True))
+    J, H = (reference.gathered_rows(*pair, V + apart) for pair in zip(ids, c, strict=True))
+    A, B = (reference.gathered_rows(i, v.abs(), V + apart) for i, v in zip(ids, c, strict=True))
     assert error(got, J @ H.T, A @ B.T) < limit

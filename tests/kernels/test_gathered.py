@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gramjd.kernels import gathered
+from gramjd.kernels import gathered, reference
 from gramjd.kernels.cost import chunks_of
 from gramjd.kernels.symmetric import mirrored
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
@@ -51,7 +51,7 @@ def test_gram(name: str, shape: tuple[int, ...], V: int, dtype: torch.dtype, how
     with chunks_of(chunk):
         got = mirrored(ROUTES[name](ids, c, into))
     assert got.dtype == into
-    expected, without_signs = (gathered.gram_gathered_reference(ids, values, V) for values in (c, c.abs()))
+    expected, without_signs = (reference.gram_gathered(ids, values, V) for values in (c, c.abs()))
     assert error(got, expected, without_signs) < limit
 
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from gramjd.kernels import gathered, norms, outer
+from gramjd.kernels import norms, outer, reference
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.cost import chunks_of
 from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
-from tests.kernels.test_patches import CASES, Conv, convolutions, reference
+from tests.kernels.test_patches import CASES, Conv, convolutions, reference_rows
 
 CHUNKS = (1, 7, 40, 1 << 20)
 chunks = st.sampled_from(CHUNKS)
@@ -33,8 +33,8 @@ def test_outer(
             patch.setattr(norms, "outer_route", lambda e: name)
         got = norms.norms_outer(x, c, into)
     assert got.dtype == into
-    expected, without_signs = (outer.gram_outer_reference(*pair).diagonal() for pair in ((x, c), (x.abs(), c.abs())))
-    assert error(norms.norms_outer_reference(x, c), expected, without_signs) < 1e-14
+    expected, without_signs = (reference.gram_outer(*pair).diagonal() for pair in ((x, c), (x.abs(), c.abs())))
+    assert error(reference.norms_outer(x, c), expected, without_signs) < 1e-14
     assert got.shape == expected.shape
     assert error(got, expected, without_signs) < limit
 
@@ -75,7 +75,7 @@ def test_gathered(shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, 
     with chunks_of(chunk):
         got = norms.norms_gathered(ids, c, into)
     assert got.dtype == into
-    expected, without_signs = (gathered.gram_gathered_reference(ids, v, V).diagonal() for v in (c, c.abs()))
+    expected, without_signs = (reference.gram_gathered(ids, v, V).diagonal() for v in (c, c.abs()))
     assert error(got, expected, without_signs) < limit
 
 
@@ -95,7 +95,7 @@ def test_convolution(conv: Conv, K: int, b: int, how: str, seed: int, chunk: int
     with chunks_of(chunk):
         got = norms.norms_convolution(x, c, Window(conv.kernel, **conv.options), torch.float64)
     expected, without_signs = (
-        reference(conv, *pair).flatten(0, 1).flatten(1).square().sum(1) for pair in ((x, c), (x.abs(), c.abs()))
+        reference_rows(conv, *pair).flatten(0, 1).flatten(1).square().sum(1) for pair in ((x, c), (x.abs(), c.abs()))
     )
     assert error(got, expected, without_signs) < 1e-13
 
@@ -108,5 +108,5 @@ def test_transposed_convolution(chunk: int) -> None:
     c = tensor((1, 2, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", 1)
     with chunks_of(chunk):
         got = norms.norms_convolution(x, c, Window(conv.kernel, **conv.options), torch.float64)
-    expected = torch.stack([reference(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1).square().sum(1)
+    expected = torch.stack([reference_rows(conv, row, c)[0] for row in x]).flatten(0, 1).flatten(1).square().sum(1)
     assert error(got, expected) < 1e-13

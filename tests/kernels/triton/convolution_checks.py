@@ -16,7 +16,7 @@ from gramjd.kernels.triton import convolution
 from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds, tensor
 from tests.kernels.test_convolution import definition, window
-from tests.kernels.test_patches import CASES, Conv, convolutions, reference
+from tests.kernels.test_patches import CASES, Conv, convolutions, reference_rows
 from tests.kernels.triton.checks import DEVICE, DTYPES, check_gram, dtypes, few, guarded, make
 
 TINY = {"BLOCK_O": 16, "BLOCK_Q": 16, "BLOCK_P": 16}
@@ -96,7 +96,7 @@ def test_a_chunk_is_the_rows(name: str) -> None:
     images = convolution._as_images(x, c, window(conv))
     with guarded():
         J = convolution.chunk_of_rows(*images)
-    expected = reference(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)
+    expected = reference_rows(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)
     assert error(J.cpu(), expected) < 2e-6
 
 
@@ -176,5 +176,5 @@ def test_by_the_table(stacked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = (x if stacked == "input" else x[0]).to(DEVICE), c.to(DEVICE)
     with dispatch.use_backend("triton"):
         got = torch_form.gram_convolution(*given, window(conv), torch.float32)
-    J = torch.cat([reference(conv, row, c) for row in x]).reshape(K * b, math.prod(conv.weight))
+    J = torch.cat([reference_rows(conv, row, c) for row in x]).reshape(K * b, math.prod(conv.weight))
     assert error(got.cpu(), J @ J.T) < 2e-6
