@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gramjd.kernels import dispatch
 from gramjd.kernels.convolution import Window, row_chunks, unstacked
-from gramjd.kernels.cost import chunk
-from gramjd.kernels.outer import TILE_COST, Extent, extent, outer_rows
+from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
+from gramjd.kernels.outer import Extent, extent, outer_rows
+from gramjd.kernels.symmetric import even
 
 
 def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
@@ -30,7 +31,7 @@ def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """`|sum_t c_(k,n,t) x_(n,t)^T|^2` [K b], summed over groups, by the cheaper route.
+    """`|sum_t c_(k,n,t) x_(n,t)^T|^2` [K b], summed over groups, by the quicker route.
 
     Args:
         x: [g, b, T, i].
@@ -38,7 +39,7 @@ def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result and of all products.
     """
     e = extent(x, c)
-    name = outer_route(e)
+    name = outer_route(e, constants_of(c.device.type, dtype))
     run = dispatch.implementation(f"norms.{name}", c.device.type, x.dtype, c.dtype, dtype) or OUTER[name]
     total = torch.zeros(e.K, e.b, dtype=dtype, device=c.device)
     for group in range(e.g):
@@ -46,22 +47,46 @@ def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return total.view(e.K * e.b)
 
 
-def outer_route(e: Extent) -> str:
-    """One pass for one position, else the route with fewer operations."""
-    return "single" if e.T == 1 else min(("pair", "rows"), key=lambda name: outer_operations(name, e))
+@kept
+def outer_route(e: Extent, known: Constants) -> str:
+    """One pass for one position, else the quicker route whose temporaries fit (`cost.quickest`)."""
+    return "single" if e.T == 1 else quickest({name: estimate(name, e, known) for name in ESTIMATES})
 
 
-def outer_operations(route: str, e: Extent) -> int:
-    """Multiply-adds of a route, with the tiles of `pair` weighted by what moving them costs."""
+def estimate(route: str, e: Extent, known: Constants) -> Estimate:
+    """What a route takes; a function of its arguments and `cost.chunk()` alone."""
+    found = ESTIMATES[route](e, Prices(known))
+    return found._replace(seconds=e.g * found.seconds)
+
+
+def _paired(K: int, b: int, T: int) -> int:
+    """Samples whose positions are paired at a time."""
+    return even(b, chunk() // max(1, (K + 1) * T * T))
+
+
+def _estimate_pair(e: Extent, p: Prices) -> Estimate:
+    step = _paired(e.K, e.b, e.T)
+    strips = -(-e.b // step)
+    R, pairs = e.K * e.b, e.T * e.T
+    work = p.batch(e.b, e.T, e.T, e.i) + p.batch(R, e.T, e.T, e.o)
+    return Estimate(work + p.passes(4 * R * pairs, 12 * strips), step * (e.K + 1) * pairs)
+
+
+def _formed(K: int, b: int, i: int, o: int) -> tuple[int, int]:
+    """Samples and outputs for which rows are formed at a time."""
+    samples = even(b, chunk() // max(1, K * i * o))
+    return samples, even(o, chunk() // max(1, K * samples * i))
+
+
+def _estimate_rows(e: Extent, p: Prices) -> Estimate:
+    samples, outputs = _formed(e.K, e.b, e.i, e.o)
+    chunks = -(-e.b // samples) * -(-e.o // outputs)
     R = e.K * e.b
-    return (
-        e.g
-        * {
-            "single": e.b * e.i + R * e.o,
-            "pair": e.b * e.T**2 * e.i + R * e.T**2 * (e.o + TILE_COST),
-            "rows": R * e.T * e.i * e.o + R * e.i * e.o,
-        }[route]
-    )
+    work = chunks * p.batch(samples, e.K * outputs, e.i, e.T)
+    return Estimate(work + p.passes(3 * R * e.o * (e.i + e.T), 15 * chunks), e.K * samples * e.i * outputs)
+
+
+ESTIMATES = {"pair": _estimate_pair, "rows": _estimate_rows}
 
 
 def _single(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,7 +97,7 @@ def _single(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _pair(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, T, _ = c.shape
     total = torch.empty(K, b, dtype=dtype, device=c.device)
-    step = max(1, chunk() // max(1, (K + 1) * T * T))
+    step = _paired(K, b, T)
     for lo in range(0, b, step):
         X, C = x[lo : lo + step].to(dtype), c[:, lo : lo + step].to(dtype)
         total[:, lo : lo + step] = (C @ C.mT).mul_(X @ X.mT).sum((2, 3))
@@ -83,8 +108,7 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, _, o = c.shape
     i = x.shape[-1]
     total = torch.zeros(K, b, dtype=dtype, device=c.device)
-    samples = max(1, min(b, chunk() // max(1, K * i * o)))
-    outputs = max(1, chunk() // max(1, K * samples * i))
+    samples, outputs = _formed(K, b, i, o)
     for n in range(0, b, samples):
         for lo in range(0, o, outputs):
             J = outer_rows(x[n : n + samples], c[:, n : n + samples, :, lo : lo + outputs], dtype)

@@ -12,18 +12,128 @@ with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one r
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import Extent, chunk, constants_of, extent, operations, pairs, route, tile
+from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.products import add_product, product
-from gramjd.kernels.symmetric import add_gram, gram, mirrored
+from gramjd.kernels.symmetric import add_gram, even, gram, mirrored
 
-__all__ = ["ROUTES", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
 
-# Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
-TILE_COST = 24
+class Extent(NamedTuple):
+    """The sizes that decide the route: x [g, b, T, i] and c [K, g, b, T, o]."""
+
+    g: int
+    K: int
+    b: int
+    T: int
+    i: int
+    o: int
+
+
+def extent(x: Tensor, c: Tensor) -> Extent:
+    """Sizes of x [g, b, T, i] and c [K, g, b, T, o]."""
+    g, b, T, i = x.shape
+    return Extent(g, c.shape[0], b, T, i, c.shape[-1])
+
+
+def operations(route: str, e: Extent) -> int:
+    """Multiply-adds of a route, as if nothing were saved by symmetry but whole pairs of samples."""
+    R = e.K * e.b
+    return (
+        e.g
+        * {
+            "product": e.b * e.b * e.i + R * R * e.o,
+            "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * e.o) // 2,
+            "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
+            "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
+        }[route]
+    )
+
+
+def options(e: Extent) -> tuple[str, ...]:
+    """The routes that apply; one position leaves no choice."""
+    return ("product",) if e.T == 1 else ("rows", "shared") if e.b == 1 else ("rows", "pairwise")
+
+
+def route(e: Extent, constants: Constants | None = None) -> str:
+    """The quickest route whose temporaries fit (`cost.quickest`); constants: by default those of the CPU in float32.
+
+    >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
+    'pairwise'
+    """
+    return "product" if e.T == 1 else _quickest(e, constants or constants_of("cpu", torch.float32))
+
+
+@kept
+def _quickest(e: Extent, known: Constants) -> str:
+    return quickest({name: estimate(name, e, known) for name in options(e)})
+
+
+def estimate(route: str, e: Extent, known: Constants) -> Estimate:
+    """What a route takes; a function of its arguments and `cost.chunk()` alone."""
+    found = ESTIMATES[route](e, Prices(known))
+    return found._replace(seconds=e.g * found.seconds)
+
+
+def tile(e: Extent) -> tuple[int, int]:
+    """Outputs and inputs of a chunk of rows: near a square, as narrow products are slow."""
+    room = max(1, chunk() // max(1, e.K * e.b))
+    side = max(1, math.isqrt(room))
+    o = even(e.o, max(side, room // max(1, e.i)))
+    i = even(e.i, max(1, room // o))
+    return o, i
+
+
+def pairs(e: Extent) -> int:
+    """Samples of a strip of pairs: enough for a fast product, few enough that half of the pairs are left out."""
+    room = chunk() // max(1, e.K * e.K * e.T * e.T * e.b)
+    return even(e.b, max(1, min(room, -(-64 // (e.K * e.T)), e.b)))
+
+
+def _estimate_product(e: Extent, p: Prices) -> Estimate:
+    R = e.K * e.b
+    work = p.product(e.b, e.b, e.i) + p.gram(R, e.o)
+    return Estimate(work + p.passes(3 * R * R, 4), R * R + e.b * e.b)
+
+
+def _estimate_pairwise(e: Extent, p: Prices) -> Estimate:
+    step = pairs(e)
+    strips = -(-e.b // step)
+    share = (1 + 1 / strips) / 2
+    M, N = step * e.T, e.b * e.T
+    work = strips * share * (p.product(M, N, e.i) + p.product(e.K * M, e.K * N, e.o))
+    passes = p.passes(5 * share * (e.K * N) ** 2, 60 + 15 * strips)
+    return Estimate(work + passes, M * N * (e.K * e.K + 1))
+
+
+def _estimate_rows(e: Extent, p: Prices) -> Estimate:
+    R = e.K * e.b
+    o, i = tile(e)
+    chunks = -(-e.o // o) * -(-e.i // i)
+    work = chunks * (p.batch(R, o, i, e.T) + p.gram(R, o * i))
+    passes = p.passes(4 * R * e.i * e.o, 28 + chunks * (6 + 2 * e.K + p.blocks(R)))
+    return Estimate(work + passes, R * o * i)
+
+
+def _estimate_shared(e: Extent, p: Prices) -> Estimate:
+    moved = e.K * e.b * e.T * e.o
+    R = e.K * e.b
+    work = p.product(e.T, e.T, e.i) + p.batch(R, e.T, e.o, e.T) + p.product(R, R, e.T * e.o)
+    passes = p.passes(e.T**2 + 3 * moved, 24 + 5 * moved / chunk())
+    return Estimate(work + passes, e.T * e.T + max(e.T * e.o, chunk()))
+
+
+ESTIMATES = {
+    "product": _estimate_product,
+    "pairwise": _estimate_pairwise,
+    "rows": _estimate_rows,
+    "shared": _estimate_shared,
+}
 
 
 def gram_outer(

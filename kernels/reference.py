@@ -1,4 +1,4 @@
-"""The definitions of the operations, in float64, as slow and as large as they are: tests compare the routes with them."""
+"""The definitions of the operations, in float64, slow and large as they are: tests compare the routes with them."""
 
 from __future__ import annotations
 

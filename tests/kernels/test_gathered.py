@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.utils.flop_counter import FlopCounterMode
 
-from gramjd.kernels import gathered, reference
+from gramjd.kernels import gathered, reference, symmetric, use_backend
 from gramjd.kernels.cost import chunks_of
 from gramjd.kernels.symmetric import mirrored
-from tests.kernels.strategies import DTYPES, dtypes, error, memory, seeds, sizes, tensor
+from tests.kernels.strategies import CPU, DTYPES, IDEAL, countable, dtypes, error, memory, seeds, sizes, tensor
 
 CHUNKS = (1, 9, 50, 1 << 20)
 chunks = st.sampled_from(CHUNKS)
@@ -77,8 +78,28 @@ def test_no_id_in_common(name: str) -> None:
 
 def test_routes_by_cost() -> None:
     """Short sequences over many ids are compared; long ones over few are added up."""
-    assert gathered.route(4, 2, 8, 512) == "pairwise"
-    assert gathered.route(64, 512, 100, 64) == "unique"
+    assert gathered.route(4, 2, 8, 512) == gathered.route(4, 2, 8, 512, CPU) == "pairwise"
+    assert gathered.route(64, 512, 100, 64) == gathered.route(64, 512, 100, 64, CPU) == "unique"
+
+
+@given(st.tuples(*[st.integers(1, n) for n in (64, 40, 600, 600)]))
+def test_estimates_are_as_counted(shape: tuple[int, ...]) -> None:
+    """Where nothing else costs, seconds are multiply-adds, and the fewest are chosen."""
+    R, T, U, d = shape
+    c = torch.empty(1, R, T, d, device="meta")
+    runs = {
+        "pairwise": lambda: gathered._pairwise(torch.empty(R, T, device="meta"), c, torch.float32),
+        "unique": lambda: gathered._unique(torch.empty(R, T, dtype=torch.long, device="meta"), U, c, torch.float32),
+    }
+    counts = {}
+    with pytest.MonkeyPatch.context() as patch, chunks_of(1 << 40), use_backend("torch"):
+        patch.setattr(symmetric, "add_product", countable)
+        for name, run in runs.items():
+            with FlopCounterMode(display=False) as counter:
+                run()
+            counts[name] = counter.get_total_flops() // 2
+            assert gathered.estimate(name, *shape, IDEAL).seconds == pytest.approx(counts[name], rel=0.1)
+        assert counts[gathered.route(*shape, IDEAL)] <= 1.1 * min(counts.values())
 
 
 @given(sizes, sizes, sizes, sizes, st.data(), seeds, memory)
@@ -96,16 +117,16 @@ def test_gathered_rows_of_a_part(K: int, b: int, T: int, d: int, data: st.DataOb
 
 @given(st.tuples(*[sizes] * 7), dtypes, memory, seeds, chunks)
 def test_cross_of_a_tied_head(shape: tuple[int, ...], dtype: torch.dtype, how: str, seed: int, chunk: int) -> None:
-    K, b, T, n, S, L, d = shape
+    K, b, T, b2, T2, K2, i = shape
     V = 7
-    x, c = tensor((b, T, d), dtype, how, seed), tensor((K, b, T, V), dtype, how, seed + 1)
-    ids, e = ids_of(n, S, V, seed), tensor((L, n, S, d), dtype, how, seed + 2)
+    x, c = tensor((b, T, i), dtype, how, seed), tensor((K, b, T, V), dtype, how, seed + 1)
+    ids2, c2 = ids_of(b2, T2, V, seed), tensor((K2, b2, T2, i), dtype, how, seed + 2)
     expected, without_signs = (
-        torch.einsum("bti,kbtv,lnsi,nsv->kbln", x, c, e, one_hot(ids, V).double()).reshape(K * b, L * n)
-        for x, c, e in ((x.double(), c.double(), e.double()), (x.double().abs(), c.double().abs(), e.double().abs()))
+        torch.einsum("bti,kbtv,lnsi,nsv->kbln", x, c, c2, one_hot(ids2, V).double()).reshape(K * b, K2 * b2)
+        for x, c, c2 in ((x.double(), c.double(), c2.double()), (x.double().abs(), c.double().abs(), c2.double().abs()))
     )
     into, limit = DTYPES[dtype]
     with chunks_of(chunk):
-        got = gathered.cross_outer_gathered(x, c, ids, e, into)
-    assert got.shape == (K * b, L * n)
+        got = gathered.cross_outer_gathered(x, c, ids2, c2, into)
+    assert got.shape == (K * b, K2 * b2)
     assert error(got, expected, without_signs) < limit

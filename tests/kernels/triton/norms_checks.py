@@ -88,7 +88,7 @@ def test_lengths_not_finite_show() -> None:
 def test_lengths_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dispatch.TABLE, ("norms.pair", DEVICE), dispatch.TABLE["norms.pair", "cuda"])
     monkeypatch.setitem(torch_form.OUTER, "pair", None)
-    monkeypatch.setattr(torch_form, "outer_route", lambda e: "pair")
+    monkeypatch.setattr(torch_form, "outer_route", lambda e, known: "pair")
     x, c = make((2, 3, 5, 7), torch.float32, "offset", 0), make((2, 2, 3, 5, 4), torch.float32, "offset", 1)
     with dispatch.use_backend("triton"):
         got = torch_form.norms_outer(x, c, torch.float32)
