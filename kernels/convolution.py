@@ -48,7 +48,7 @@ class Window(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes that decide route and chunks: i and o are channels a group, q kernel offsets, P output pixels."""
+    """The sizes that decide route and chunks: i and o are channels per group, q kernel offsets, P output pixels."""
 
     K: int
     b: int
@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How many groups, inputs and outputs of the rows a chunk holds, and how many samples are unfolded at a time."""
+    """Groups, inputs and outputs that a chunk of the rows holds, and samples that are unfolded at a time."""
 
     groups: int
     i: int
@@ -76,7 +76,7 @@ def sizes(x: Tensor, c: Tensor, w: Window) -> Sizes:
 
 
 def steps(s: Sizes) -> Steps:
-    """Chunks of at most `cost.chunk()` elements, unless that would leave products of less than `COLUMNS` columns."""
+    """The largest steps whose chunks keep to `cost.chunk()`, but products of at least `COLUMNS` columns."""
     R = s.K * s.b
     group = max(1, R * s.i * s.o * s.q)
     if s.K == 1 and s.groups > 1 and group <= chunk():
@@ -119,7 +119,7 @@ def row_chunks(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[
 
 
 def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, device: str) -> bool:
-    """Whether the rows are best formed as one weight gradient whose groups are the samples."""
+    """Returns True if the rows are best formed as one weight gradient whose groups are the samples."""
     plain = s.K == 1 and w.groups == 1 and len(out) == 2 and {*w.stride, *w.dilation} == {1}
     # A plan is made on meta tensors.
     return plain and device in ("cpu", "meta") and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
@@ -186,7 +186,10 @@ def extent(s: Sizes) -> outer.Extent:
 
 
 def route(s: Sizes, constants: Constants | None = None) -> str:
-    """That of the outer product where it is one of pairs, whose unfolded operands are small then."""
+    """`"product"` or `"pairwise"` where the outer product takes that route, else `"rows"`.
+
+    The patches that pairs need are small then.
+    """
     name = outer.route(extent(s), constants)
     return name if name in ("product", "pairwise") else "rows"
 
@@ -197,7 +200,7 @@ def operations(route: str, s: Sizes) -> int:
 
 
 def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b], upper, of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the cheaper route.
+    """G [K b, K b], upper, of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the quicker route.
 
     Instead of the cotangent the input may be stacked, [K, b, ..] beside c of K = 1: a transposed convolution.
     """

@@ -59,7 +59,7 @@ def chunks_of(elements: int) -> Iterator[None]:
 
 
 def chunks_within(nbytes: float, itemsize: int = 4) -> AbstractContextManager[None]:
-    """The same for the largest chunks of which one takes at most `nbytes`, between `LEAST_CHUNK` and `CHUNK`."""
+    """`chunks_of` as many elements as `nbytes` hold, but at least `LEAST_CHUNK` and at most `CHUNK`."""
     return chunks_of(int(min(CHUNK, max(LEAST_CHUNK, nbytes / itemsize))))
 
 
@@ -89,7 +89,7 @@ def quickest(routes: Mapping[str, Estimate]) -> str:
 
 
 def kept(choose: Choice) -> Choice:
-    """`choose` with its results kept, per size of a chunk: it depends on nothing else but its arguments."""
+    """`choose` with its results kept, for a function that depends on its arguments and on `chunk()` alone."""
 
     @lru_cache(maxsize=4096)
     def found(_: int, *args: Hashable) -> str:
@@ -104,7 +104,7 @@ def kept(choose: Choice) -> Choice:
 
 @dataclass(frozen=True)
 class Prices:
-    """Seconds of the things that routes are made of, on a device and in a dtype with the constants `known`."""
+    """Seconds of what routes are made of: products, passes over memory and calls, by the constants `known`."""
 
     known: Constants
 
@@ -135,20 +135,15 @@ class Prices:
         return R / max(1, block_size(R, self.library))
 
     def passes(self, elements: float, calls: float) -> float:
-        """So many elements moved through memory, in so many calls."""
+        """Moving `elements` through memory, and making `calls`."""
         return elements / self.known.elements + calls * self.known.call
 
 
-def prices(device: str, dtype: torch.dtype) -> Prices:
-    """Those in force for a type of device and a dtype."""
-    return Prices(constants_of(device, dtype))
-
-
 def constants_of(device: str, dtype: torch.dtype) -> Constants:
-    """Those in force for a type of device and a dtype, without oneDNN's where PyTorch's own products are."""
+    """The constants in force for a type of device and a dtype (`in_force`)."""
     return in_force(measured(device, dtype))
 
 
 def in_force(known: Constants) -> Constants:
-    """The constants, without oneDNN's where it is not the library of the products."""
+    """`known`, without oneDNN's constants where oneDNN is not the library of large products."""
     return known if library() == "onednn" else known._replace(onednn_flops=0.0, onednn_call=0.0)

@@ -29,18 +29,14 @@ def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return _unique(place, len(used), c, dtype)
 
 
-def route(R: int, T: int, U: int, d: int, known: Constants | None = None) -> str:
+@kept
+def route(R: int, T: int, U: int, d: int, known: Constants) -> str:
     """The quicker route whose temporaries fit (`cost.quickest`): pairs for short sequences over many ids.
 
     Args:
         R, T, U, d: rows, positions, ids in use, numbers of a row of the table.
-        known: constants; by default those of the CPU in float32.
+        known: constants of the device and the dtype.
     """
-    return _quickest(R, T, U, d, known or constants_of("cpu", torch.float32))
-
-
-@kept
-def _quickest(R: int, T: int, U: int, d: int, known: Constants) -> str:
     return quickest({name: estimate(name, R, T, U, d, known) for name in ESTIMATES})
 
 

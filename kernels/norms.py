@@ -1,10 +1,10 @@
 """Squared lengths of rows: the diagonal of the Gram matrix alone, for every kind of factor.
 
-    outer     pair    sum_ts (x_nt.x_ns)(c_nt.c_ns)    2 b T^2 i + 2 R T^2 o operations a group
-              rows    |J_r|^2, J formed in chunks       2 R T i o
+    outer     pair    sum_ts (x_nt.x_ns)(c_nt.c_ns)    2 b T^2 i + 2 R T^2 o operations per group
+              rows    |J_r|^2, J formed in chunks      2 R T i o
     gathered  sums over equal ids of one sample        2 R T d
     rows      one pass over them                       2 R d
-    convolution  |J_r|^2, J formed in chunks            2 R P i o q    (P output pixels, q kernel offsets)
+    convolution  |J_r|^2, J formed in chunks           2 R P i o q    (P output pixels, q kernel offsets)
 
 Source: "ghost norms", Goodfellow 2015 (arXiv:1510.01799) for T = 1, Li et al. 2022 (arXiv:2110.05679) for T > 1.
 """
@@ -19,6 +19,9 @@ from gramjd.kernels.convolution import Window, row_chunks, unstacked
 from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.outer import Extent, extent, outer_rows
 from gramjd.kernels.symmetric import even
+
+# From so many multiply-adds on PyTorch calls a library for each product of a batch.
+LOOPED = 400
 
 
 def norms_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,6 +62,11 @@ def estimate(route: str, e: Extent, known: Constants) -> Estimate:
     return found._replace(seconds=e.g * found.seconds)
 
 
+def _calls(products: int, operations: int) -> float:
+    """Calls that a batch takes beside its multiply-adds: `products` of so many `operations` each."""
+    return products / 12 if operations >= LOOPED else 0.0
+
+
 def _paired(K: int, b: int, T: int) -> int:
     """Samples whose positions are paired at a time."""
     return even(b, chunk() // max(1, (K + 1) * T * T))
@@ -69,7 +77,8 @@ def _estimate_pair(e: Extent, p: Prices) -> Estimate:
     strips = -(-e.b // step)
     R, pairs = e.K * e.b, e.T * e.T
     work = p.batch(e.b, e.T, e.T, e.i) + p.batch(R, e.T, e.T, e.o)
-    return Estimate(work + p.passes(4 * R * pairs, 12 * strips), step * (e.K + 1) * pairs)
+    calls = 12 * strips + _calls(e.b, pairs * e.i) + _calls(R, pairs * e.o)
+    return Estimate(work + p.passes(4 * R * pairs, calls), step * (e.K + 1) * pairs)
 
 
 def _formed(K: int, b: int, i: int, o: int) -> tuple[int, int]:
@@ -83,7 +92,8 @@ def _estimate_rows(e: Extent, p: Prices) -> Estimate:
     chunks = -(-e.b // samples) * -(-e.o // outputs)
     R = e.K * e.b
     work = chunks * p.batch(samples, e.K * outputs, e.i, e.T)
-    return Estimate(work + p.passes(3 * R * e.o * (e.i + e.T), 15 * chunks), e.K * samples * e.i * outputs)
+    calls = chunks * (15 + _calls(samples, e.K * outputs * e.i * e.T))
+    return Estimate(work + p.passes(3 * R * e.o * (e.i + e.T), calls), e.K * samples * e.i * outputs)
 
 
 ESTIMATES = {"pair": _estimate_pair, "rows": _estimate_rows}

@@ -2,11 +2,11 @@
 
     J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T per group g,    G[(k,n), (l,m)] = <J_(k,n), J_(l,m)>
 
-with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one result:
+with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Four routes with one result:
 
-    product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations a group
+    product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations per group
     pairwise  tiles of both   sum_ts (x_nt.x_ms)(c_nt.c_ms)         2 (b T)^2 i + 2 (R T)^2 o
-    rows      chunks of J      J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
+    rows      chunks of J     J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
     shared    b = 1           <c_k, (X X^T) c_l>                    2 T^2 i + 2 R T^2 o + 2 R^2 T o
 """
 
@@ -142,7 +142,7 @@ def gram_outer(
     dtype: torch.dtype,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """G [K b, K b], upper, by the quickest route whose temporaries keep to `cost.chunk()`, accumulated in `dtype`.
+    """G [K b, K b], upper, by the quickest route whose temporaries fit, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
@@ -153,7 +153,7 @@ def gram_outer(
 
 
 def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b], upper, by a route of `ROUTES`, in the form that the backend in force has for the device."""
+    """G [K b, K b], upper, by a route of `ROUTES`: the kernel if the backend in force has one, or the torch form."""
     kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
     return kernel(x, c, dtype)
 

@@ -3,7 +3,7 @@
     sum over k, n of w_(k,n) J_(k,n),    J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T
 
 The weights go into the cotangents and the K stacked rows are added before the product, so there is one product of the
-size of a plain weight gradient: 2 b T i o operations a group, after one pass over the K b T o cotangents.
+size of a plain weight gradient: 2 b T i o operations per group, after one pass over the K b T o cotangents.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _lengthened(above: Tensor, below: Tensor, kernel: Sequence[int], options: di
 
 
 def _apart(kernel: Sequence[int], options: dict[str, Any]) -> int:
-    """How many dimensions in front are as good as samples: a batch without a batch axis comes as one of them."""
+    """Leading dimensions that the kernel leaves alone, as it does samples: a batch without a batch axis is one."""
     moves = zip(kernel, options["stride"], options["padding"], strict=True)
     trivial = [move == (1, 1, 0) for move in moves]
     return min(trivial.index(False) if False in trivial else len(trivial), len(trivial) - 1)

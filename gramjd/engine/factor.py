@@ -260,7 +260,7 @@ class Gathered(Factor):
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         K, b, T, d = self.c.shape
         R, U = K * b, len(torch.unique(self.ids))
-        name = gathered.route(R, T, U, d)
+        name = gathered.route(R, T, U, d, cost.constants_of(device, dtype))
         return name, 2 * ((R * T) ** 2 if name == "pairwise" else R * R * U) * d
 
     def samples(self) -> tuple[int, int]:

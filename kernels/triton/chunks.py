@@ -3,7 +3,7 @@
     J_(k,n)[o, i] = sum_t c_(k,n,t,o) x_(n,t,i)    for a tile of o and i and for all rows at once,  then  G += J J^T
 
 A program keeps the tile of every row in registers, so the rows must be few; it reads x and c once for each tile, which
-takes T (1/BI + 1/BO) numbers a number of J where a trip of J through memory takes two. Beyond `FEW_ROWS` and
+takes T (1/BI + 1/BO) numbers per number of J where a trip of J through memory takes two. Beyond `FEW_ROWS` and
 `FEW_POSITIONS` the chunks go through memory, as in the torch route, which is called then.
 """
 
@@ -43,7 +43,7 @@ def chunks(
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr,
     WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """G over part 0 of the tiles of J."""
+    """G from the tiles of J in part program_id(0) of them."""
     row = tl.arange(0, ROWS)
     live_row = (row < R)[:, None, None]
     x_row = x + ((row % b).to(tl.int64) * stride_xb)[:, None, None]

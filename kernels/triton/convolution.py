@@ -4,7 +4,7 @@
 
 A program forms a tile of J for one sample and group, over all output pixels p or over a part of them; the outputs of
 all K stacked rows share the patches it reads. It reads x at shifted addresses, and zero where they leave the image:
-P (1/BO + 1/BQ) numbers a number of J, mostly from cache, where unfolding would write and read b g i q P numbers. J is
+P (1/BO + 1/BQ) numbers per number of J, mostly from cache, where unfolding would write and read b g i q P numbers. J is
 written once, in chunks that stay in the cache of a GPU. 2 R P g i q o operations, and R^2 g i q o for its products.
 """
 
@@ -62,7 +62,10 @@ def gradients(
     stride_ck, stride_cb, stride_cg, stride_co, stride_ch, stride_cw,
     BLOCK_O: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Tile (1, part of 0) of the gradients [K O, I Q] of one sample and group over one part of the pixels."""
+    """A tile of the gradients [K O, I Q] of one sample and group over one part of the pixels.
+
+    program_id(1) is the tile's row, and program_id(0) counts columns, groups, samples and parts.
+    """
     tiles = tl.cdiv(I * Q, BLOCK_Q)
     column = tl.program_id(0) % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
     row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)

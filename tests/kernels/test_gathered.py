@@ -78,8 +78,8 @@ def test_no_id_in_common(name: str) -> None:
 
 def test_routes_by_cost() -> None:
     """Short sequences over many ids are compared; long ones over few are added up."""
-    assert gathered.route(4, 2, 8, 512) == gathered.route(4, 2, 8, 512, CPU) == "pairwise"
-    assert gathered.route(64, 512, 100, 64) == gathered.route(64, 512, 100, 64, CPU) == "unique"
+    assert gathered.route(4, 2, 8, 512, CPU) == "pairwise"
+    assert gathered.route(64, 512, 100, 64, CPU) == "unique"
 
 
 @given(st.tuples(*[st.integers(1, n) for n in (64, 40, 600, 600)]))

@@ -15,7 +15,7 @@ from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds
 from tests.kernels.triton.checks import DEVICE, DTYPES, dtypes, few, guarded, make, sizes
 
-TINY = {"BLOCK_R": 16, "BLOCK_S": 16, "BLOCK_D": 32}
+TINY = {"BLOCK_R": 16, "BLOCK_R2": 16, "BLOCK_D": 32}
 FLOAT = (torch.float32,) * 4
 
 
