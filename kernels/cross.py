@@ -79,7 +79,7 @@ def _estimate_pairwise(e: Extent, e2: Extent, p: Prices) -> Estimate:
     strips = -(-e.b // step)
     M, N = step * e.T, e2.b * e2.T
     work = strips * (p.product(M, N, e.i) + p.product(e.K * M, e2.K * N, e.o))
-    passes = p.passes(5 * strips * e.K * M * e2.K * N, 10 + 15 * strips)
+    passes = p.passes(5 * strips * e.K * M * e2.K * N, 10 + 18 * strips)
     return Estimate(work + passes, M * N * (e.K * e2.K + 1))
 
 
@@ -93,7 +93,7 @@ def _estimate_rows(e: Extent, e2: Extent, p: Prices) -> Estimate:
     chunks = -(-e.o // o)
     formed = p.batch(e.b, e.K * o, e.i, e.T) + p.batch(e2.b, e2.K * o, e.i, e2.T)
     work = chunks * (formed + p.product(R, R2, o * e.i))
-    passes = p.passes(4 * (R + R2) * e.i * e.o, 10 + 20 * chunks)
+    passes = p.passes(4 * (R + R2) * e.i * e.o, 8 + 18 * chunks)
     return Estimate(work + passes, (R + R2) * e.i * o)
 
 
