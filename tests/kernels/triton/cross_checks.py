@@ -22,8 +22,8 @@ FLOAT = (torch.float32,) * 4
 def operands(
     shape: tuple[int, ...], kinds: tuple[torch.dtype, ...], how: tuple[str, ...], seed: int = 0
 ) -> list[Tensor]:
-    g, i, o, K, b, L, n = shape
-    wanted = ((g, b, 1, i), (K, g, b, 1, o), (g, n, 1, i), (L, g, n, 1, o))
+    g, i, o, K, b, K2, b2 = shape
+    wanted = ((g, b, 1, i), (K, g, b, 1, o), (g, b2, 1, i), (K2, g, b2, 1, o))
     return [make(size, kinds[k], how[k], seed + k) for k, size in enumerate(wanted)]
 
 
