@@ -7,7 +7,7 @@ They are used after `gramjd.kernels.cost.load()`, or `load(path)`, on this kind 
 library computes large float32 products: oneDNN where it was `MARGIN` times as fast as PyTorch's own choice.
 
 Everything is measured in `PASSES` passes, of which the best counts. Nothing is written where two passes differ by more
-than a factor of `AGREE`, or where the numbers make no sense beside each other: the machine is busy then.
+than a factor of `AGREE`, or where one number is implausible beside another: the machine is busy then.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def best(passes: Sequence[Timings], what: str) -> Timings:
 
 
 def check_plausible(device: str, of: Mapping[str, Constants]) -> None:
-    """Numbers that make sense beside each other.
+    """Check that the ratios of the numbers lie within `PLAUSIBLE`.
 
     Raises:
-        GramjdError: they do not.
+        GramjdError: one does not.
     """
     for name, ratio in _ratios(device, of):
         low, high = PLAUSIBLE[name]
@@ -141,13 +141,13 @@ def _ratios(device: str, of: Mapping[str, Constants]) -> Iterator[tuple[str, flo
 
 
 def size_for(device: str) -> int:
-    """The size of a large product."""
+    """Rows and columns of the matrices of a large product."""
     return LARGE if device == "cpu" else 8 * LARGE
 
 
 def moved(device: str) -> int:
-    """The elements that are moved."""
-    return cost.SLAB // 2 if device == "cpu" else 64 * cost.SLAB
+    """Elements that are moved through memory in the timed piece."""
+    return cost.CHUNK // 2 if device == "cpu" else 64 * cost.CHUNK
 
 
 def time_all(device: str, dtype: torch.dtype, seconds: float) -> Timings:

@@ -1,10 +1,10 @@
-"""Gram matrix of the rows of a convolution's weight, in slabs of rows that stay in cache.
+"""Gram matrix of the rows of a convolution's weight, in chunks of rows that stay in cache.
 
     J_(k,n)[g, o, i, q] = sum_p c_(k,n)[g, o, p] x_n[g, i, p stride + q dilation - padding]
 
 (q kernel offsets, p the P output pixels; R = K b rows.) Routes:
 
-    rows      slabs of J, then J J^T      2 R P g i q o + 2 R^2 g i q o operations
+    rows      chunks of J, then J J^T      2 R P g i q o + 2 R^2 g i q o operations
     pairwise  as an outer product over P positions of i q inputs and o outputs, for few pixels: see `outer`
 
 The q-fold patch matrix is never formed whole, but for some inputs and samples at a time: they stay in cache, where
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch, outer
-from gramjd.kernels.cost import Constants, constants_of, slab
+from gramjd.kernels.cost import Constants, chunk, constants_of
 from gramjd.kernels.patches import padded, patches
 from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
 
@@ -48,7 +48,7 @@ class Window(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes that decide route and chunks: i and o are channels a group, q kernel offsets, P output pixels."""
+    """The sizes that decide route and chunks: i and o are channels per group, q kernel offsets, P output pixels."""
 
     K: int
     b: int
@@ -59,8 +59,8 @@ class Sizes(NamedTuple):
     P: int
 
 
-class Chunk(NamedTuple):
-    """How many groups, inputs and outputs a slab has, and how many samples are unfolded at a time."""
+class Steps(NamedTuple):
+    """Groups, inputs and outputs that a chunk of the rows holds, and samples that are unfolded at a time."""
 
     groups: int
     i: int
@@ -75,17 +75,17 @@ def sizes(x: Tensor, c: Tensor, w: Window) -> Sizes:
     return Sizes(K, b, w.groups, i, o, math.prod(w.kernel), math.prod(c.shape[3:]))
 
 
-def chunks(s: Sizes) -> Chunk:
-    """Slabs of at most `cost.slab()` elements, unless that would leave products of less than `COLUMNS` columns."""
+def steps(s: Sizes) -> Steps:
+    """The largest steps whose chunks keep to `cost.chunk()`, but products of at least `COLUMNS` columns."""
     R = s.K * s.b
     group = max(1, R * s.i * s.o * s.q)
-    if s.K == 1 and s.groups > 1 and group <= slab():
-        g, i, o = even(s.groups, slab() // group), s.i, s.o
+    if s.K == 1 and s.groups > 1 and group <= chunk():
+        g, i, o = even(s.groups, chunk() // group), s.i, s.o
     else:
         g = 1
-        i = even(s.i, max(-(-COLUMNS // s.q), slab() // max(1, R * s.o * s.q)))
-        o = even(s.o, max(COLUMNS, slab() // max(1, R * i * s.q)))
-    return Chunk(g, i, o, even(s.b, slab() // max(1, g * i * s.q * s.P)))
+        i = even(s.i, max(-(-COLUMNS // s.q), chunk() // max(1, R * s.o * s.q)))
+        o = even(s.o, max(COLUMNS, chunk() // max(1, R * i * s.q)))
+    return Steps(g, i, o, even(s.b, chunk() // max(1, g * i * s.q * s.P)))
 
 
 def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,39 +95,43 @@ def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(0, 1), c.expand(x.shape[0], *c.shape[1:]).flatten(0, 1)[None]
 
 
-def row_slabs(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[list[Tensor]]:
+def row_chunks(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[list[Tensor]]:
     """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next.
 
     Some samples of J after the other, as they come: to put them together would cost as much as a part of the products.
     """
     s = sizes(x, c, w)
-    n = chunks(s)
+    n = steps(s)
     cotangents = c.detach().reshape(s.K, s.b, s.groups, s.o, s.P)
     if as_groups(s, w, c.shape[3:], dtype, c.device.type):
-        yield from _grouped_slabs(x.detach(), c.detach()[0].to(dtype), s, w)
+        yield from _grouped_chunks(x.detach(), c.detach()[0].to(dtype), s, w)
         return
     J = torch.empty(s.b * n.groups * s.K * n.o * n.i * s.q, dtype=dtype, device=c.device)
     for g in range(0, s.groups, n.groups):
         for i in range(0, s.i, n.i):
             inputs = x.detach()[:, g * s.i + i : g * s.i + min(i + n.i, s.i) + (min(n.groups, s.groups - g) - 1) * s.i]
             for o in range(0, s.o, n.o):
-                yield [_slab(inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J)]
+                yield [
+                    _chunk_of_rows(
+                        inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J
+                    )
+                ]
 
 
 def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, device: str) -> bool:
-    """Whether the rows are best formed as one weight gradient whose groups are the samples."""
+    """Returns True if the rows are best formed as one weight gradient whose groups are the samples."""
     plain = s.K == 1 and w.groups == 1 and len(out) == 2 and {*w.stride, *w.dilation} == {1}
     # A plan is made on meta tensors.
     return plain and device in ("cpu", "meta") and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
 
 
-def _grouped_slabs(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[Tensor]]:
+def _grouped_chunks(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[Tensor]]:
     """Parts J [b, columns] of the rows from x [b, i, h, w] and c [b, o, h', w']."""
-    most = slab() // 2  # for the rows of all samples, beside a call's operands and copies
+    most = chunk() // 2  # for the rows of all samples, beside a call's operands and copies
     step_o = in_blocks(s.o, most // max(1, s.b * min(s.i, BLOCK) * s.q))
     step_i = in_blocks(s.i, most // max(1, s.b * step_o * s.q))
     sample = step_i * math.prod(x.shape[2:]) + step_o * s.P + COPIES * step_i * step_o * s.q
-    samples = even(s.b, slab() // max(1, sample))
+    samples = even(s.b, chunk() // max(1, sample))
     for i in range(0, s.i, step_i):
         for o in range(0, s.o, step_o):
             inputs, outputs = x[:, i : i + step_i].split(samples), c[:, o : o + step_o].split(samples)
@@ -163,7 +167,7 @@ def _weight_gradients(x: Tensor, c: Tensor, w: Window) -> Tensor:
     return rows.view(b, -1)
 
 
-def _slab(x: Tensor, c: Tensor, w: Window, out: Sequence[int], samples: int, J: Tensor) -> Tensor:
+def _chunk_of_rows(x: Tensor, c: Tensor, w: Window, out: Sequence[int], samples: int, J: Tensor) -> Tensor:
     K, b, g, o, P = c.shape
     columns = x.shape[1] // g * math.prod(w.kernel)
     J = J[: b * g * K * o * columns].view(b * g, K * o, columns)
@@ -182,7 +186,10 @@ def extent(s: Sizes) -> outer.Extent:
 
 
 def route(s: Sizes, constants: Constants | None = None) -> str:
-    """That of the outer product where it is one of pairs, whose unfolded operands are small then."""
+    """`"product"` or `"pairwise"` where the outer product takes that route, else `"rows"`.
+
+    The patches that pairs need are small then.
+    """
     name = outer.route(extent(s), constants)
     return name if name in ("product", "pairwise") else "rows"
 
@@ -193,7 +200,7 @@ def operations(route: str, s: Sizes) -> int:
 
 
 def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b], upper, of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the cheaper route.
+    """G [K b, K b], upper, of x [b, groups i, *spatial] and c [K, b, groups o, *out] by the quicker route.
 
     Instead of the cotangent the input may be stacked, [K, b, ..] beside c of K = 1: a transposed convolution.
     """
@@ -207,11 +214,11 @@ def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Ten
 
 
 def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b], upper, from slabs of the rows, for arguments as above but stacked inputs."""
+    """G [K b, K b], upper, from chunks of the rows, for arguments as above but stacked inputs."""
     s = sizes(x, c, w)
     R = s.K * s.b
     G = torch.zeros(R, R, dtype=dtype, device=c.device)
-    for parts in row_slabs(x, c, w, dtype):
+    for parts in row_chunks(x, c, w, dtype):
         add_gram_of_parts(G, parts)
     return G if s.K == 1 else mirrored(G).view(s.b, s.K, s.b, s.K).permute(1, 0, 3, 2).reshape(R, R)
 

@@ -29,9 +29,11 @@ LIBRARIES = ("torch", "onednn")
 
 
 class Constants(NamedTuple):
-    """One device and dtype: operations per second at best, the size that halves it, elements moved per second, a call.
+    """What was measured of one device and dtype.
 
-    And the operations per second and the call of oneDNN; 0 where it is not used or was not measured.
+    In this order: operations per second of large products, the size of a matrix that halves them, elements moved
+    through memory per second, seconds per call; then operations per second and seconds per call of oneDNN, which are 0
+    where it is not used or was not measured.
     """
 
     flops: float
@@ -55,17 +57,17 @@ class Measured(NamedTuple):
     about: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """The form that is written to a file."""
         named = {"about": self.about, "cpu": self.cpu and self.cpu._asdict(), "gpu": self.gpu}
         plain = {device: {dtype: c._asdict() for dtype, c in of.items()} for device, of in self.devices.items()}
         return {name: value for name, value in named.items() if value} | {"products": self.products, "devices": plain}
 
 
 def parsed(data: Any) -> Measured:
-    """The content of one file.
+    """The content of a file, from its JSON.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is not of that form, or a number makes no sense.
+        KeyError, TypeError, ValueError, AttributeError: it is not of that form, or a number is out of range.
     """
     devices = {device: {dtype: Constants(**c) for dtype, c in of.items()} for device, of in data["devices"].items()}
     for constants in (c for of in devices.values() for c in of.values()):
@@ -100,7 +102,7 @@ def user_file() -> Path:
 
 
 def load(path: Path | None = None) -> None:
-    """From now on use the constants and the choice of products in `path` (default: `user_file()`).
+    """Use, from now on, the constants and the choice of products in `path` (default: `user_file()`).
 
     Devices and dtypes that the file does not have keep their constants. A later call replaces an earlier one.
 

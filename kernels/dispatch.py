@@ -1,16 +1,16 @@
-"""Which implementation of an operation runs: its torch form, or one made for the device its tensors are on.
+"""The choice between implementations of an operation: its torch form, or a kernel for the device of its tensors.
 
     with gramjd.kernels.use_backend("triton"):
         gramjd.gram_backward(losses)
 
-| backend | takes |
+| backend | runs |
 |---|---|
 | `"torch"` | the torch form of every operation |
 | `"triton"` | the kernel of every operation that has one; `BackendError` where it cannot run |
 | `"auto"` | the kernel where it can run and was measured to beat the torch form on a GPU, the torch form elsewhere |
 | `"onednn"` | the torch form of every operation, with large float32 products on a CPU by oneDNN |
 
-`products` says which library computes large products on a CPU in `"auto"` and `"triton"`.
+The library of large products on a CPU in `"auto"` and `"triton"` is explained in `products`.
 
 Modules that need Triton are imported when one of their kernels is first used, and never for tensors on a CPU.
 """
@@ -34,7 +34,7 @@ BACKENDS = ("auto", "torch", "onednn", "triton")
 TABLE: dict[tuple[str, str], str] = {
     ("outer.product", "cuda"): "gramjd.kernels.triton.symmetric:product",
     ("outer.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:pairwise",
-    ("outer.rows", "cuda"): "gramjd.kernels.triton.slabs:rows",
+    ("outer.rows", "cuda"): "gramjd.kernels.triton.chunks:rows",
     ("cross.product", "cuda"): "gramjd.kernels.triton.cross:product",
     ("norms.pair", "cuda"): "gramjd.kernels.triton.norms:pair",
     ("gathered.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:gathered",
@@ -77,7 +77,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def chosen(backend: str | None) -> AbstractContextManager[None]:
-    """`use_backend(backend)`, or for None what is in force already."""
+    """`use_backend(backend)`; for None the backend in force stays."""
     return nullcontext() if backend is None else use_backend(backend)
 
 
@@ -128,7 +128,7 @@ def _short(dtype: torch.dtype) -> str:
 
 @functools.cache
 def _without_triton() -> str | None:
-    """Why Triton's kernels cannot be compiled, if so."""
+    """The reason why Triton's kernels cannot be compiled, or None."""
     try:
         found: str = importlib.import_module("triton").__version__
     except ImportError:

@@ -1,4 +1,4 @@
-"""What CPU this is, as the operating system states it: the key under which measured constants are kept.
+"""The kind of CPU, as the operating system states it: the key under which measured constants are kept.
 
 Read once per process, from `/proc/cpuinfo` or from what `platform` offers, and from no environment variable.
 """
@@ -29,7 +29,7 @@ class Cpu(NamedTuple):
     model: int = 0
 
     def __str__(self) -> str:
-        """The short name."""
+        """Vendor, family and model in short."""
         vendor = VENDORS.get(self.vendor, self.vendor)
         return f"{vendor} family {self.family} model {self.model}" if self.family else vendor
 
@@ -67,7 +67,7 @@ def of_cpuinfo(text: str) -> Cpu | None:
 
 
 def of_platform(processor: str, machine: str) -> Cpu:
-    """From `platform.processor()` and `platform.machine()`.
+    """The CPU that `platform.processor()` and `platform.machine()` describe.
 
     >>> of_platform("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", "AMD64")
     Cpu(vendor='AuthenticAMD', family=25, model=17)
@@ -81,7 +81,7 @@ def of_platform(processor: str, machine: str) -> Cpu:
 
 
 def _number(text: str | None) -> int:
-    """0 for what is no number."""
+    """The number in `text`, or 0 where there is none."""
     try:
         return int(text or "0", 0)
     except ValueError:

@@ -2,28 +2,138 @@
 
     J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T per group g,    G[(k,n), (l,m)] = <J_(k,n), J_(l,m)>
 
-with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Three routes with one result:
+with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Four routes with one result:
 
-    product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations a group
+    product   T = 1           sum_g (C C^T) * (X X^T)               2 b^2 i + 2 R^2 o operations per group
     pairwise  tiles of both   sum_ts (x_nt.x_ms)(c_nt.c_ms)         2 (b T)^2 i + 2 (R T)^2 o
-    rows      slabs of J      J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
+    rows      chunks of J     J J^T, J built for some outputs       2 R T i o + 2 R^2 i o
     shared    b = 1           <c_k, (X X^T) c_l>                    2 T^2 i + 2 R T^2 o + 2 R^2 T o
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from gramjd.kernels import dispatch
-from gramjd.kernels.cost import Extent, constants_of, extent, operations, pairs, route, slab, tile
+from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.products import add_product, product
-from gramjd.kernels.symmetric import add_gram, gram, mirrored
+from gramjd.kernels.symmetric import add_gram, even, gram, mirrored
 
-__all__ = ["ROUTES", "TILE_COST", "Extent", "extent", "gram_outer", "operations", "outer_rows", "route"]
 
-# Moving one element of a pair tile through memory costs about as much as this many multiply-adds.
-TILE_COST = 24
+class Extent(NamedTuple):
+    """The sizes that decide the route: x [g, b, T, i] and c [K, g, b, T, o]."""
+
+    g: int
+    K: int
+    b: int
+    T: int
+    i: int
+    o: int
+
+
+def extent(x: Tensor, c: Tensor) -> Extent:
+    """Sizes of x [g, b, T, i] and c [K, g, b, T, o]."""
+    g, b, T, i = x.shape
+    return Extent(g, c.shape[0], b, T, i, c.shape[-1])
+
+
+def operations(route: str, e: Extent) -> int:
+    """Multiply-adds of a route, as if nothing were saved by symmetry but whole pairs of samples."""
+    R = e.K * e.b
+    return (
+        e.g
+        * {
+            "product": e.b * e.b * e.i + R * R * e.o,
+            "pairwise": ((e.b * e.T) ** 2 * e.i + (R * e.T) ** 2 * e.o) // 2,
+            "rows": R * e.T * e.i * e.o + R * R * e.i * e.o,
+            "shared": e.T**2 * e.i + R * e.T**2 * e.o + R * R * e.T * e.o,
+        }[route]
+    )
+
+
+def options(e: Extent) -> tuple[str, ...]:
+    """The routes that apply; one position leaves no choice."""
+    return ("product",) if e.T == 1 else ("rows", "shared") if e.b == 1 else ("rows", "pairwise")
+
+
+def route(e: Extent, constants: Constants | None = None) -> str:
+    """The quickest route whose temporaries fit (`cost.quickest`); constants: by default those of the CPU in float32.
+
+    >>> route(Extent(g=1, K=1, b=32, T=4, i=512, o=512))
+    'pairwise'
+    """
+    return "product" if e.T == 1 else _quickest(e, constants or constants_of("cpu", torch.float32))
+
+
+@kept
+def _quickest(e: Extent, known: Constants) -> str:
+    return quickest({name: estimate(name, e, known) for name in options(e)})
+
+
+def estimate(route: str, e: Extent, known: Constants) -> Estimate:
+    """What a route takes; a function of its arguments and `cost.chunk()` alone."""
+    found = ESTIMATES[route](e, Prices(known))
+    return found._replace(seconds=e.g * found.seconds)
+
+
+def tile(e: Extent) -> tuple[int, int]:
+    """Outputs and inputs of a chunk of rows: near a square, as narrow products are slow."""
+    room = max(1, chunk() // max(1, e.K * e.b))
+    side = max(1, math.isqrt(room))
+    o = even(e.o, max(side, room // max(1, e.i)))
+    i = even(e.i, max(1, room // o))
+    return o, i
+
+
+def pairs(e: Extent) -> int:
+    """Samples of a strip of pairs: enough for a fast product, few enough that half of the pairs are left out."""
+    room = chunk() // max(1, e.K * e.K * e.T * e.T * e.b)
+    return even(e.b, max(1, min(room, -(-64 // (e.K * e.T)), e.b)))
+
+
+def _estimate_product(e: Extent, p: Prices) -> Estimate:
+    R = e.K * e.b
+    work = p.product(e.b, e.b, e.i) + p.gram(R, e.o)
+    return Estimate(work + p.passes(3 * R * R, 4), R * R + e.b * e.b)
+
+
+def _estimate_pairwise(e: Extent, p: Prices) -> Estimate:
+    step = pairs(e)
+    strips = -(-e.b // step)
+    share = (1 + 1 / strips) / 2
+    M, N = step * e.T, e.b * e.T
+    work = strips * share * (p.product(M, N, e.i) + p.product(e.K * M, e.K * N, e.o))
+    passes = p.passes(5 * share * (e.K * N) ** 2, 60 + 15 * strips)
+    return Estimate(work + passes, M * N * (e.K * e.K + 1))
+
+
+def _estimate_rows(e: Extent, p: Prices) -> Estimate:
+    R = e.K * e.b
+    o, i = tile(e)
+    chunks = -(-e.o // o) * -(-e.i // i)
+    work = chunks * (p.batch(R, o, i, e.T) + p.gram(R, o * i))
+    passes = p.passes(4 * R * e.i * e.o, 28 + chunks * (6 + 2 * e.K + p.blocks(R)))
+    return Estimate(work + passes, R * o * i)
+
+
+def _estimate_shared(e: Extent, p: Prices) -> Estimate:
+    moved = e.K * e.b * e.T * e.o
+    R = e.K * e.b
+    work = p.product(e.T, e.T, e.i) + p.batch(R, e.T, e.o, e.T) + p.product(R, R, e.T * e.o)
+    passes = p.passes(e.T**2 + 3 * moved, 24 + 5 * moved / chunk())
+    return Estimate(work + passes, e.T * e.T + max(e.T * e.o, chunk()))
+
+
+ESTIMATES = {
+    "product": _estimate_product,
+    "pairwise": _estimate_pairwise,
+    "rows": _estimate_rows,
+    "shared": _estimate_shared,
+}
 
 
 def gram_outer(
@@ -32,7 +142,7 @@ def gram_outer(
     dtype: torch.dtype,
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """G [K b, K b], upper, by the quickest route whose temporaries keep to `cost.slab()`, accumulated in `dtype`.
+    """G [K b, K b], upper, by the quickest route whose temporaries fit, accumulated in `dtype`.
 
     `known`: a matrix and its Gram matrix, which is used instead of a product if the matrix is C itself, in memory too.
     """
@@ -44,7 +154,7 @@ def gram_outer(
 
 
 def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    """G [K b, K b], upper, by a route of `ROUTES`, in the form that the backend in force has for the device."""
+    """G [K b, K b], upper, by a route of `ROUTES`: the kernel if the backend in force has one, or the torch form."""
     kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
     return kernel(x, c, dtype)
 
@@ -67,12 +177,6 @@ def _times_inner(grams: Tensor, x: Tensor, K: int, dtype: torch.dtype) -> Tensor
     b = len(X)
     inner = gram(X)
     return inner.mul_(grams) if K == 1 else (grams.view(K, b, K, b) * mirrored(inner)[:, None, :]).view(K * b, K * b)
-
-
-def gram_outer_reference(x: Tensor, c: Tensor) -> Tensor:
-    """The definition, in float64."""
-    J = torch.einsum("gbti,kgbto->kbgoi", x.double(), c.double()).reshape(c.shape[0] * x.shape[1], -1)
-    return J @ J.T
 
 
 def _product(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,13 +218,13 @@ def _rows(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     g, K, b, _, i, o = extent(x, c)
     G = torch.zeros(K * b, K * b, dtype=dtype, device=c.device)
     outputs, inputs = tile(extent(x, c))
-    slab = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
+    memory = torch.empty(K * b * outputs * inputs, dtype=dtype, device=c.device)
     for group in range(g):
         for lo in range(0, o, outputs):
             left = c[:, group, :, :, lo : lo + outputs].to(dtype).mT
             for at in range(0, i, inputs):
                 right = x[group, :, :, at : at + inputs].to(dtype)
-                J = slab[: K * b * left.shape[2] * right.shape[2]].view(K, b, left.shape[2], -1)
+                J = memory[: K * b * left.shape[2] * right.shape[2]].view(K, b, left.shape[2], -1)
                 for k in range(K):
                     torch.bmm(left[k], right, out=J[k])
                 add_gram(G, J.view(K * b, -1))
@@ -141,7 +245,7 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         X = x[group, 0].to(dtype)
         C = c[:, group, 0].to(dtype)
         S = product(X, X.T)
-        step = max(1, slab() // max(1, T * o))
+        step = max(1, chunk() // max(1, T * o))
         for lo in range(0, K, step):
             moved = torch.matmul(S, C[lo : lo + step]).reshape(-1, T * o)
             add_product(G[lo : lo + step], moved, C.reshape(K, T * o).T)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Elements of the patch matrix formed at a time.
-CHUNK = 1 << 20
+from gramjd.kernels.cost import chunk
 
 
 def patches(
@@ -75,7 +74,7 @@ def convolution_rows(
     other = c.to(dtype).reshape(c.shape[0], b, groups, o, P)
     J = torch.empty(K, b, groups, o, i * q, dtype=dtype, device=c.device)
     view = patches(source, kernel, out, stride, dilation)
-    step = max(1, CHUNK // max(1, source.shape[1] * q * P))
+    step = max(1, chunk() // max(1, source.shape[1] * q * P))
     for k in range(x.shape[0] if stacked else 1):
         for lo in range(0, b, step):
             part = slice(lo, min(b, lo + step))
@@ -84,14 +83,3 @@ def convolution_rows(
             rows = torch.bmm(left, columns.mT).view(-1, groups, other.shape[0], o, i * q).permute(2, 0, 1, 3, 4)
             (J[k : k + 1] if stacked else J)[:, part] = rows
     return J
-
-
-def convolution_rows_reference(x: Tensor, c: Tensor, weight_shape: Sequence[int], **options: object) -> Tensor:
-    """The definition: one float64 backward of the convolution a row."""
-    rows = []
-    for cotangent in c.double().flatten(0, 0):
-        for n in range(x.shape[0]):
-            weight = torch.zeros(*weight_shape, dtype=torch.float64, requires_grad=True)
-            y = torch.convolution(x[n : n + 1].double(), weight, None, **options)  # type: ignore[arg-type]
-            rows.append(torch.autograd.grad(y, weight, cotangent[n : n + 1])[0])
-    return torch.stack(rows).view(c.shape[0], x.shape[0], *weight_shape)

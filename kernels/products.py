@@ -1,4 +1,4 @@
-"""Products of two matrices, by the one of PyTorch's CPU libraries that was chosen.
+"""Products of two matrices, by one of PyTorch's two CPU libraries.
 
 PyTorch multiplies float32 matrices by MKL, which leaves half of what AVX-512 can do unused on some CPUs that Intel did
 not make. oneDNN, which PyTorch brings for convolutions, was 2.2 times as fast on an AMD EPYC of the fifth generation
@@ -39,7 +39,7 @@ LEAST, THIN, LONG, WIDE = 3 << 20, 8, 1 << 18, 256
 
 
 class Products(NamedTuple):
-    """Which library computes large float32 products, and why: `print` it.
+    """The library of large float32 products and the reason for it; `print` shows both.
 
     >>> print(Products("onednn", "devices.json: AMD family 26 model 2"))
     oneDNN (devices.json: AMD family 26 model 2)
@@ -50,13 +50,13 @@ class Products(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The library in words; of PyTorch's own only MKL is named."""
+        """The library in words."""
         if self.library == "onednn":
             return "oneDNN"
         return "PyTorch's own, MKL" if torch.backends.mkl.is_available() else "PyTorch's own"
 
     def __str__(self) -> str:
-        """Library and reason."""
+        """The library in words, and the reason."""
         return f"{self.name} ({self.reason})"
 
 
@@ -138,7 +138,7 @@ def library_fixed() -> Iterator[None]:
 
 
 def _stated() -> Products:
-    """What the files say, without a look at PyTorch's build and settings."""
+    """The choice by the files, without regard to PyTorch's build and settings."""
     own = loaded()
     if own is not None:
         return Products(own.products, f"the file that was loaded: {own.cpu}")
@@ -156,7 +156,7 @@ def _of_cpu() -> Products:
 
 
 def _obstacle() -> str | None:
-    """Why oneDNN is not to be used, if so."""
+    """The reason why oneDNN cannot be used, or None."""
     if not torch.backends.mkldnn.enabled:
         return "torch.backends.mkldnn is disabled"
     if not _full_precision():
@@ -184,7 +184,7 @@ def onednn_works() -> bool:
     """Returns True if this build of PyTorch has the function, and a product of whole numbers by it is right."""
     if not torch.backends.mkldnn.is_available() or _torch.onednn_linear is None:
         return False
-    # A tracer or a counter of memory that is active must not see it, and autocast not change what it is compared with.
+    # Hidden from an active tracer or counter of memory, and not changed by autocast.
     with _torch.untraced(), torch.inference_mode(False), torch.no_grad():
         a = torch.arange(16, dtype=torch.float32, device="cpu").reshape(4, 4)
         return torch.equal(by_onednn(a, a), (a[:, :, None] * a).sum(1))

@@ -15,11 +15,6 @@ def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
     return gram(J.to(dtype)) if kernel is None else kernel(J, dtype)
 
 
-def gram_rows_reference(J: Tensor) -> Tensor:
-    """The definition, in float64."""
-    return torch.einsum("rd,sd->rs", J.double(), J.double())
-
-
 def gram_own_slices(J: Tensor, dtype: torch.dtype) -> Tensor:
     """Blocks [b, K, K] for J [b, K, d] whose slices n lie in disjoint parts of the parameter."""
     J = J.to(dtype)

@@ -3,7 +3,7 @@
     sum over k, n of w_(k,n) J_(k,n),    J_(k,n) = sum_t c_(k,n,t) x_(n,t)^T
 
 The weights go into the cotangents and the K stacked rows are added before the product, so there is one product of the
-size of a plain weight gradient: 2 b T i o operations a group, after one pass over the K b T o cotangents.
+size of a plain weight gradient: 2 b T i o operations per group, after one pass over the K b T o cotangents.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gramjd.kernels import dispatch
+from gramjd.kernels.cost import IN_CACHE, chunk
 from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import even
-
-# Elements of the operands of a convolution's weight gradient that are copied at a time.
-PART = 1 << 18
 
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
@@ -44,12 +42,6 @@ def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     return product(C[0].T, X[0]).unsqueeze(0) if len(C) == 1 else C.mT @ X
 
 
-def weighted_outer_reference(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
-    """The definition, in float64."""
-    K, _, b = c.shape[:3]
-    return torch.einsum("kn,kgnto,gnti->goi", w.double().view(K, b), c.double(), x.double())
-
-
 def weighted_gathered(ids: Tensor, c: Tensor, w: Tensor, size: int) -> Tensor:
     """[size, d]: row `ids[n, t]` of a table receives w_(k,n) c_(k,n,t), for ids [b, T] and c [K, b, T, d]."""
     C = weighted_cotangents(c, w, 1)
@@ -65,7 +57,7 @@ def weighted_convolution(
     from its output to its input, so the two change places.
     """
     w = w.view(c.shape[:2])
-    samples = even(len(x), PART // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
+    samples = even(len(x), min(chunk(), IN_CACHE) // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
     parts = [slice(lo, lo + samples) for lo in range(0, len(x), samples)]
     gradients = (
         _weight_gradient(x[part], weighted_cotangents(c[:, part], w[:, part], 1), weight_shape, transposed, options)
@@ -116,7 +108,7 @@ def _lengthened(above: Tensor, below: Tensor, kernel: Sequence[int], options: di
 
 
 def _apart(kernel: Sequence[int], options: dict[str, Any]) -> int:
-    """How many dimensions in front are as good as samples: a batch without a batch axis comes as one of them."""
+    """Leading dimensions that the kernel leaves alone, as it does samples: a batch without a batch axis is one."""
     moves = zip(kernel, options["stride"], options["padding"], strict=True)
     trivial = [move == (1, 1, 0) for move in moves]
     return min(trivial.index(False) if False in trivial else len(trivial), len(trivial) - 1)

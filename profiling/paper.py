@@ -83,7 +83,7 @@ def _walked(losses: Sequence[Tensor], parameters: Sequence[Tensor], count: _Byte
     def add(edge: Edge, jacobian: Jacobian) -> None:
         for factor in jacobian.factors:
             if isinstance(factor, Gathered):  # its work depends on which ids there are
-                count.look((2 * cost.slab() + factor.owners.size**2) * total.dtype.itemsize)
+                count.look((2 * cost.chunk() + factor.owners.size**2) * total.dtype.itemsize)
         known = [f for f in jacobian.factors if not isinstance(f, Gathered)]
         if known:
             total.add_share(Jacobian(jacobian.shape, known))

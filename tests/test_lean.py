@@ -70,7 +70,7 @@ def test_linear_layers_make_no_rows(call: Callable[[Tensor], object]) -> None:
 
 
 def test_tasks_over_a_batch_make_no_rows_of_a_wide_layer() -> None:
-    """K tasks, no batch axis: K x parameters are formed in slabs at most."""
+    """K tasks, no batch axis: K x parameters are formed in chunks at most."""
     layer = nn.Linear(64, 2048)
     y = layer(torch.randn(4, 64))
     losses = torch.stack([(y * k).sin().sum() for k in range(1, 9)])
@@ -118,7 +118,7 @@ def test_peak_memory_of_an_mlp() -> None:
 
 def test_peak_memory_of_a_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model this small would hide behind the fixed size of a tile, so tiles shrink with it."""
-    monkeypatch.setattr(cost, "SLAB", 1 << 17)
+    monkeypatch.setattr(cost, "CHUNK", 1 << 17)
     model, make = gpt(800, 32, 4, 64)
     assert ratio(list(model.parameters()), lambda: make(32)) <= ALLOWED
 
@@ -191,7 +191,7 @@ def test_a_checkpointed_segment_is_recomputed_once(segments: int) -> None:
 
 def test_tiles_do_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of positions [m T, m T] are formed in tiles."""
-    monkeypatch.setattr(cost, "SLAB", 1 << 12)
+    monkeypatch.setattr(cost, "CHUNK", 1 << 12)
     layer = nn.Linear(128, 128, dtype=F64)
     m, T = 32, 8
     losses = layer(torch.randn(m, T, 128, dtype=F64)).square().sum((1, 2))

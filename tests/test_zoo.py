@@ -112,8 +112,8 @@ def test_only_upper_halves_count(case: Case, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("case", [*some(every=3, slow=False), *some(every=4, layout="dense", slow=False)])
 def test_next_to_no_room_for_temporaries(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with large layers: slabs of parts of a row, and cotangents written over where they may be."""
-    for name in ("SLAB", "LEAST_SLAB"):
+    """As with large layers: chunks of parts of a row, and cotangents written over where they may be."""
+    for name in ("CHUNK", "LEAST_CHUNK"):
         monkeypatch.setattr(cost, name, 8)
     monkeypatch.setattr(vocabulary, "IN_CACHE", 30)
     with suppress(GramjdError) if case.may_refuse else nullcontext():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, interned, overlay, split
-from gramjd.kernels.cost import slab
+from gramjd.kernels.cost import chunk
 
 Charge = Callable[[int], None]
 
@@ -178,7 +178,7 @@ def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cot
         return None
     owners = np.concatenate([one.layout.owners, other.layout.owners])
     room = one.capacity or held + more
-    if held + count > room or room * math.prod(other.shape) <= slab():
+    if held + count > room or room * math.prod(other.shape) <= chunk():
         return None
     if (owners < 0).any() or len(np.unique(owners)) < len(owners):
         return None

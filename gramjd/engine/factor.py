@@ -33,7 +33,7 @@ Known = tuple[Tensor, Tensor] | None
 def chunks(shape: Sequence[int], rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of the first dimension of an operand, such that its rows' part of each stays in cache."""
     first, *rest = shape or (1,)
-    step = max(1, cost.slab() // max(1, rows * math.prod(rest)))
+    step = max(1, cost.chunk() // max(1, rows * math.prod(rest)))
     return ((lo, min(first, lo + step)) for lo in range(0, first, step))
 
 
@@ -260,7 +260,7 @@ class Gathered(Factor):
     def plan(self, device: str, dtype: torch.dtype) -> tuple[str, int]:
         K, b, T, d = self.c.shape
         R, U = K * b, len(torch.unique(self.ids))
-        name = gathered.route(R, T, U, d)
+        name = gathered.route(R, T, U, d, cost.constants_of(device, dtype))
         return name, 2 * ((R * T) ** 2 if name == "pairwise" else R * R * U) * d
 
     def samples(self) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from gramjd.engine.parameter import Jacobian
 from gramjd.engine.rules.vocabulary import in_parts
 from gramjd.engine.structure import Place, Structure, structured
 from gramjd.errors import GraphError
-from gramjd.kernels.cost import slab, slabs_within
+from gramjd.kernels.cost import chunk, chunks_within
 from gramjd.kernels.products import library_fixed
 
 OnTarget = Callable[[Edge, Jacobian], None]
@@ -56,7 +56,7 @@ class Walk:
         temporaries = self.meter.limits.temporaries
         temporaries = self.graph.structure.plain_bytes / 10 if temporaries is None else temporaries
         itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
-        with slabs_within(temporaries, itemsize), library_fixed():
+        with chunks_within(temporaries, itemsize), library_fixed():
             self._run(seeds)
 
     def _run(self, seeds: Sequence[Cotangent | None]) -> None:
@@ -240,7 +240,7 @@ class Walk:
 
     def _donated(self, n: int, step: Delivery, over: Overwrite, outbox: list[tuple[int, Message]]) -> bool:
         """Have the parameters behind a node use what they received. Returns True if nothing refers to it any more."""
-        if step.numel <= slab() or (self.computes and not over.cotangent.values.is_contiguous()):
+        if step.numel <= chunk() or (self.computes and not over.cotangent.values.is_contiguous()):
             return False
         used = [self._used_early(n, at, outbox) for at in over.parameters]
         return all(used)

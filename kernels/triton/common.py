@@ -1,4 +1,4 @@
-"""What the kernels share: the tile of a Gram matrix, mirrored stores, launching."""
+"""What the kernels have in common: the tile of a Gram matrix, mirrored stores, launching."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_SPLITS = 64
 
 
 class Config(NamedTuple):
-    """How a kernel is compiled and launched: its constants, and over how many programs a sum is spread."""
+    """How a kernel is compiled and launched: its constants, and the number of programs that a sum is spread over."""
 
     constants: dict[str, int]
     num_warps: int
@@ -34,7 +34,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def multiprocessors(arch: int) -> int:
-    """Of `arch`, or of the nearest older one that is known.
+    """Multiprocessors of `arch`, or of the nearest older one in `MULTIPROCESSORS`.
 
     >>> multiprocessors(90), multiprocessors(103)
     (132, 148)
@@ -43,7 +43,7 @@ def multiprocessors(arch: int) -> int:
 
 
 def splits_for(arch: int, programs: int, steps: int) -> int:
-    """Over how many programs each sum of `steps` loop steps is spread so that all programs fill the device twice.
+    """Programs that a sum of `steps` loop steps is spread over, so that all programs fill the device twice.
 
     >>> splits_for(90, 1, 1000), splits_for(90, 300, 1000), splits_for(90, 1, 6)
     (64, 1, 3)
@@ -66,7 +66,7 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def is_interpreted(kernel: Any) -> bool:
-    """Whether Triton's interpreter runs the kernel."""
+    """Returns True if Triton's interpreter runs the kernel."""
     return not isinstance(kernel, triton.runtime.JITFunction)
 
 
@@ -124,13 +124,13 @@ def gram_tile(a, live_a, b, live_b, lo, hi, stride, BLOCK_D: tl.constexpr, WHOLE
 
 @triton.jit
 def row_offset(row, b, stride_k, stride_b):
-    """Where row (k, n) = k b + n starts."""
+    """The offset of row (k, n) = k b + n."""
     return (row // b).to(tl.int64) * stride_k + (row % b).to(tl.int64) * stride_b
 
 
 @triton.jit
 def store_symmetric(out, tile, row, column, R):
-    """The part of `tile` on and above the diagonal into out [R, R], and its mirror image below."""
+    """Store the part of `tile` on and above the diagonal in out [R, R], and its mirror image below."""
     r = row.to(tl.int64)[:, None]
     s = column.to(tl.int64)[None, :]
     live = (r <= s) & (s < R)

@@ -1,11 +1,11 @@
-"""Gram matrix of a convolution's weight from slabs of per-sample gradients, without a patch matrix in memory.
+"""Gram matrix of a convolution's weight from chunks of per-sample gradients, without a patch matrix in memory.
 
     J_(k,n)[g, o, i q] = sum_p c_(k,n)[g, o, p] x_n[g, i, p stride + q dilation - padding],    then  G += J J^T
 
 A program forms a tile of J for one sample and group, over all output pixels p or over a part of them; the outputs of
 all K stacked rows share the patches it reads. It reads x at shifted addresses, and zero where they leave the image:
-P (1/BO + 1/BQ) numbers a number of J, mostly from cache, where unfolding would write and read b g i q P numbers. J is
-written once, in slabs that stay in the cache of a GPU. 2 R P g i q o operations, and R^2 g i q o for its products.
+P (1/BO + 1/BQ) numbers per number of J, mostly from cache, where unfolding would write and read b g i q P numbers. J is
+written once, in chunks that stay in the cache of a GPU. 2 R P g i q o operations, and R^2 g i q o for its products.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from torch import Tensor
 
 from gramjd.kernels import convolution
 from gramjd.kernels.convolution import Window
+from gramjd.kernels.cost import GPU_CHUNK
 from gramjd.kernels.symmetric import even
 from gramjd.kernels.triton import common, symmetric
 from gramjd.kernels.triton.common import Config, ceil_div, exact_dot, row_offset
 
-# Numbers of a slab of J: 16 MiB, which the second-level caches of the GPUs in `common.MULTIPROCESSORS` hold.
-SLAB = 1 << 22
-# Outputs and columns of a slab below which tiles would be mostly padding.
+# Outputs and columns of a chunk below which tiles would be mostly padding.
 SIDE = 64
 
 
@@ -63,7 +62,10 @@ def gradients(
     stride_ck, stride_cb, stride_cg, stride_co, stride_ch, stride_cw,
     BLOCK_O: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Tile (1, part of 0) of the gradients [K O, I Q] of one sample and group over one part of the pixels."""
+    """A tile of the gradients [K O, I Q] of one sample and group over one part of the pixels.
+
+    program_id(1) is the tile's row, and program_id(0) counts columns, groups, samples and parts.
+    """
     tiles = tl.cdiv(I * Q, BLOCK_Q)
     column = tl.program_id(0) % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
     row = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -108,8 +110,8 @@ def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype, config: Config | N
     G = torch.zeros(R, R, dtype=torch.float32, device=c.device)
     if 0 not in (*x.shape, *c.shape):
         x, c, w = _as_images(x.detach(), c.detach(), w)
-        for inputs, outputs in parts(x, c, math.prod(w.kernel), SLAB):
-            G += symmetric.gram_rows(slab(inputs, outputs, w, config), torch.float32)
+        for inputs, outputs in chunks(x, c, math.prod(w.kernel), GPU_CHUNK):
+            G += symmetric.gram_rows(chunk_of_rows(inputs, outputs, w, config), torch.float32)
     return G.to(dtype)
 
 
@@ -121,8 +123,8 @@ def _as_images(x: Tensor, c: Tensor, w: Window) -> tuple[Tensor, Tensor, Window]
     return x.unflatten(1, (w.groups, -1)), c.unflatten(2, (w.groups, -1)), w
 
 
-def parts(x: Tensor, c: Tensor, q: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The operands of slabs: of groups where one fits into `most` numbers, else of outputs and inputs of a group."""
+def chunks(x: Tensor, c: Tensor, q: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The operands of chunks: of groups where one fits into `most` numbers, else of outputs and inputs of a group."""
     R, groups, i, o = c.shape[0] * c.shape[1], x.shape[1], x.shape[2], c.shape[3]
     if R * i * o * q <= most:
         step = even(groups, most // (R * i * o * q))
@@ -137,7 +139,7 @@ def parts(x: Tensor, c: Tensor, q: int, most: int) -> Iterator[tuple[Tensor, Ten
                 yield x[:, g : g + step, at_i : at_i + step_i], c[:, :, g : g + step, at_o : at_o + step_o]
 
 
-def slab(x: Tensor, c: Tensor, w: Window, config: Config | None = None) -> Tensor:
+def chunk_of_rows(x: Tensor, c: Tensor, w: Window, config: Config | None = None) -> Tensor:
     """J [K b, groups o i q] of x [b, groups, i, h, w] and c [K, b, groups, o, h', w']."""
     (K, b, g, o, height, width), (i, h, across) = c.shape, x.shape[2:]
     q, P = math.prod(w.kernel), height * width

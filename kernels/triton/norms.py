@@ -37,7 +37,7 @@ def lengths(
     stride_xb, stride_xt, stride_xi, stride_ck, stride_cb, stride_ct, stride_co,
     POSITIONS: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Row 0 over part 1 of the pairs of blocks."""
+    """Row program_id(0), over part program_id(1) of its pairs of blocks."""
     row = tl.program_id(0)
     x_row = x + (row % b).to(tl.int64) * stride_xb
     c_row = c + row_offset(row, b, stride_ck, stride_cb)

@@ -1,4 +1,4 @@
-"""Gram matrices by pairs of positions, tiles of both factors in registers and never `[N T, N T]` in memory.
+"""Gram matrices by pairs of positions, tiles of both factors in registers and never `[R T, R T]` in memory.
 
     outer     G[(k,n), (l,m)] = sum over g, t, s of (x_nt . x_ms) (c_knt . c_lms)
     gathered  the same with [ids_nt = ids_ms] in the place of (x_nt . x_ms)
@@ -53,7 +53,10 @@ def pairs(
     ROWS: tl.constexpr, POSITIONS: tl.constexpr, BLOCK_D: tl.constexpr,
     WHOLE: tl.constexpr, IDS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Square (1, 2) of G over part 0 of the pairs of blocks; with IDS x holds ids and x_nt . x_ms is their equality."""
+    """Square (program_id(1), program_id(2)) of G over part program_id(0) of the pairs of blocks.
+
+    With IDS x holds ids, and their equality stands in the place of x_nt . x_ms.
+    """
     if tl.program_id(1) <= tl.program_id(2):
         place = tl.arange(0, ROWS * POSITIONS)
         row = tl.program_id(1) * ROWS + place // POSITIONS

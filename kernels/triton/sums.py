@@ -49,7 +49,10 @@ def finish(
 
 
 def add_up(out: Tensor, sums_c: Tensor, sums_x: Tensor | None, b: int) -> None:
-    """out [R, R]: over g, the sum of (that over parts of sums_c [parts, g, R, R]) (that of sums_x [parts, g, b, b])."""
+    """Fill out [R, R] with the sum over g of two factors: the sums over parts of sums_c and of sums_x, if given.
+
+    sums_c [parts, g, R, R] and sums_x [parts, g, b, b].
+    """
     splits_c, g, R, _ = sums_c.shape
     other = sums_c if sums_x is None else sums_x
     tiles = ceil_div(R, FINISH.constants["BLOCK"])

@@ -35,7 +35,7 @@ def partial(
     stride_ck, stride_cg, stride_cb, stride_co, stride_xg, stride_xb, stride_xi,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Tile (1, 2) of one group's C C^T, or X X^T, over one part of its sum."""
+    """Tile (program_id(1), program_id(2)) of one group's C C^T, or X X^T, over one part of its sum."""
     group = tl.cast(tl.program_id(0) % groups, tl.int64)
     part = tl.program_id(0) // groups
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -37,7 +37,7 @@ def weighted(
     stride_xg, stride_xb, stride_xt, stride_xi, stride_ck, stride_cg, stride_cb, stride_ct, stride_co,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Tile (1, 2) of one group's gradient over one part of the positions."""
+    """Tile (program_id(1), program_id(2)) of one group's gradient over one part of the positions."""
     group = tl.cast(tl.program_id(0) % groups, tl.int64)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)

@@ -25,20 +25,20 @@ TASKS = ((2, 16), (2, 256), (10, 16), (10, 256), (32, 64))
 LARGEST = 2e10  # operations of a route that is still timed; slower ones are not worth the wait
 
 
-def shapes() -> Iterator[cost.Extent]:
+def shapes() -> Iterator[outer.Extent]:
     """The grid."""
     for i, o in LAYERS:
-        yield from (cost.Extent(1, 1, b, T, i, o) for b, T in SEQUENCES)
-        yield from (cost.Extent(1, K, 1, T, i, o) for K, T in TASKS)
+        yield from (outer.Extent(1, 1, b, T, i, o) for b, T in SEQUENCES)
+        yield from (outer.Extent(1, K, 1, T, i, o) for K, T in TASKS)
 
 
-def measure(e: cost.Extent, rounds: int) -> dict[str, float]:
+def measure(e: outer.Extent, rounds: int) -> dict[str, float]:
     """Milliseconds of each route that applies."""
     x, c = torch.randn(e.g, e.b, e.T, e.i), torch.randn(e.K, e.g, e.b, e.T, e.o)
-    times: dict[str, list[float]] = {name: [] for name in cost.options(e) if 2 * cost.operations(name, e) < LARGEST}
+    times: dict[str, list[float]] = {name: [] for name in outer.options(e) if 2 * outer.operations(name, e) < LARGEST}
     for done in range(-1, rounds):
         for name, found in times.items():
-            calls = max(1, int(1e-3 / cost.seconds(name, e, cost.constants_of("cpu", torch.float32))))
+            calls = max(1, int(1e-3 / outer.estimate(name, e, cost.constants_of("cpu", torch.float32)).seconds))
             start = time.thread_time()
             for _ in range(calls):
                 outer.ROUTES[name](x, c, torch.float32)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     grid: list[dict[str, Any]] = []
     for e in shapes():
         times = measure(e, args.rounds)
-        chosen = cost.route(e, known)
+        chosen = outer.route(e, known)
         grid.append({"extent": e._asdict(), "ms": {name: round(ms, 4) for name, ms in times.items()}, "chosen": chosen})
         over = times[chosen] / min(times.values())
         cells = "  ".join(f"{name} {ms:.3f}" for name, ms in times.items())

@@ -115,8 +115,8 @@ def room(monkeypatch) -> list[str]:
         seen.append(step.name)
         return written_over(values, step, over)
 
-    monkeypatch.setattr(cost, "SLAB", 8)
-    monkeypatch.setattr(cost, "LEAST_SLAB", 8)
+    monkeypatch.setattr(cost, "CHUNK", 8)
+    monkeypatch.setattr(cost, "LEAST_CHUNK", 8)
     monkeypatch.setattr(vocabulary, "IN_CACHE", 50)
     monkeypatch.setattr(walk, "_written_over", noted)
     return seen
@@ -223,7 +223,7 @@ def rows_of(values: Tensor, owners: list[int], owned: bool = True) -> Cotangent:
 def test_rows_that_arrive_one_by_one_are_put_where_they_will_stand(room):
     charged: list[int] = []
     parts = [torch.full((1, 4, 5), float(n)) for n in range(4)]
-    with cost.slabs_of(8):
+    with cost.chunks_of(8):
         total = rows_of(parts[0], [3])
         for n, owner in ((1, 0), (2, 7), (3, 5)):
             more = appended(total, rows_of(parts[n], [owner]), 4 - n, charged.append)

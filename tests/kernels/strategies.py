@@ -1,12 +1,16 @@
-"""Random shapes, dtypes and memory layouts for kernels."""
+"""Random shapes, dtypes and memory layouts for kernels, and constants of devices."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from gramjd.kernels.cost import Constants
+from gramjd.kernels.devices import ENTRIES
 
 DTYPES = {
     torch.float64: (torch.float64, 1e-13),
@@ -19,6 +23,10 @@ sizes = st.integers(1, 5)
 dtypes = st.sampled_from(list(DTYPES))
 memory = st.sampled_from(MEMORY)
 seeds = st.integers(0, 2**20)
+# The entry of devices.json for the CPU that measured results are of, and the one for CPUs that were not measured.
+CPU, UNKNOWN = (ENTRIES[place].devices["cpu"]["float32"] for place in (0, -1))
+# Nothing costs but multiply-adds, of which one takes a second.
+IDEAL = Constants(flops=2.0, half=0.0, elements=math.inf, call=0.0)
 
 
 def tensor(shape: Sequence[int], dtype: torch.dtype, how: str, seed: int) -> Tensor:
@@ -45,3 +53,8 @@ def error(got: Tensor, expected: Tensor, sizes: Tensor | None = None) -> float:
     """Frobenius error over the norm of `sizes`: what `expected` would be if nothing cancelled (default: itself)."""
     scale = (expected if sizes is None else sizes).norm().item()
     return (got.double() - expected).norm().item() / (scale if scale > 0 else 1.0)
+
+
+def countable(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """`products.add_product` as PyTorch's counter of operations sees it."""
+    out.add_(a @ b)

@@ -10,26 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.kernels import cost, use_backend
-from gramjd.kernels.devices import ENTRIES
+from gramjd.kernels import cost, outer, use_backend
 from tests.kernels.onednn import needs_onednn
+from tests.kernels.strategies import CPU, IDEAL, UNKNOWN
 
-# The entry of devices.json for the CPU that RESULTS was measured on, and the one for CPUs that were not measured.
-CPU, UNKNOWN = (ENTRIES[place].devices["cpu"]["float32"] for place in (0, -1))
 RESULTS = Path(__file__).parents[2] / "profiling/results/routes_cpu.json"
-extents = st.builds(cost.Extent, *[st.integers(1, n) for n in (3, 4, 64, 300, 1024, 1024)])
-# Nothing costs but multiply-adds.
-IDEAL = cost.Constants(flops=2.0, half=0.0, elements=math.inf, call=0.0)
+extents = st.builds(outer.Extent, *[st.integers(1, n) for n in (3, 4, 64, 300, 1024, 1024)])
 
 
 @given(extents)
-def test_the_fewest_operations_where_nothing_else_costs(e: cost.Extent) -> None:
+def test_the_fewest_operations_where_nothing_else_costs(e: outer.Extent) -> None:
     """Up to a factor of two: `operations` counts whole samples, while symmetry saves up to a half."""
-    chosen = cost.route(e, IDEAL)
-    allowed = [name for name in cost.options(e) if cost.elements(name, e) <= cost.TEMPORARIES * cost.SLAB]
-    assert chosen in (allowed or cost.options(e))
+    chosen = outer.route(e, IDEAL)
+    allowed = [
+        name for name in outer.options(e) if outer.estimate(name, e, CPU).elements <= cost.TEMPORARIES * cost.CHUNK
+    ]
+    assert chosen in (allowed or outer.options(e))
     if allowed:
-        assert cost.operations(chosen, e) <= 2.1 * min(cost.operations(name, e) for name in allowed)
+        assert outer.operations(chosen, e) <= 2.1 * min(outer.operations(name, e) for name in allowed)
 
 
 @pytest.mark.parametrize("known", [CPU, UNKNOWN])
@@ -37,69 +35,71 @@ def test_the_fewest_operations_where_nothing_else_costs(e: cost.Extent) -> None:
 def test_pairs_of_positions_up_to_the_length_that_was_measured(width: int, known: cost.Constants) -> None:
     """For many samples rows win from about T = 1.4 sqrt(i o / (i + o)) positions on."""
     turn = 1.4 * math.sqrt(width / 2)
-    assert cost.route(cost.Extent(1, 1, 256, int(turn / 1.5), width, width), known) == "pairwise"
-    assert cost.route(cost.Extent(1, 1, 256, math.ceil(turn * 1.5), width, width), known) == "rows"
+    assert outer.route(outer.Extent(1, 1, 256, int(turn / 1.5), width, width), known) == "pairwise"
+    assert outer.route(outer.Extent(1, 1, 256, math.ceil(turn * 1.5), width, width), known) == "rows"
 
 
 @needs_onednn
 @given(extents)
-def test_the_same_on_every_machine(e: cost.Extent) -> None:
+def test_the_same_on_every_machine(e: outer.Extent) -> None:
     """Given the constants, neither the backend nor this machine's CPU changes a route."""
     found = []
     for backend in ("torch", "onednn"):
         with use_backend(backend):
-            found.append([cost.route(e, known) for known in (CPU, UNKNOWN)])
+            found.append([outer.route(e, known) for known in (CPU, UNKNOWN)])
     assert found[0] == found[1]
 
 
 @given(extents, st.integers(1, 1 << 24))
-def test_slabs_are_kept_to_where_a_route_keeps_to_them(e: cost.Extent, slab: int) -> None:
-    with cost.slabs_of(slab):
-        needed = {name: cost.elements(name, e) for name in cost.options(e)}
-        assert needed[cost.route(e, CPU)] <= max(cost.TEMPORARIES * slab, min(needed.values()))
+def test_chunks_are_kept_to_where_a_route_keeps_to_them(e: outer.Extent, chunk: int) -> None:
+    with cost.chunks_of(chunk):
+        needed = {name: outer.estimate(name, e, CPU).elements for name in outer.options(e)}
+        assert needed[outer.route(e, CPU)] <= max(cost.TEMPORARIES * chunk, min(needed.values()))
 
 
 def test_a_budget_can_change_the_route() -> None:
-    """Pairs of positions take T^2 elements at once; rows are formed in slabs as small as need be."""
-    e = cost.Extent(1, 8, 1, 600, 4096, 1024)
-    assert cost.route(e, CPU) == "shared"
-    with cost.slabs_within(100_000):
-        assert cost.route(e, CPU) == "rows"
+    """Pairs of positions take T^2 elements at once; rows are formed in chunks as small as need be."""
+    e = outer.Extent(1, 8, 1, 600, 4096, 1024)
+    assert outer.route(e, CPU) == "shared"
+    with cost.chunks_within(100_000):
+        assert outer.route(e, CPU) == "rows"
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "expected"), [(0, cost.LEAST_SLAB), (1 << 20, 1 << 18), (float("inf"), cost.SLAB), (1 << 40, cost.SLAB)]
+    ("nbytes", "expected"),
+    [(0, cost.LEAST_CHUNK), (1 << 20, 1 << 18), (float("inf"), cost.CHUNK), (1 << 40, cost.CHUNK)],
 )
-def test_slabs_are_neither_slow_nor_large(nbytes: float, expected: int) -> None:
-    with cost.slabs_within(nbytes):
-        assert cost.slab() == expected
-    assert cost.slab() == cost.SLAB
+def test_chunks_are_neither_slow_nor_large(nbytes: float, expected: int) -> None:
+    with cost.chunks_within(nbytes):
+        assert cost.chunk() == expected
+    assert cost.chunk() == cost.CHUNK
 
 
 @given(extents)
-def test_time_grows_with_every_size(e: cost.Extent) -> None:
+def test_time_grows_with_every_size(e: outer.Extent) -> None:
     """With one library: a product becomes quicker where it is large enough for the other one."""
     alone = CPU._replace(onednn_flops=0.0)
-    for name in cost.options(e):
+    for name in outer.options(e):
         for size in ("g", "i", "o"):
             longer = e._replace(**{size: 4 * getattr(e, size)})
-            assert cost.seconds(name, longer, alone) > cost.seconds(name, e, alone)
+            assert outer.estimate(name, longer, alone).seconds > outer.estimate(name, e, alone).seconds
 
 
 def test_seconds_tend_to_operations_over_the_rate() -> None:
     """Without calls, moves, narrow products and symmetry, only the count of multiply-adds is left."""
-    e = cost.Extent(g=2, K=1, b=32, T=20, i=300, o=500)
-    assert cost.seconds("rows", e, IDEAL) == pytest.approx(cost.operations("rows", e), rel=0.05)
-    assert cost.seconds("shared", e._replace(b=1, K=7), IDEAL) == cost.operations("shared", e._replace(b=1, K=7))
+    e = outer.Extent(g=2, K=1, b=32, T=20, i=300, o=500)
+    assert outer.estimate("rows", e, IDEAL).seconds == pytest.approx(outer.operations("rows", e), rel=0.05)
+    e = e._replace(b=1, K=7)
+    assert outer.estimate("shared", e, IDEAL).seconds == outer.operations("shared", e)
 
 
 @given(extents, st.sampled_from([1, 1000, 1 << 20]))
-def test_tiles_keep_to_the_slab(e: cost.Extent, slab: int) -> None:
-    with cost.slabs_of(slab):
-        o, i = cost.tile(e)
+def test_tiles_keep_to_the_chunk(e: outer.Extent, chunk: int) -> None:
+    with cost.chunks_of(chunk):
+        o, i = outer.tile(e)
     assert 1 <= o <= e.o
     assert 1 <= i <= e.i
-    assert o * i == 1 or e.K * e.b * o * i <= slab
+    assert o * i == 1 or e.K * e.b * o * i <= chunk
 
 
 @pytest.mark.parametrize("measured_along", [True, False])
@@ -113,7 +113,7 @@ def test_no_route_chosen_is_much_slower_than_the_best_measured(measured_along: b
     assert CPU.onednn_flops > 0
     known = cost.Constants(**data["constants"]) if measured_along else CPU
     assert len(data["grid"]) > 50
-    assert {cost.route(cost.Extent(**row["extent"]), known) for row in data["grid"]} == {"rows", "pairwise", "shared"}
+    assert {outer.route(outer.Extent(**row["extent"]), known) for row in data["grid"]} == {"rows", "pairwise", "shared"}
     for row in data["grid"]:
         times = row["ms"]
-        assert times[cost.route(cost.Extent(**row["extent"]), known)] <= 1.3 * min(times.values()), row
+        assert times[outer.route(outer.Extent(**row["extent"]), known)] <= 1.3 * min(times.values()), row

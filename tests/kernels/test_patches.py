@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gramjd.kernels import patches
+from gramjd.kernels import patches, reference
+from gramjd.kernels.cost import chunks_of
 from tests.kernels.strategies import error, memory, seeds, tensor
 
 
@@ -55,10 +56,10 @@ def convolutions(draw: st.DrawFn) -> Conv:
     return Conv(spatial, kernel, stride, padding, dilation, groups, i, o)
 
 
-def reference(conv: Conv, x: Tensor, c: Tensor) -> Tensor:
+def reference_rows(conv: Conv, x: Tensor, c: Tensor) -> Tensor:
     """J [K, b, *weight] by autograd in float64."""
     options = conv.options | {"transposed": False, "output_padding": [0] * len(conv.kernel)}
-    return patches.convolution_rows_reference(x, c, conv.weight, **options)
+    return reference.convolution_rows(x, c, conv.weight, **options)
 
 
 def check(conv: Conv, K: int, b: int, how: str, seed: int, dtype: torch.dtype = torch.float64) -> None:
@@ -68,14 +69,13 @@ def check(conv: Conv, K: int, b: int, how: str, seed: int, dtype: torch.dtype = 
     into = torch.promote_types(dtype, torch.float32)
     got = patches.convolution_rows(x, c, conv.kernel, **conv.options, dtype=into)
     assert got.dtype == into
-    expected, without_signs = reference(conv, x, c), reference(conv, x.abs(), c.abs())
+    expected, without_signs = reference_rows(conv, x, c), reference_rows(conv, x.abs(), c.abs())
     assert error(got.reshape(K, b, *conv.weight), expected, without_signs) < limit
 
 
 @given(convolutions(), st.integers(1, 3), st.integers(1, 3), memory, seeds, st.sampled_from([1, 60, 1 << 20]))
 def test_rows_of_any_convolution(conv: Conv, K: int, b: int, how: str, seed: int, chunk: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "CHUNK", chunk)
+    with chunks_of(chunk):
         check(conv, K, b, how, seed)
 
 
@@ -95,9 +95,9 @@ CASES = {
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
 @pytest.mark.parametrize("conv", CASES.values(), ids=CASES)
-def test_chunks_of_samples(conv: Conv, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "CHUNK", chunk)
-    check(conv, 2, 5, "contiguous", 0)
+def test_chunks_of_samples(conv: Conv, chunk: int) -> None:
+    with chunks_of(chunk):
+        check(conv, 2, 5, "contiguous", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -110,9 +110,8 @@ def test_transposed_roles(conv: Conv, K: int, b: int, seed: int, chunk: int) -> 
     """Stacked rows in the place of the input, a plain tensor in the place of the cotangent."""
     x = tensor((K, b, conv.groups * conv.i, *conv.spatial), torch.float64, "contiguous", seed)
     c = tensor((1, b, conv.groups * conv.o, *conv.out), torch.float64, "contiguous", seed + 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "CHUNK", chunk)
+    with chunks_of(chunk):
         got = patches.convolution_rows(x, c, conv.kernel, **conv.options, dtype=torch.float64)
-    expected = torch.stack([reference(conv, row, c)[0] for row in x])
-    without_signs = torch.stack([reference(conv, row.abs(), c.abs())[0] for row in x])
+    expected = torch.stack([reference_rows(conv, row, c)[0] for row in x])
+    without_signs = torch.stack([reference_rows(conv, row.abs(), c.abs())[0] for row in x])
     assert error(got.reshape(expected.shape), expected, without_signs) < 1e-13

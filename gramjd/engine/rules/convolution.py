@@ -17,7 +17,7 @@ from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
 from gramjd.engine.rules.matmul import axis_of
 from gramjd.engine.rules.norms import per_channel
 from gramjd.engine.rules.vocabulary import MIXES, each, in_parts, named, of_real, overwrite
-from gramjd.kernels.cost import slab
+from gramjd.kernels.cost import chunk
 
 
 def _each_dim(node: NodeView, name: str) -> list[int]:
@@ -48,7 +48,7 @@ def _input(node: NodeView, c: Cotangent) -> Send:
         rows = c.values.flatten(0, 1)
         shape = (len(rows), *target[1:])
         # The library makes a copy of the result in its own order: no larger than a chunk.
-        large = math.prod(shape) > slab()
+        large = math.prod(shape) > chunk()
         found = in_parts(rows, rows.new_empty(shape), part) if large else part(rows, slice(None))
         return found.view(K, *target)
 

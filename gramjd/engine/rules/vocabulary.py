@@ -20,13 +20,11 @@ from gramjd.engine.autograd import direct
 from gramjd.engine.cotangent import Cotangent, add_rows
 from gramjd.engine.layout import Layout, Owners
 from gramjd.engine.node import NodeView, Overwrite, Rule, Sends
-from gramjd.kernels.cost import slab
+from gramjd.kernels.cost import IN_CACHE, chunk
 from gramjd.kernels.symmetric import even
 
 Entry = TypeVar("Entry")
 DimMap = dict[int, int]
-# Elements that are written over at a time: where they stay in cache, it is quicker than writing to new memory.
-IN_CACHE = 1 << 18
 MIXES = "mixes the slices of the batch axis"
 CUTS = "cuts across a batch axis that a reshape has merged"
 
@@ -209,7 +207,7 @@ def overwrite(
 
 def in_parts(rows: Tensor, out: Tensor, part: Callable[[Tensor, slice], Tensor]) -> Tensor:
     """`out[which] = part(rows[which], which)` for some rows at a time, which stay in cache."""
-    step = even(len(rows), min(slab(), IN_CACHE) // max(1, out[:1].numel()))
+    step = even(len(rows), min(chunk(), IN_CACHE) // max(1, out[:1].numel()))
     for lo in range(0, len(rows), step):
         which = slice(lo, min(lo + step, len(rows)))
         out[which].copy_(part(rows[which], which))

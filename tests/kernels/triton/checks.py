@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gramjd.kernels import gathered, outer, rows, weighted
-from gramjd.kernels.triton import common, pairwise, slabs, symmetric
+from gramjd.kernels import reference
+from gramjd.kernels.triton import chunks, common, pairwise, symmetric
 from gramjd.kernels.triton import weighted as weighted_kernel
 from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds, tensor
@@ -75,12 +75,12 @@ def check_outer(
 ) -> None:
     g, K, b, T, i, o = shape
     x, c = make((g, b, T, i), dtype, how[0], seed), make((K, g, b, T, o), dtype, how[1], seed + 1)
-    expected = outer.gram_outer_reference(x.cpu(), c.cpu())
-    scale = outer.gram_outer_reference(x.abs().cpu(), c.abs().cpu())
+    expected = reference.gram_outer(x.cpu(), c.cpu())
+    scale = reference.gram_outer(x.abs().cpu(), c.abs().cpu())
     check_gram(lambda: kernel(x, c, torch.float32, config), expected, scale, DTYPES[dtype])
 
 
-GENERAL = {"pairwise": pairwise.pairwise, "rows": slabs.rows}
+GENERAL = {"pairwise": pairwise.pairwise, "rows": chunks.rows}
 
 
 @pytest.mark.parametrize("name", GENERAL)
@@ -116,12 +116,12 @@ LARGE = {
         Config({"ROWS": 8, "POSITIONS": 4, "BLOCK_D": 32}, 4, 2, splits=10),
     ),
     "rows": (
-        slabs.rows,
+        chunks.rows,
         (2, 2, 7, 19, 17, 33),
         Config({"ROWS": 16, "BLOCK_O": 16, "BLOCK_I": 16, "BLOCK_T": 16}, 4, 2, splits=5),
     ),
-    "rows, whole": (slabs.rows, (1, 1, 16, 16, 32, 32), None),
-    "rows, through memory": (slabs.rows, (1, 1, slabs.FEW_ROWS + 1, 3, 5, 7), None),
+    "rows, whole": (chunks.rows, (1, 1, 16, 16, 32, 32), None),
+    "rows, through memory": (chunks.rows, (1, 1, chunks.FEW_ROWS + 1, 3, 5, 7), None),
 }
 
 
@@ -130,22 +130,22 @@ def test_larger_than_a_tile(name: str) -> None:
     kernel, shape, config = LARGE[name]
     if name == "rows, through memory":
         x, c = torch.randn(1, 33, 3, 5, device=DEVICE), torch.randn(1, 1, 33, 3, 7, device=DEVICE)
-        expected = outer.gram_outer_reference(x.cpu(), c.cpu())
+        expected = reference.gram_outer(x.cpu(), c.cpu())
         assert error(kernel(x, c, torch.float32).cpu(), expected) < 2e-6
         return
     check_outer(kernel, shape, torch.float32, ("offset", "contiguous"), 1, config)
 
 
 @pytest.mark.parametrize("how", MEMORY)
-@pytest.mark.parametrize("kernel", [symmetric.product, pairwise.pairwise, slabs.rows])
+@pytest.mark.parametrize("kernel", [symmetric.product, pairwise.pairwise, chunks.rows])
 def test_types_of_x_and_c_differ(kernel: Callable[..., Tensor], how: str) -> None:
     x, c = make((1, 5, 1, 7), torch.bfloat16, how, 0), make((2, 1, 5, 1, 3), torch.float32, how, 1)
-    expected, scale = (outer.gram_outer_reference(a.cpu(), b.cpu()) for a, b in ((x, c), (x.abs(), c.abs())))
+    expected, scale = (reference.gram_outer(a.cpu(), b.cpu()) for a, b in ((x, c), (x.abs(), c.abs())))
     check_gram(lambda: kernel(x, c, torch.float32), expected, scale, 2e-6)
 
 
 @pytest.mark.parametrize("empty", range(6))
-@pytest.mark.parametrize("kernel", [pairwise.pairwise, slabs.rows])
+@pytest.mark.parametrize("kernel", [pairwise.pairwise, chunks.rows])
 def test_sizes_of_zero(kernel: Callable[..., Tensor], empty: int) -> None:
     """No group, no position, no input, no output: G is zero; no row: it is empty."""
     g, K, b, T, i, o = (0 if place == empty else 3 for place in range(6))
@@ -157,7 +157,7 @@ def test_sizes_of_zero(kernel: Callable[..., Tensor], empty: int) -> None:
 @few
 def test_rows(R: int, d: int, dtype: torch.dtype, how: str, seed: int) -> None:
     J = make((R, d), dtype, how, seed)
-    expected, scale = rows.gram_rows_reference(J.cpu()), rows.gram_rows_reference(J.cpu().abs())
+    expected, scale = reference.gram_rows(J.cpu()), reference.gram_rows(J.cpu().abs())
     config = Config({"BLOCK": 16, "BLOCK_D": 32}, 4, 2, splits=1 + seed % 4)
     check_gram(lambda: symmetric.gram_rows(J, torch.float32, config), expected, scale, DTYPES[dtype])
 
@@ -168,7 +168,7 @@ def test_gathered(shape: tuple[int, ...], V: int, dtype: torch.dtype, how: str, 
     K, b, T, d = shape
     ids = torch.randint(V, (b, T), generator=torch.Generator().manual_seed(seed))
     c = make((K, b, T, d), dtype, how, seed)
-    expected, scale = (gathered.gram_gathered_reference(ids, values.cpu(), V) for values in (c, c.abs()))
+    expected, scale = (reference.gram_gathered(ids, values.cpu(), V) for values in (c, c.abs()))
     config = Config({"ROWS": 8, "POSITIONS": 4, "BLOCK_D": 32}, 4, 2, splits=1 + seed % 3)
     check_gram(lambda: pairwise.gathered(ids.to(DEVICE), c, torch.float32, config), expected, scale, DTYPES[dtype])
 
@@ -184,8 +184,8 @@ def test_weighted(shape: tuple[int, ...], dtype: torch.dtype, how: tuple[str, st
     with guarded():
         got = weighted_kernel.weighted_outer(x, c, w, config)
     assert got.dtype == dtype
-    expected = weighted.weighted_outer_reference(x.cpu(), c.cpu(), w.cpu())
-    scale = weighted.weighted_outer_reference(x.cpu().abs(), c.cpu().abs(), w.cpu().abs())
+    expected = reference.weighted_outer(x.cpu(), c.cpu(), w.cpu())
+    scale = reference.weighted_outer(x.cpu().abs(), c.cpu().abs(), w.cpu().abs())
     assert error(got.cpu(), expected, scale) < {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
 
 

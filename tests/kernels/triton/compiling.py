@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import convolution, cross, norms, pairwise, slabs, sums, symmetric, weighted
+from gramjd.kernels.triton import chunks, convolution, cross, norms, pairwise, sums, symmetric, weighted
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -23,8 +23,8 @@ SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LENGTHS = ("I", "O", "size_c", "size_x")
 # Strides of 1, by whether the operands are images.
-UNIT = {False: ("stride_xi", "stride_co", "stride_yi", "stride_do"), True: ("stride_xw", "stride_cw")}
-OPERANDS = ("x", "c", "y", "d")
+UNIT = {False: ("stride_xi", "stride_co", "stride_x2i", "stride_c2o"), True: ("stride_xw", "stride_cw")}
+OPERANDS = ("x", "c", "x2", "c2")
 RESULTS = ("w", "out", "sums_c", "sums_x")
 
 
@@ -75,7 +75,7 @@ def compiled(case: Case, arch: int) -> Use:
 
 
 def _aligned(name: str, kind: str, case: Case) -> bool:
-    """Whether it is a multiple of 16, as pointers, strides but images' and lengths in whole blocks usually are."""
+    """Returns True for a multiple of 16, as pointers, strides but images' and lengths in whole blocks usually are."""
     stride = "stride" in name and case.kernel is not convolution.gradients
     return kind[0] == "*" or stride or (dict(case.constants).get("WHOLE", False) and name in LENGTHS)
 
@@ -112,16 +112,16 @@ SIZES = (1, 2, 3, 5, 8, 13, 16, 17, 24, 32, 33, 64, 100, 129, 512)
 
 
 def every_case(arch: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Everything that the configuration functions return for `dtype` on `arch`, by asking them for many shapes."""
+    """Everything that the configuration functions return for `dtype` on `arch`, for many shapes."""
     seen = set()
-    for case in _asked(arch, dtype):
+    for case in _cases(arch, dtype):
         key = str(case), case.config.num_warps, case.config.num_stages
         if key not in seen:
             seen.add(key)
             yield case
 
 
-def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
+def _cases(arch: int, dtype: torch.dtype) -> Iterator[Case]:
     for flag in (True, False):
         yield Case(sums.finish, sums.FINISH, dtype, (("TIMES_X", flag),), uses_dot=False)
     yield Case(cross.finish_rectangle, sums.FINISH, dtype, uses_dot=False)
@@ -134,9 +134,9 @@ def _asked(arch: int, dtype: torch.dtype) -> Iterator[Case]:
                 yield Case(norms.lengths, norms.config_for(arch, dtype, R, T), dtype, (whole,))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
                 yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
-                tiled = slabs.config_for(arch, dtype, R, T, 512, 512)
+                tiled = chunks.config_for(arch, dtype, R, T, 512, 512)
                 if tiled:
-                    yield Case(slabs.slabs, tiled, dtype, (whole,))
+                    yield Case(chunks.chunks, tiled, dtype, (whole,))
     for outputs in SIZES:
         for columns in SIZES:
             yield Case(convolution.gradients, convolution.config_for(arch, 64, outputs, columns, 1024), dtype)

@@ -16,7 +16,7 @@ from gramjd.kernels.triton import convolution
 from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds, tensor
 from tests.kernels.test_convolution import definition, window
-from tests.kernels.test_patches import CASES, Conv, convolutions, reference
+from tests.kernels.test_patches import CASES, Conv, convolutions, reference_rows
 from tests.kernels.triton.checks import DEVICE, DTYPES, check_gram, dtypes, few, guarded, make
 
 TINY = {"BLOCK_O": 16, "BLOCK_Q": 16, "BLOCK_P": 16}
@@ -80,32 +80,32 @@ def test_convolutions_larger_than_a_tile(name: str, splits: int) -> None:
 
 @pytest.mark.parametrize("most", [300, 2000])
 @pytest.mark.parametrize("name", LARGE)
-def test_slabs(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut into groups, outputs and inputs, the slabs add up to the same."""
+def test_chunks(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut into groups, outputs and inputs, the chunks add up to the same."""
     conv, K = LARGE[name]
-    monkeypatch.setattr(convolution, "SLAB", most)
+    monkeypatch.setattr(convolution, "GPU_CHUNK", most)
     monkeypatch.setattr(convolution, "SIDE", 1)
     check(conv, K, 2)
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_slab_is_the_rows(name: str) -> None:
+def test_a_chunk_is_the_rows(name: str) -> None:
     """J itself, not only its Gram matrix: [K b, groups o i q], written nowhere else."""
     conv, K = LARGE[name]
     x, c = operands(conv, K, 2, torch.float32, ("offset", "offset"), 0)
     images = convolution._as_images(x, c, window(conv))
     with guarded():
-        J = convolution.slab(*images)
-    expected = reference(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)
+        J = convolution.chunk_of_rows(*images)
+    expected = reference_rows(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)
     assert error(J.cpu(), expected) < 2e-6
 
 
 @given(st.tuples(*[st.integers(1, 70)] * 3), st.integers(1, 300), st.sampled_from([1, 9, 49]), st.integers(1, 1 << 20))
-def test_slabs_are_bounded_and_cover(sizes: tuple[int, int, int], R: int, q: int, most: int) -> None:
+def test_chunks_are_bounded_and_cover(sizes: tuple[int, int, int], R: int, q: int, most: int) -> None:
     groups, i, o = sizes
     x, c = torch.empty(R, groups, i, 1, 1, device="meta"), torch.empty(1, R, groups, o, 1, 1, device="meta")
     covered = 0
-    for inputs, outputs in convolution.parts(x, c, q, most):
+    for inputs, outputs in convolution.chunks(x, c, q, most):
         part = inputs.shape[1] * inputs.shape[2] * outputs.shape[3] * q
         covered += part
         small = inputs.shape[2] <= -(-convolution.SIDE // q) and outputs.shape[3] <= convolution.SIDE
@@ -176,5 +176,5 @@ def test_by_the_table(stacked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = (x if stacked == "input" else x[0]).to(DEVICE), c.to(DEVICE)
     with dispatch.use_backend("triton"):
         got = torch_form.gram_convolution(*given, window(conv), torch.float32)
-    J = torch.cat([reference(conv, row, c) for row in x]).reshape(K * b, math.prod(conv.weight))
+    J = torch.cat([reference_rows(conv, row, c) for row in x]).reshape(K * b, math.prod(conv.weight))
     assert error(got.cpu(), J @ J.T) < 2e-6

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gramjd.kernels.triton import pairwise, slabs, symmetric
+from gramjd.kernels.triton import chunks, pairwise, symmetric
 from tests.kernels.triton.compiling import SHARED, Case, compiled, every_case
 
 # A few loop invariants, which the assembler may put aside to run more threads; never tiles.
@@ -69,6 +69,6 @@ def test_tiles_waste_little(R: int, T: int) -> None:
 
 
 def test_many_rows_go_through_memory() -> None:
-    assert slabs.config_for(90, torch.float32, slabs.FEW_ROWS, slabs.FEW_POSITIONS, 64, 64) is not None
-    assert slabs.config_for(90, torch.float32, slabs.FEW_ROWS + 1, 8, 64, 64) is None
-    assert slabs.config_for(90, torch.float32, 8, slabs.FEW_POSITIONS + 1, 64, 64) is None
+    assert chunks.config_for(90, torch.float32, chunks.FEW_ROWS, chunks.FEW_POSITIONS, 64, 64) is not None
+    assert chunks.config_for(90, torch.float32, chunks.FEW_ROWS + 1, 8, 64, 64) is None
+    assert chunks.config_for(90, torch.float32, 8, chunks.FEW_POSITIONS + 1, 64, 64) is None

@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from gramjd.kernels.convolution import Window
-from gramjd.kernels.triton import common, convolution, cross, norms, pairwise, slabs, symmetric, weighted
+from gramjd.kernels.triton import chunks, common, convolution, cross, norms, pairwise, symmetric, weighted
 
 SHAPES = {
     "ones": (1, 1, 1, 1, 1, 1),
@@ -67,7 +67,7 @@ def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list
     pairwise.pairwise(x, c, torch.float32)
     pairwise.gathered(torch.zeros(b, T, dtype=torch.long), c[:, 0], torch.float32)
     norms.pair(x[0], c[:, 0], torch.float32)
-    slabs.rows(x, c, torch.float32)
+    chunks.rows(x, c, torch.float32)
     weighted.weighted_outer(x, c, torch.ones(K * b))
     symmetric.product(x[:, :, :1], c[:, :, :, :1], torch.float32)
     cross.product(x[:, :, :1], c[:, :, :, :1], x[:, :1, :1].float(), c[:, :, :1, :1], torch.float32)
@@ -75,6 +75,6 @@ def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list
     images = torch.randn(b, g * i, 3, T).to(dtype), torch.randn(K, b, g * o, 3, T)
     convolution.rows(*images, Window((3, 3), (1, 1), (1, 1), (1, 1), g), torch.float32)
     expected = {"pairs", "lengths", "weighted", "partial", "finish", "gradients", "rectangle", "finish_rectangle"} | (
-        {"slabs"} if K * b <= slabs.FEW_ROWS else set()
+        {"chunks"} if K * b <= chunks.FEW_ROWS else set()
     )
     assert set(launched) == expected

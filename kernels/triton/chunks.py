@@ -3,8 +3,8 @@
     J_(k,n)[o, i] = sum_t c_(k,n,t,o) x_(n,t,i)    for a tile of o and i and for all rows at once,  then  G += J J^T
 
 A program keeps the tile of every row in registers, so the rows must be few; it reads x and c once for each tile, which
-takes T (1/BI + 1/BO) numbers a number of J where a trip of J through memory takes two. Beyond `FEW_ROWS` and
-`FEW_POSITIONS` the slabs go through memory, as in the torch route, which is called then.
+takes T (1/BI + 1/BO) numbers per number of J where a trip of J through memory takes two. Beyond `FEW_ROWS` and
+`FEW_POSITIONS` the chunks go through memory, as in the torch route, which is called then.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int, i: int, o: int, gr
 
 
 @triton.jit
-def slabs(
+def chunks(
     x, c, out, R, b, T, I, O, groups, parts_of_work, square,
     stride_xg, stride_xb, stride_xt, stride_xi, stride_ck, stride_cg, stride_cb, stride_ct, stride_co,
     ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr,
     WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """G over part 0 of the tiles of J."""
+    """G from the tiles of J in part program_id(0) of them."""
     row = tl.arange(0, ROWS)
     live_row = (row < R)[:, None, None]
     x_row = x + ((row % b).to(tl.int64) * stride_xb)[:, None, None]
@@ -93,7 +93,7 @@ def rows(x: Tensor, c: Tensor, dtype: torch.dtype, config: Config | None = None)
     arguments = [x, c, parts, R, b, T, i, o, g, config.splits, R * R, *x.stride(), *c.stride()]
     whole = (i | o) % config.constants["BLOCK_I"] == 0 and T % config.constants["BLOCK_T"] == 0
     mixed = x.dtype != c.dtype
-    common.launch(slabs, (config.splits,), arguments, config, WHOLE=whole, UPCAST=mixed)
+    common.launch(chunks, (config.splits,), arguments, config, WHOLE=whole, UPCAST=mixed)
     if config.splits > 1:
         sums.add_up(out, parts, None, b)
     return out.to(dtype)
