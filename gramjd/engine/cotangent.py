@@ -6,10 +6,9 @@ decides and never reads: its cotangents hold no values.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, interned, overlay, split
-from gramjd.kernels.cost import chunk
+from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, split
 
 Charge = Callable[[int], None]
 
@@ -152,112 +150,7 @@ def _uploaded(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.
     return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
 
 
-# -- cotangents that meet ---------------------------------------------------------------------------------------------
-
-
-def added(one: Cotangent, other: Cotangent) -> Cotangent:
-    """The sum of two cotangents of one layout, in the memory of one that is donated if there is one."""
-    if one.planned:
-        one.donated = True
-        return one
-    for into, more in ((one, other), (other, one)):
-        if into.donated and into.values.is_contiguous():
-            into.values.add_(more.values)
-            return into
-    return Cotangent.of(one.layout, one.values + other.values, operation=one.operation, donated=True)
-
-
-def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cotangent | None:
-    """`one` with the rows of `other` after its own, in memory with room for `more` rows, taken the first time.
-
-    Appending in place avoids a second copy of the rows at the peak. Returns None for small rows, where it saves
-    nothing, and where rows cannot simply stand one after the other.
-    """
-    held, count = one.layout.stacked, other.layout.stacked
-    if one.layout.diagonal or one.layout.structure != other.layout.structure or not (one.donated and other.donated):
-        return None
-    owners = np.concatenate([one.layout.owners, other.layout.owners])
-    room = one.capacity or held + more
-    if held + count > room or room * math.prod(other.shape) <= chunk():
-        return None
-    if (owners < 0).any() or len(np.unique(owners)) < len(owners):
-        return None
-    if not one.capacity:
-        charge(room * math.prod(other.shape) * other.dtype.itemsize)
-    out = Cotangent(
-        interned(Layout(one.layout.pieces, owners)), one.shape, one.dtype, operation=one.operation, donated=True
-    )
-    out.capacity = room
-    if not one.planned:
-        memory = one._memory
-        if memory is None:
-            memory = one.values.new_empty(room, *one.shape)
-            memory[:held].copy_(one.values)
-        memory[held : held + count].copy_(other.values)
-        out._memory, out._values = memory, memory[: held + count]
-    return out
-
-
-def unite(cotangents: Sequence[Cotangent], charge: Charge = unlimited) -> list[Cotangent]:
-    """As few as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
-    if len(cotangents) < 2:
-        return list(cotangents)
-    share_scope(cotangents)
-    buckets: dict[object, list[Cotangent]] = {}
-    for cotangent in cotangents:
-        buckets.setdefault(cotangent.layout.structure, []).append(cotangent)
-    united = [_stack(bucket, charge) for bucket in buckets.values()]
-    return _absorb(united, charge) if len(united) > 1 else united
-
-
-def _overlaid(cotangents: list[Cotangent]) -> list[Cotangent]:
-    """Add up those that own different slices, so that a batch that was cut and joined is one row again."""
-    out: list[Cotangent] = []
-    for mine in cotangents:
-        for n, other in enumerate(out):
-            both = overlay(other.layout, mine.layout)
-            if both is not None:
-                out[n] = _sum(both, other, mine)
-                break
-        else:
-            out.append(mine)
-    return out
-
-
-def _sum(layout: Layout, one: Cotangent, other: Cotangent) -> Cotangent:
-    return one.derived(layout, one.shape, lambda: one.values + other.values)
-
-
-def _stack(given: list[Cotangent], charge: Charge) -> Cotangent:
-    if len(given) > 1 and any((c.layout.owners < 0).any() for c in given):
-        given = _overlaid(given)
-    first = given[0]
-    if len(given) == 1:
-        return first
-    owner, kept = _distinct(np.concatenate([c.layout.owners for c in given]))
-    layout = interned(Layout(first.layout.pieces, kept))
-    if len(kept) > 1:
-        charge(len(kept) * math.prod(first.shape) * first.dtype.itemsize)
-    if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
-        return first.derived(layout, first.shape, lambda: torch.cat([c.values for c in given]), donated=True)
-    if len(kept) == 1 and (owner == 0).all():
-        return first.derived(layout, first.shape, lambda: _one_row_of(given))
-    return first.derived(layout, first.shape, lambda: _by_owner(given, owner, len(kept)), donated=True)
-
-
-def _one_row_of(given: Sequence[Cotangent]) -> Tensor:
-    rows = [c.values if len(c.values) == 1 else c.values.sum(0, keepdim=True) for c in given]
-    return reduce(torch.add, rows)
-
-
-def _by_owner(given: Sequence[Cotangent], owner: Owners, count: int) -> Tensor:
-    """Rows of each distinct owner added up; those of none dropped."""
-    first = given[0].values
-    out = torch.zeros(count, *first.shape[1:], dtype=first.dtype, device=first.device)
-    ends = list(itertools.accumulate(c.layout.stacked for c in given))
-    for cotangent, end in zip(given, ends, strict=True):
-        add_rows(out, owner[end - cotangent.layout.stacked : end], cotangent.values)
-    return out
+# -- rows of one loss ------------------------------------------------------------------------------------------------
 
 
 def add_rows(out: Tensor, owner: Owners, values: Tensor) -> None:
@@ -268,45 +161,7 @@ def add_rows(out: Tensor, owner: Owners, values: Tensor) -> None:
     out.index_add_(0, index_tensor(owner[live], out.device), values.to(out.dtype))
 
 
-def _absorb(given: list[Cotangent], charge: Charge) -> list[Cotangent]:
-    """Add a cotangent with more batch axes into one with fewer when that needs no new rows; or keep both."""
-    given = sorted(given, key=lambda c: c.numel)
-    kept: list[Cotangent] = []
-    for n, mine in enumerate(given):
-        for host in range(n + 1, len(given)):
-            if _fits(mine.layout, given[host].layout):
-                other = given[host]
-                sizes = [p.size for p in other.layout.pieces]
-                mixed = {d for d, p in enumerate(other.layout.pieces) if not p.diagonal}
-                given[host] = _stack([other, densify(mine, mixed, charge, sizes)], charge)
-                break
-        else:
-            kept.append(mine)
-    return kept
-
-
-def _fits(layout: Layout, host: Layout) -> bool:
-    """Returns True if spreading `layout` to the structure of `host` needs no rows that `host` does not have."""
-    cut = split(layout, [p.size for p in host.pieces])
-    if cut is None:
-        return False
-    diagonal = {d for d, p in enumerate(host.pieces) if p.diagonal}
-    pieces, owners = cut
-    inside = [p for p in pieces if p.dim in diagonal]
-    if not all(p.diagonal for p in inside) or [p.size for p in inside] != [
-        host.pieces[d].size for d in sorted(diagonal)
-    ]:
-        return False
-    gone = [1 + a for a, p in enumerate(p for p in pieces if p.diagonal) if p.dim not in diagonal]
-    stay = [a for a in range(1, owners.ndim) if a not in gone]
-    spread = owners.transpose([0, *gone, *stay])
-    spread = spread.reshape(-1, *spread.shape[1 + len(gone) :])
-    _, kept = _distinct(spread)
-    have = {row.tobytes() for row in host.owners}
-    return all(row.tobytes() in have for row in kept)
-
-
-def _distinct(owners: Owners) -> tuple[Owners, Owners]:
+def distinct(owners: Owners) -> tuple[Owners, Owners]:
     """For each row its index among the distinct ones (-1 if it owns nothing), and those, in first-seen order."""
     seen: dict[bytes, int] = {}
     place = np.empty(len(owners), dtype=np.int64)
@@ -372,7 +227,7 @@ def _spreading(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...] | N
     order = [1 + axes.index(a) for a in gone] + [1 + axes.index(a) for a in axes if a not in gone]
     spread = owners.transpose([0, *order])
     count = layout.stacked * math.prod(pieces[a].size for a in gone)
-    owner, kept = _distinct(spread.reshape(count, *spread.shape[1 + len(gone) :]))
+    owner, kept = distinct(spread.reshape(count, *spread.shape[1 + len(gone) :]))
     new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
     return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner)
 
@@ -461,7 +316,7 @@ def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) ->
 
 def by_loss(owners: Owners, numel: int) -> tuple[Layout, Callable[[Tensor], Tensor]]:
     """For rows [R, *] of `owners`: the layout with one row per loss, and what adds the rows of one loss up."""
-    owner, kept = _distinct(owners.reshape(-1))
+    owner, kept = distinct(owners.reshape(-1))
     layout = dense(kept, numel)
     if len(kept) == len(owner) and (owner == np.arange(len(owner))).all():
         return layout, lambda values: values

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import by_loss
-from gramjd.engine.factor import Factor, Gathered, GivenRows, Outer, chunks, united
+from gramjd.engine.factor import Factor, Gathered, Outer, chunks
+from gramjd.engine.given import GivenRows, united
 from gramjd.engine.isometry import separate
 from gramjd.engine.layout import Owners
 

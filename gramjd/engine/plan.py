@@ -14,12 +14,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from gramjd.engine import _torch, rules, structure
-from gramjd.engine.cotangent import Charge, Cotangent, UnplannedError, unite
+from gramjd.engine.cotangent import Charge, Cotangent, UnplannedError
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.graph import Graph, Node
 from gramjd.engine.isometry import Isometry
 from gramjd.engine.layout import SMALL
 from gramjd.engine.node import NodeView, Rule, Send, SendFactor, SendGraph, Sends
+from gramjd.engine.unite import unite
 from gramjd.errors import RuleError
 
 Step = Delivery | FactorDelivery | SendGraph

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # A node by its place among all nodes, and one of its outputs.
 Place = tuple[int, int]
-# Structures kept, and nodes in all of them.
-MOST, MOST_NODES = 64, 1 << 18
+# Structures kept, and nodes in all of them (about 2 kB each).
+MOST, MOST_NODES = 64, 1 << 15
 
 
 class Structure:

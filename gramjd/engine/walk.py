@@ -17,9 +17,10 @@ from torch import Tensor
 from gramjd.engine import plan as plans
 from gramjd.engine import rules
 from gramjd.engine.autograd import in_graph_task
-from gramjd.engine.cotangent import Cotangent, added, appended, by_loss, densify, index_tensor
+from gramjd.engine.cotangent import Cotangent, by_loss, densify, index_tensor
 from gramjd.engine.delivery import Delivery, FactorDelivery
-from gramjd.engine.factor import Factor, GivenRows
+from gramjd.engine.factor import Factor
+from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph, edge_of, read
 from gramjd.engine.hooks import Hooks, at_edge
 from gramjd.engine.layout import Mask, Owners, Piece, canonical
@@ -28,6 +29,7 @@ from gramjd.engine.node import LostAxis, Message, NodeView, Overwrite, SendGraph
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.rules.vocabulary import in_parts
 from gramjd.engine.structure import Place, Structure, structured
+from gramjd.engine.unite import added, appended
 from gramjd.errors import GraphError
 from gramjd.kernels.cost import chunk, chunks_within
 from gramjd.kernels.products import library_fixed

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gramjd.engine.cotangent import Cotangent, by_loss, densify, reduce_to, unite
+from gramjd.engine.cotangent import Cotangent, by_loss, densify, reduce_to
 from gramjd.engine.layout import Piece, canonical, diagonal_dims
+from gramjd.engine.unite import unite
 from tests.engine.layouts import SHAPES, dense_rows, groups, is_canonical, rows_of
 
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 import gramjd
 from gramjd import backward
 from gramjd.engine import plan, rules, walk
-from gramjd.engine.cotangent import Cotangent, added, appended
+from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.layout import dense
 from gramjd.engine.rules import pointwise, vocabulary
+from gramjd.engine.unite import added, appended
 from gramjd.kernels import cost
 from tests.oracle import assert_close_gramian, oracle_gramian
 

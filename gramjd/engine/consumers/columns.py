@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import add_rows
-from gramjd.engine.factor import Factor, GivenRows, chunks
+from gramjd.engine.factor import Factor, chunks
+from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.layout import Owners
 from gramjd.engine.parameter import Jacobian

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import index_tensor
-from gramjd.engine.factor import Factor, GivenRows
+from gramjd.engine.factor import Factor
+from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.isometry import separate
 from gramjd.engine.layout import Owners

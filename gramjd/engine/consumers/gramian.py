@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import index_tensor
-from gramjd.engine.factor import Factor, GivenRows
+from gramjd.engine.factor import Factor
+from gramjd.engine.given import GivenRows
 from gramjd.engine.layout import Mask, Owners
 from gramjd.engine.parameter import Jacobian, Part, stacked_rows, tied
 from gramjd.kernels.norms import norms_rows

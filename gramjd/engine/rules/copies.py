@@ -21,6 +21,8 @@ from gramjd.engine.layout import Layout, Owners, Piece
 from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules.vocabulary import dense_fallback, named
 
+# Elements of which a plan may know where each goes.
+MOST = 1 << 14
 # For each edge, the output element that each of its elements was copied to (-1: none).
 Sources = dict[int, Tensor]
 
@@ -32,7 +34,11 @@ def copies(sources_of: Callable[[NodeView], Sources | None]) -> Rule:
         if set(node.arrivals) != {0} or node.output().dtype.is_complex:
             return dense_fallback(node)
         sources = sources_of(node)
-        return dense_fallback(node) if sources is None else _copies(node, sources)
+        if sources is None:
+            return dense_fallback(node)
+        # A plan that is kept would keep them.
+        node.reads_data |= sum(source.numel() for source in sources.values()) > MOST
+        return _copies(node, sources)
 
     return rule
 
