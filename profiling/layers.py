@@ -24,7 +24,7 @@ from gramjd.text_table import aligned
 # What can be done about a line, by the route that its share takes.
 ADVICE = {
     "pairwise": "its cost grows with the square of the positions: use fewer, or leave it out with gramian_inputs=",
-    "rows": "the gradients of all samples are formed slab by slab: leave it out with gramian_inputs= if its part of "
+    "rows": "the gradients of all samples are formed chunk by chunk: leave it out with gramian_inputs= if its part of "
     "the conflict matters little",
     "shared": "one row a loss over a shared batch: a smaller batch, or fewer losses at a time",
     "unique": "the rows of all ids in use are formed: fewer of them, or leave the table out with gramian_inputs=",

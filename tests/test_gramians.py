@@ -48,11 +48,11 @@ class Weighted(Coordinatewise):
 
     def __init__(self, w: Tensor) -> None:
         self.w = w
-        self.slabs: list[int] = []
+        self.parts: list[int] = []
 
-    def _combine(self, slab: Tensor) -> Tensor:
-        self.slabs.append(slab.numel())
-        return self.w.to(slab.dtype) @ slab
+    def _combine(self, columns: Tensor) -> Tensor:
+        self.parts.append(columns.numel())
+        return self.w.to(columns.dtype) @ columns
 
 
 @pytest.mark.parametrize("case", [p for p in CHOSEN if "hook" not in p.id])
@@ -75,18 +75,18 @@ def test_columns_agree_with_a_weighted_backward(case: Case) -> None:
             assert float((t.grad.to_dense() - g).abs().max()) <= loose * size
 
 
-def test_columns_come_in_slabs() -> None:
+def test_columns_come_in_parts() -> None:
     layer = nn.Linear(2048, 1024)
     aggregator = Weighted(torch.ones(8))
     gramjd.gram_backward(layer(torch.randn(8, 2048)).square().sum(1), aggregator)
-    assert len(aggregator.slabs) > 8
-    assert max(aggregator.slabs) <= 1 << 20
+    assert len(aggregator.parts) > 8
+    assert max(aggregator.parts) <= 1 << 20
 
 
 def test_columns_of_repeated_owners_add_up_before_they_are_combined() -> None:
     class Median(Coordinatewise):
-        def _combine(self, slab: Tensor) -> Tensor:
-            return slab.median(0).values
+        def _combine(self, columns: Tensor) -> Tensor:
+            return columns.median(0).values
 
     torch.manual_seed(3)
     cell, x = nn.Linear(4, 4), torch.randn(5, 4)
@@ -99,8 +99,8 @@ def test_columns_of_repeated_owners_add_up_before_they_are_combined() -> None:
 
 def test_a_combination_of_the_wrong_shape_changes_nothing() -> None:
     class Wrong(Coordinatewise):
-        def _combine(self, slab: Tensor) -> Tensor:
-            return slab
+        def _combine(self, columns: Tensor) -> Tensor:
+            return columns
 
     layer = nn.Linear(3, 2)
     with pytest.raises(gramjd.errors.AggregatorError, match="one number each"):

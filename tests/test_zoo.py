@@ -128,7 +128,7 @@ def test_next_to_no_room_for_temporaries(case: Case, monkeypatch: pytest.MonkeyP
 @needs_onednn
 @pytest.mark.parametrize("case", [p for p in some(every=3, slow=False) if F32 in p.values[0].dtypes])
 def test_products_by_onednn(case: Case) -> None:
-    """Walked, recorded and replayed, with every product of float32 matrices made by oneDNN."""
+    """Planned, and twice from the plan, with every product of float32 matrices made by oneDNN."""
     with onednn_for_everything(), suppress(GramjdError) if case.may_refuse else nullcontext():
         for _ in range(3):
             assert_gramian(case, F32)

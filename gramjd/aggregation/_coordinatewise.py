@@ -15,8 +15,8 @@ from gramjd.errors import AggregatorError
 class Coordinatewise(ABC):
     """An update whose entry k depends on column k of the Jacobian only.
 
-    So J need never exist as a whole: `combine` is applied to slabs of its columns, parameter after parameter, and what
-    it returns does not depend on where one slab ends and the next begins.
+    So J need never exist as a whole: `combine` is applied to parts of its columns, parameter after parameter, and what
+    it returns does not depend on where one part ends and the next begins.
     """
 
     # What `scale_free` says; None: nothing is stated.
@@ -27,25 +27,25 @@ class Coordinatewise(ABC):
         """True if the update for `s J` is `s` times that for `J`, for every s > 0, up to rounding; None: not stated."""
         return self._scale_free
 
-    def combine(self, slab: Tensor) -> Tensor:
-        """The entries [d] of the update for d columns of the Jacobian, `slab` [m, d]; in its dtype, on its device.
+    def combine(self, columns: Tensor) -> Tensor:
+        """The entries [d] of the update for d columns of the Jacobian, `columns` [m, d]; in its dtype, on its device.
 
         Raises:
-            AggregatorError: `slab` is no matrix, real floating point and finite, or has too few rows.
+            AggregatorError: `columns` is no matrix, real floating point and finite, or has too few rows.
         """
-        check_jacobian(slab)
-        self._check_rows(len(slab))
+        check_jacobian(columns)
+        self._check_rows(len(columns))
         # Sums of 16-bit numbers need more than 16 bits.
-        wide = slab.detach().to(torch.promote_types(slab.dtype, torch.float32))
+        wide = columns.detach().to(torch.promote_types(columns.dtype, torch.float32))
         if not bool(torch.isfinite(wide).all()):
             bad = int((~torch.isfinite(wide)).sum())
             raise AggregatorError(
-                f"the gradients must be finite; {bad} of {wide.numel()} numbers in a slab {list(wide.shape)} are"
+                f"the gradients must be finite; {bad} of {wide.numel()} numbers in columns {list(wide.shape)} are"
                 " not. Look for an overflow or a NaN in the losses or their gradients"
             )
-        if not slab.numel():
-            return slab.new_zeros(slab.shape[1])
-        return self._combine(wide).to(slab.dtype)
+        if not columns.numel():
+            return columns.new_zeros(columns.shape[1])
+        return self._combine(wide).to(columns.dtype)
 
     def aggregate(self, J: Tensor) -> Tensor:
         """The update [n] for a whole Jacobian `J` [m, n]: for study."""
@@ -60,8 +60,8 @@ class Coordinatewise(ABC):
         )
 
     @abstractmethod
-    def _combine(self, slab: Tensor) -> Tensor:
-        """The update [d] for a finite `slab` [m, d] of at least 32 bits, neither m nor d zero."""
+    def _combine(self, columns: Tensor) -> Tensor:
+        """The update [d] for a finite `columns` [m, d] of at least 32 bits, neither m nor d zero."""
 
     def _check_rows(self, m: int) -> None:  # noqa: B027
         """Raise unless m gradients can be combined. By default any number can."""

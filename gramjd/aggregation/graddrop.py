@@ -20,7 +20,7 @@ class GradDrop(Stateful, Coordinatewise):
     `P_k = (1 + sum_i J_ik / sum_i |J_ik|) / 2` is the share of the positive entries, and `K_ik = 1` where `J_ik` has
     the sign that was drawn. Entries of one sign are summed as they are. One number in [0, 1) is drawn per coordinate,
     on the CPU, in float64 and in the order in which the columns come, so that a seed gives the same update on every
-    device and for any division into slabs. Cost: O(m n), and the transfer of n numbers where J is on another device.
+    device and for any division into parts. Cost: O(m n), and the transfer of n numbers where J is on another device.
 
     Table 1: non-conflicting no, linear under scaling no, weighted no (the update need not be a combination of
     gradients).
@@ -66,18 +66,18 @@ class GradDrop(Stateful, Coordinatewise):
         if self._leak is not None and len(self._leak) != m:
             raise AggregatorError(f"leak has {len(self._leak)} entries, but there are {m} gradients: give one per loss")
 
-    def _combine(self, slab: Tensor) -> Tensor:
-        largest = slab.abs().amax(0)
+    def _combine(self, columns: Tensor) -> Tensor:
+        largest = columns.abs().amax(0)
         # A column in units of its largest entry: its sum cannot overflow.
-        x = torch.where(largest > 0, slab / largest, 0.0)
+        x = torch.where(largest > 0, columns / largest, 0.0)
         share = torch.where(largest > 0, (1 + x.sum(0) / x.abs().sum(0)) / 2, 0.5)
         chance = share if self._f is None else _chances(self._f, share)
-        lot = torch.rand(slab.shape[1], dtype=torch.float64, generator=self._generator).to(slab.device)
-        kept = torch.where(lot < chance, slab.clamp_min(0), slab.clamp_max(0))
+        lot = torch.rand(columns.shape[1], dtype=torch.float64, generator=self._generator).to(columns.device)
+        kept = torch.where(lot < chance, columns.clamp_min(0), columns.clamp_max(0))
         if self._leak is None:
             return kept.sum(0)
-        leak = self._leak.to(slab.device, slab.dtype)[:, None]
-        return (leak * slab + (1 - leak) * kept).sum(0)
+        leak = self._leak.to(columns.device, columns.dtype)[:, None]
+        return (leak * columns + (1 - leak) * kept).sum(0)
 
     def __repr__(self) -> str:
         """The call that makes this aggregator (with the seed it started from)."""

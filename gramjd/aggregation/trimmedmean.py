@@ -43,10 +43,10 @@ class TrimmedMean(Coordinatewise):
         if m <= 2 * self._trim:
             raise AggregatorError(f"{self!r} needs at least {2 * self._trim + 1} gradients; got {m}")
 
-    def _combine(self, slab: Tensor) -> Tensor:
+    def _combine(self, columns: Tensor) -> Tensor:
         if not self._trim:
-            return slab.mean(0)
-        return slab.sort(0).values[self._trim : len(slab) - self._trim].mean(0)
+            return columns.mean(0)
+        return columns.sort(0).values[self._trim : len(columns) - self._trim].mean(0)
 
     def __repr__(self) -> str:
         """The call that makes this aggregator."""

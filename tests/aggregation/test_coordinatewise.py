@@ -1,4 +1,4 @@
-"""GradDrop and TrimmedMean: their definitions number by number, slabs of any width, and what they refuse."""
+"""GradDrop and TrimmedMean: their definitions number by number, parts of any width, and what they refuse."""
 
 import math
 
@@ -88,16 +88,16 @@ def test_trimmed_mean_is_mean_and_median_at_the_ends():
 @pytest.mark.parametrize("make", [lambda: GradDrop([0.1, 0.5, 0, 1, 0.2], seed=3), lambda: TrimmedMean(2)])
 @pytest.mark.parametrize("widths", [[1] * 21, [21], [0, 5, 16], [17, 0, 1, 3]])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_slabs_of_any_width_give_the_same_numbers(make, widths, dtype):
+def test_parts_of_any_width_give_the_same_numbers(make, widths, dtype):
     J = jacobian("wide", 5, 0).to(dtype)
     aggregator, whole = make(), make().aggregate(J)
     assert whole.dtype == dtype
-    torch.testing.assert_close(torch.cat([aggregator.combine(slab) for slab in J.split(widths, 1)]), whole)
-    again, slabs = make(), [s.T.contiguous().T for s in J.split(widths, 1)]
-    torch.testing.assert_close(torch.cat([again.combine(slab) for slab in slabs]), whole)
+    torch.testing.assert_close(torch.cat([aggregator.combine(part) for part in J.split(widths, 1)]), whole)
+    again, parts = make(), [s.T.contiguous().T for s in J.split(widths, 1)]
+    torch.testing.assert_close(torch.cat([again.combine(part) for part in parts]), whole)
 
 
-def test_16_bit_slabs_are_summed_in_more():
+def test_16_bit_parts_are_summed_in_more():
     J = torch.full((300, 2), 1.0).bfloat16()
     assert GradDrop().aggregate(J).tolist() == [300.0, 300.0]
     assert TrimmedMean(1).aggregate(J * 1.0).tolist() == [1.0, 1.0]
