@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gramjd.errors import InputError
 
-Step = Callable[..., Any]
+Function = Callable[..., Any]
 
 
-def capture(step: Step, *inputs: Tensor, warmup: int = 3) -> Step:
+def capture(step: Function, *inputs: Tensor, warmup: int = 3) -> Function:
     """Record `step(*inputs)` (forward, `gram_backward`, optimizer) as a CUDA graph; returns a function that replays it.
 
     The step must do the same every time: fixed shapes, no decision by values. Index operations whose data decide which

@@ -63,7 +63,7 @@ def _check(which: str, loss: Tensor, finite: bool) -> None:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether all are finite. Not asked while a CUDA graph is recorded, which can give no answers."""
+    """Returns True if all are finite, and while a CUDA graph is recorded, which can give no answers."""
     if values.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
     # A sum is finite only if all of them are; one that is not may have overflowed.

@@ -67,7 +67,7 @@ def products_used(backend: str | None = None) -> dict[str, str]:
 
 
 def keeps_freed(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started with the settings of `KEEP_FREED`."""
+    """Returns True if this process was started with the settings of `KEEP_FREED`."""
     return all(environ.get(name) == value for name, value in KEEP_FREED.items())
 
 

@@ -174,7 +174,7 @@ def restricted(limit: int | None, device: torch.device) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch says so in words on a CPU."""
+    """Returns True if an allocation failed: torch says so in words on a CPU."""
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
 

@@ -25,7 +25,7 @@ from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
 
 
-class Step(NamedTuple):
+class Counted(NamedTuple):
     """Bytes of a step, beyond what was held before it.
 
     Args:
@@ -43,7 +43,7 @@ class Step(NamedTuple):
     plain: int
 
 
-def counted_step(work: Work) -> Step:
+def counted_step(work: Work) -> Counted:
     """Count a step; where the model asks for numbers, as in `if x.sum() > 0`, by a step with numbers.
 
     The model is left as it was, but for what a step with numbers changes.
@@ -58,7 +58,7 @@ def counted_step(work: Work) -> Step:
         return _counted(work, _Bytes())
 
 
-def _counted(work: Work, count: _Bytes) -> Step:
+def _counted(work: Work, count: _Bytes) -> Counted:
     module = [*work.model.parameters(), *work.model.buffers()] if work.model is not None else []
     parameters = list(work.parameters.values())
     for tensor in (*module, *parameters):
@@ -71,7 +71,7 @@ def _counted(work: Work, count: _Bytes) -> Step:
         walk, count.peak = count.peak - saved, forward
         mean = [loss.new_full(loss.shape, 1 / work.m) for loss in losses]
         torch.autograd.grad(losses, parameters, mean, allow_unused=True)
-    return Step(held, saved, walk, gramian, count.peak)
+    return Counted(held, saved, walk, gramian, count.peak)
 
 
 def _walked(losses: Sequence[Tensor], parameters: Sequence[Tensor], count: _Bytes) -> int:

@@ -30,7 +30,7 @@ class Stateful:
 
     @property
     def remembers(self) -> bool:
-        """Whether what it returns depends on earlier calls, other than by the draws of a generator."""
+        """True if what it returns depends on earlier calls, other than by the draws of a generator."""
         return bool(self._names) or any(part.remembers for part in self._parts.values())
 
     def reset(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from gramjd.engine import _torch, rules, structure
@@ -23,7 +23,8 @@ from gramjd.engine.node import NodeView, Rule, Send, SendFactor, SendGraph, Send
 from gramjd.engine.unite import unite
 from gramjd.errors import RuleError
 
-Step = Delivery | FactorDelivery | SendGraph
+# What a rule sent, with everything about it decided.
+Sent = Delivery | FactorDelivery | SendGraph
 # Cotangents with the output that each arrived at.
 Arrivals = list[tuple[int, Cotangent]]
 # Plans per thread, and plans of one node that differ in what arrives or in saved numbers.
@@ -42,7 +43,7 @@ class NodePlan:
         # Under which it is kept, once it is known to serve other nodes.
         self.key: Hashable = None
         self._rule = rule
-        self._steps: list[Step] | None = None
+        self._sent: list[Sent] | None = None
 
     def serves(self, node: Node, arrivals: Arrivals) -> bool:
         """Returns True if this is the plan of a node of the same name and shapes, given what arrived."""
@@ -69,28 +70,28 @@ class NodePlan:
             slot.drop()
         self.view.release()
 
-    def steps(self) -> Iterator[Step] | list[Step]:
+    def sent(self) -> Iterator[Sent] | list[Sent]:
         """Everything that is sent, in order; the first time while the rule decides it."""
-        if self._steps is None:
+        if self._sent is None:
             return self._decided()
         if self.view.charged:
             self.view.charge(self.view.charged)
-        return self._steps
+        return self._sent
 
-    def _decided(self) -> Iterator[Step]:
+    def _decided(self) -> Iterator[Sent]:
         view = self.view
-        steps: list[Step] = []
+        sent: list[Sent] = []
         for nr in dict.fromkeys(nr for nr, _ in self.slots):
             view.arrivals[nr] = unite([slot for other, slot in self.slots if other == nr], view.charge)
         for send in self._named(self._rule(view)):
             if isinstance(send, SendGraph):
-                steps.append(send)
+                sent.append(send)
             elif view.wants(send.edge):
-                steps.append(_delivery(view, send))
+                sent.append(_delivery(view, send))
             else:
                 continue
-            yield steps[-1]
-        self._steps = steps
+            yield sent[-1]
+        self._sent = sent
 
     def _named(self, sends: Sends) -> Iterator[Send | SendFactor | SendGraph]:
         try:
@@ -103,14 +104,14 @@ class NodePlan:
 
     def redo(self, rule: Rule) -> None:
         """Begin again with another rule."""
-        self._rule, self._steps = rule, None
+        self._rule, self._sent = rule, None
         self.view.lost.clear()
 
     @property
     def reusable(self) -> bool:
         """Returns True if the plan serves other nodes of the same structure."""
         small = all(slot.layout.owners.size <= SMALL for _, slot in self.slots)
-        return small and self._steps is not None and not self.view.reads_data
+        return small and self._sent is not None and not self.view.reads_data
 
 
 def _delivery(view: NodeView, send: Send | SendFactor) -> Delivery | FactorDelivery:
@@ -192,6 +193,3 @@ def _agrees(node: Node, guards: dict[str, Any]) -> bool:
 def _add(entries: list[Any], entry: Any) -> None:
     entries.append(entry)
     del entries[:-VARIANTS]
-
-
-__all__: Sequence[str] = ["Arrivals", "NodePlan", "Step", "forget", "isometry_of", "keep", "plan_of"]

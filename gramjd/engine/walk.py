@@ -172,7 +172,7 @@ class Walk:
         view, computes = plan.view, self.computes
         outbox: list[tuple[int, Message]] = []
         lost: list[LostAxis] = []
-        for step in plan.steps():
+        for step in plan.sent():
             view.computing = computes
             if type(step) is Delivery:
                 message = self._cotangent(n, step, outbox)

@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def remembers(self) -> bool:
-        """Whether calls may depend on earlier ones: it has a method `reset`."""
+        """True if calls may depend on earlier ones: it has a method `reset`."""
         return callable(getattr(self.aggregator, "reset", None))
 
     def update(self, J: Tensor, draw: int, past: Sequence[Tensor] = ()) -> Update:
@@ -60,7 +60,7 @@ class Subject:
             return call(J)
 
     def draws(self, J: Tensor, draw: int, past: Sequence[Tensor] = ()) -> bool:
-        """Whether the aggregator takes random numbers to compute `A(J)`."""
+        """True if the aggregator takes random numbers to compute `A(J)`."""
         fresh = self._started(draw)
         before = _random_states(fresh)
         for matrix in (*past, J):

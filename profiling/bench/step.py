@@ -58,14 +58,14 @@ def select(names: str | None) -> list[str]:
     return found
 
 
-class Step(NamedTuple):
+class Prepared(NamedTuple):
     """One contender on its copy of a case: `take()` takes a step, `clear()` drops the gradients."""
 
     take: Callable[[], None]
     clear: Callable[[], None]
 
 
-def step_of(work: Work, contender: Contender) -> Step:
+def step_of(work: Work, contender: Contender) -> Prepared:
     """A contender with an optimiser.
 
     Raises:
@@ -79,7 +79,7 @@ def step_of(work: Work, contender: Contender) -> Step:
             step(ignore)
         optimizer.step()
 
-    return Step(take, work.clear)
+    return Prepared(take, work.clear)
 
 
 def gramian_difference(work: Work) -> float | None:
@@ -122,9 +122,9 @@ def measure(
     return results
 
 
-def _try_all(case: Case, device: str, contenders: Sequence[str]) -> tuple[dict[str, Step], dict[str, Any]]:
+def _try_all(case: Case, device: str, contenders: Sequence[str]) -> tuple[dict[str, Prepared], dict[str, Any]]:
     """A first step of each contender; those that refuse the model are reported instead of run."""
-    steps: dict[str, Step] = {}
+    steps: dict[str, Prepared] = {}
     results: dict[str, Any] = {}
     for name in contenders:
         try:

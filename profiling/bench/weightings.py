@@ -17,7 +17,7 @@ Weigh = Callable[[Tensor], Tensor]
 RADIUS = 0.5  # of CAGrad; its authors use 0.2 to 0.8
 
 
-class Weighting(NamedTuple):
+class Compared(NamedTuple):
     """Ours, TorchJD's `(G) -> weigh`, exact weights in float64, and how far an answer is from optimal."""
 
     ours: dict[str, Weigh]
@@ -98,15 +98,15 @@ def _their_nash(G: Tensor) -> Weigh:
 
 
 WEIGHTINGS = {
-    "UPGrad": Weighting(
+    "UPGrad": Compared(
         {"exact": UPGrad(), "tol=1e-4": UPGrad(tol=1e-4)}, _theirs("UPGradWeighting"), exact_upgrad, upgrad_residual
     ),
-    "MGDA": Weighting({"exact": MGDA()}, _theirs("MGDAWeighting"), lambda G: MGDA()(G.double()), mgda_residual),
-    "CAGrad": Weighting(
+    "MGDA": Compared({"exact": MGDA()}, _theirs("MGDAWeighting"), lambda G: MGDA()(G.double()), mgda_residual),
+    "CAGrad": Compared(
         {"exact": CAGrad(RADIUS)},
         _theirs("CAGradWeighting", RADIUS),
         lambda G: CAGrad(RADIUS)(G.double()),
         cagrad_residual,
     ),
-    "NashMTL": Weighting({"exact": NashMTL()}, _their_nash, lambda G: NashMTL()(G.double()), nash_residual),
+    "NashMTL": Compared({"exact": NashMTL()}, _their_nash, lambda G: NashMTL()(G.double()), nash_residual),
 }

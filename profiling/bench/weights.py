@@ -24,7 +24,7 @@ from torch import Tensor
 from gramjd.aggregation import UPGrad
 from gramjd.errors import GramjdError
 from gramjd.profiling.bench.gramians import FAMILIES, drawn, network_gramians
-from gramjd.profiling.bench.weightings import WEIGHTINGS, Weighting
+from gramjd.profiling.bench.weightings import WEIGHTINGS, Compared
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import RefusalError
@@ -44,7 +44,7 @@ class InexactError(GramjdError, RuntimeError):
     """What should be exact weights failed the optimality test, so that no error measured from them means anything."""
 
 
-def measure(weighting: Weighting, G: Tensor, *, seconds: float, theirs: bool = True) -> dict[str, dict[str, Any]]:
+def measure(weighting: Compared, G: Tensor, *, seconds: float, theirs: bool = True) -> dict[str, dict[str, Any]]:
     """Median milliseconds and error of ours, TorchJD's (or why it refused) and `eigh`, as plain data.
 
     Args:
@@ -79,7 +79,7 @@ def measure(weighting: Weighting, G: Tensor, *, seconds: float, theirs: bool = T
     return results
 
 
-def exact_weights(weighting: Weighting, G: Tensor) -> tuple[Tensor, float]:
+def exact_weights(weighting: Compared, G: Tensor) -> tuple[Tensor, float]:
     """The weights [m] in float64, and how far they are from optimal.
 
     Raises:
