@@ -96,7 +96,8 @@ def least_gain(toy: Toy, name: str, points: Tensor, seed: int) -> float:
 def stalled(toy: Toy, points: Tensor) -> bool:
     """Returns True if a path on EWQ is stuck.
 
-    It is `STALLED` times farther from 0 than Mean's in a coordinate, and hardly moves. On EWQ each step of Mean takes `1 - rate` of each coordinate. Always False on CQF, whose optimum is a curve.
+    It is `STALLED` times farther from 0 than Mean's in a coordinate, and hardly moves. On EWQ each step of Mean takes
+    `1 - rate` of each coordinate. Always False on CQF, whose optimum is a curve.
 
     >>> from gramjd.experiments.toys import EWQ
     >>> stalled(EWQ, torch.tensor([[0.0, -3.0]] * 51, dtype=torch.float64))
