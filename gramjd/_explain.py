@@ -71,8 +71,8 @@ class Explanation:
             for u in self.uses
         ]
         total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
-        lost = [f"dense rows from {loss.operation} on: it {loss.reason}" for loss in self.dense]
-        tail = lost or ["a batch axis reaches every layer: no dense rows"]
+        places = [f"dense rows from {lost.operation} on: it {lost.reason}" for lost in self.dense]
+        tail = places or ["a batch axis reaches every layer: no dense rows"]
         tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
         return "\n".join([aligned([head, *body, total], total=True), *tail])
 

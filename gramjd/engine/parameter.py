@@ -2,7 +2,8 @@
 
 Uses of one parameter have cross terms. Factors of one kind with the same owners become one; a table that is an
 embedding and a head has a formula of its own; rows of any two factors of one region can be formed chunk by chunk.
-Everything that is made of a Jacobian (`consumers/`) is made of its parts.
+A Gramian and its diagonal are made of these parts; an update is the sum of what each factor gives, and a rectangle the
+sum over pairs of factors.
 """
 
 from __future__ import annotations

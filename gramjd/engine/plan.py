@@ -106,12 +106,16 @@ class NodePlan:
         """Begin again with another rule."""
         self._rule, self._sent = rule, None
         self.view.lost.clear()
+        self.view.computing = False
 
     @property
     def reusable(self) -> bool:
         """Returns True if the plan serves other nodes of the same structure."""
-        small = all(slot.layout.owners.size <= SMALL for _, slot in self.slots)
-        return small and self._sent is not None and not self.view.reads_data
+        if self._sent is None or self.view.reads_data:
+            return False
+        layouts = [slot.layout for _, slot in self.slots]
+        layouts += [sent.send.layout for sent in self._sent if isinstance(sent, Delivery)]
+        return all(layout.owners.size <= SMALL for layout in layouts)
 
 
 def _delivery(view: NodeView, send: Send | SendFactor) -> Delivery | FactorDelivery:
@@ -119,7 +123,7 @@ def _delivery(view: NodeView, send: Send | SendFactor) -> Delivery | FactorDeliv
 
 
 class _Known(threading.local):
-    """The plans of a thread, and the isometries of its nodes."""
+    """The plans of a thread."""
 
     def __init__(self) -> None:
         self.plans: OrderedDict[Hashable, list[NodePlan]] = OrderedDict()

@@ -195,6 +195,7 @@ def by_calling(node: NodeView) -> Sources | None:
     """Sources from what the node makes of the numbers 1, 2, ..; asked once per node of a graph."""
     assert node.graph is not None, "a view is bound to a node while its rule decides"
     asked = node.graph.sources
+    node.charge(4 * 8 * math.prod(node.output().shape))
     if node.handle not in asked:
         asked[node.handle] = _asked(node)
     node.reads_data = True
@@ -205,7 +206,6 @@ def by_calling(node: NodeView) -> Sources | None:
 def _asked(node: NodeView) -> Sources | None:
     meta = node.output()
     count = math.prod(meta.shape)
-    node.charge(4 * 8 * count)
     ladder = torch.arange(1, count + 1, dtype=torch.float64, device=meta.device).view(1, *meta.shape)
     # In float32, which a node of that type may round to on the way, the check is the same number.
     noise = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float32) + 0.5

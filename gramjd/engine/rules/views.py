@@ -63,7 +63,8 @@ def taken(node: NodeView, c: Cotangent) -> Sends:
     shape = (*target[:dim], len(index), *target[dim + 1 :])
     layout = _scattered(c.layout, shape, dim, index, target)
     if layout is not None:
-        yield node.send(0, layout, lambda: _at(c.values.reshape(-1, *shape), dim, index, target), donated=True)
+        where = _span(index)
+        yield node.send(0, layout, lambda: _at(c.values.reshape(-1, *shape), dim, where, target), donated=True)
 
 
 def _scattered(layout: Layout, shape: Sequence[int], dim: int, index: Owners, target: Sequence[int]) -> Layout | None:
@@ -79,13 +80,16 @@ def _scattered(layout: Layout, shape: Sequence[int], dim: int, index: Owners, ta
     return layouts.carry(layout, shape, target, {d: d for d in range(len(shape)) if d != dim})
 
 
-def _at(values: Tensor, dim: int, index: Owners, target: Sequence[int]) -> Tensor:
-    """Zeros of `target` with `values` at positions `index` of `dim`."""
-    out = torch.zeros(len(values), *target, dtype=values.dtype, device=values.device)
+def _span(index: Owners) -> slice:
+    """Positions at equal distances as a slice: a plan that is kept should not keep all of them."""
     if not len(index):
-        return out
-    step = int(index[1] - index[0]) if len(index) > 1 else 1
-    where = slice(int(index[0]), int(index[-1]) + 1, step)
+        return slice(0, 0)
+    return slice(int(index[0]), int(index[-1]) + 1, int(index[1] - index[0]) if len(index) > 1 else 1)
+
+
+def _at(values: Tensor, dim: int, where: slice, target: Sequence[int]) -> Tensor:
+    """Zeros of `target` with `values` at positions `where` of `dim`."""
+    out = torch.zeros(len(values), *target, dtype=values.dtype, device=values.device)
     out[(slice(None),) * (1 + dim) + (where,)] = values
     return out
 
@@ -199,6 +203,7 @@ def moves(positions: Callable[[NodeView], tuple[int, Owners]]) -> Rule:
     def one(node: NodeView, c: Cotangent) -> Sends:
         dim, index = positions(node)
         back = np.argsort(index)
+        node.reads_data |= index.size > layouts.SMALL  # a plan that is kept would keep it
         c = whole(node, c)
         where = layouts.diagonal_dims(c.layout, c.shape) or frozenset()
         target = node.input(0).shape
