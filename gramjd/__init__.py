@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UPGrad,
     )
     from gramjd.backward import GramStep, gram_backward
+    from gramjd.compiled.step import StepResult, compile
     from gramjd.extend import register_rule, unregister_rule
     from gramjd.gramians import gradient_norms, gramian
     from gramjd.multitask import mtl_backward
@@ -69,11 +70,13 @@ __all__ = [
     "PCGrad",
     "Random",
     "SDMGrad",
+    "StepResult",
     "Sum",
     "Sven",
     "TrimmedMean",
     "UPGrad",
     "capture",
+    "compile",
     "explain",
     "gradient_norms",
     "gram_backward",
@@ -87,7 +90,9 @@ __version__ = "0.2.0.dev0"
 _HOMES = {
     "Explanation": "gramjd._explain",
     "GramStep": "gramjd.backward",
+    "StepResult": "gramjd.compiled.step",
     "capture": "gramjd._capture",
+    "compile": "gramjd.compiled.step",
     "explain": "gramjd._explain",
     "gradient_norms": "gramjd.gramians",
     "gram_backward": "gramjd.backward",

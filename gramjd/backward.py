@@ -118,8 +118,8 @@ def gram_backward(
     >>> w.grad
     tensor([0.8000, 2.4000])
     """
-    _check_choice("update", update, UPDATES)
-    _check_choice("nonfinite", nonfinite, NONFINITE)
+    check_choice("update", update, UPDATES)
+    check_choice("nonfinite", nonfinite, NONFINITE)
     strict = nonfinite == "raise"
     losses = as_given(losses)
     found, targets, memory_budget = as_losses(losses, strict), as_inputs(inputs), as_budget(memory_budget)
@@ -156,7 +156,7 @@ def gram_backward(
     return GramStep(weights, G)
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 

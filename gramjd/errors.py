@@ -63,6 +63,10 @@ class BackendError(GramjdError, RuntimeError):
     """The backend asked for cannot run: a package missing or too old, tensors of a device or dtype without a kernel."""
 
 
+class CompileError(GramjdError, RuntimeError):
+    """A compiled step computes something else than the eager one."""
+
+
 class RuleError(GramjdError, RuntimeError):
     """A rule for a node returned something that breaks its contract, or was registered wrongly."""
 

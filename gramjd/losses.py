@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gramjd.engine.graph import Selected
 from gramjd.errors import InputError, LossError
+from gramjd.kernels.tracing import tracing
 
 Losses = Tensor | Sequence[Tensor]
 Inputs = Tensor | torch.nn.Module | Iterable[Tensor] | Mapping[str, Tensor] | None
@@ -63,7 +64,9 @@ def _check(which: str, loss: Tensor, finite: bool) -> None:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Returns True if all are finite, and while a CUDA graph is recorded, which can give no answers."""
+    """Returns True if all are finite, and while a trace is made or a CUDA graph recorded, which can give no answers."""
+    if tracing() is not None:
+        return True
     if values.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
     # A sum is finite only if all of them are; one that is not may have overflowed.

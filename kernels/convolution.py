@@ -25,6 +25,7 @@ from gramjd.kernels import dispatch, outer
 from gramjd.kernels.cost import Constants, chunk, constants_of
 from gramjd.kernels.patches import padded, patches
 from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
+from gramjd.kernels.tracing import square, whole
 
 # On CPUs the library's weight gradient with samples as groups was 1.2 to 2.8 times faster than products of patches for
 # images at least this wide with at least so many channels, and up to three times slower for narrow ones.
@@ -204,6 +205,25 @@ def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Ten
 
     Instead of the cotangent the input may be stacked, [K, b, ..] beside c of K = 1: a transposed convolution.
     """
+    return _gram(x, c, *w, dtype)
+
+
+@whole(
+    "convolution(Tensor x, Tensor c, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
+    "ScalarType dtype) -> Tensor",
+    lambda x, c, *window_and_dtype: square(c, window_and_dtype[-1], x.shape[0] if x.ndim == c.ndim else c.shape[0], c.shape[1]),
+)
+def _gram(
+    x: Tensor,
+    c: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    w = Window(kernel, stride, padding, dilation, groups)
     x, c = unstacked(x, c)
     s = sizes(x, c, w)
     name = route(s, constants_of(c.device.type, dtype))

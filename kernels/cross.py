@@ -12,6 +12,8 @@ for sums of outer products x [g, b, T, i], c [K, g, b, T, o] and x2 [g, b2, T2, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from gramjd.kernels.gathered import gathered_rows
 from gramjd.kernels.outer import Extent, extent, outer_rows
 from gramjd.kernels.products import add_product, product
 from gramjd.kernels.symmetric import even
+from gramjd.kernels.tracing import rectangle, whole
 
 
 def cross_outer(x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
@@ -38,8 +41,21 @@ def cross_outer(x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype
             [8., 8.]])
     """
     name = route(extent(x, c), extent(x2, c2), constants_of(c.device.type, dtype))
-    dtypes = (x.dtype, c.dtype, x2.dtype, c2.dtype, dtype)
-    kernel = dispatch.implementation("cross." + name, c.device.type, *dtypes) or CROSS[name]
+    kernel = dispatch.implementation("cross." + name, c.device.type, *_dtypes(x, c, x2, c2), dtype)
+    run = _product if kernel is None and name == "product" else partial(_run, name)
+    return run(x, c, x2, c2, dtype)
+
+
+def _dtypes(*tensors: Tensor) -> list[torch.dtype]:
+    return [tensor.dtype for tensor in tensors]
+
+
+@whole(
+    "cross(str route, Tensor x, Tensor c, Tensor x2, Tensor c2, ScalarType dtype) -> Tensor",
+    lambda route, x, c, x2, c2, dtype: rectangle(c[:, 0], c2[:, 0], dtype),
+)
+def _run(route: str, x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
+    kernel = dispatch.implementation("cross." + route, c.device.type, *_dtypes(x, c, x2, c2), dtype) or CROSS[route]
     return kernel(x, c, x2, c2, dtype)
 
 
@@ -168,6 +184,10 @@ def _shared(x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) ->
 CROSS = {"product": _product, "pairwise": _pairwise, "rows": _rows, "shared": _shared}
 
 
+@whole(
+    "cross_gathered(Tensor ids, Tensor c, Tensor ids2, Tensor c2, ScalarType dtype) -> Tensor",
+    lambda ids, c, ids2, c2, dtype: rectangle(c, c2, dtype),
+)
 def cross_gathered(ids: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     """Inner products [K b, K2 b2] of embedding rows, through the ids that both use.
 

@@ -17,8 +17,13 @@ from gramjd.kernels import dispatch
 from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import add_gram, even
+from gramjd.kernels.tracing import rectangle, square, whole
 
 
+@whole(
+    "gathered(Tensor ids, Tensor c, ScalarType dtype) -> Tensor",
+    lambda ids, c, dtype: square(c, dtype, c.shape[0], c.shape[1]),
+)
 def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """G [K b, K b], upper, by the quicker route."""
     K, b, T, d = c.shape
@@ -113,6 +118,10 @@ def _unique(place: Tensor, used: int, c: Tensor, dtype: torch.dtype) -> Tensor:
     return G
 
 
+@whole(
+    "cross_outer_gathered(Tensor x, Tensor c, Tensor ids2, Tensor c2, ScalarType dtype) -> Tensor",
+    lambda x, c, ids2, c2, dtype: rectangle(c, c2, dtype),
+)
 def cross_outer_gathered(x: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     """<head rows, embedding rows> [K b, K2 b2] of a table [o, i] used as both.
 

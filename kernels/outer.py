@@ -22,6 +22,7 @@ from gramjd.kernels import dispatch
 from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.products import add_product, product
 from gramjd.kernels.symmetric import add_gram, even, gram, mirrored
+from gramjd.kernels.tracing import square, whole
 
 
 class Extent(NamedTuple):
@@ -155,6 +156,15 @@ def gram_outer(
 
 def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """G [K b, K b], upper, by a route of `ROUTES`: the kernel if the backend in force has one, or the torch form."""
+    kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype)
+    return _product(x, c, dtype) if kernel is None and route == "product" else _run(route, x, c, dtype)
+
+
+@whole(
+    "outer(str route, Tensor x, Tensor c, ScalarType dtype) -> Tensor",
+    lambda route, x, c, dtype: square(c, dtype, c.shape[0], x.shape[1]),
+)
+def _run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
     return kernel(x, c, dtype)
 

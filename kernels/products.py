@@ -31,6 +31,7 @@ from gramjd.errors import BackendError
 from gramjd.kernels.devices import loaded, shipped
 from gramjd.kernels.dispatch import current_backend
 from gramjd.kernels.machine import this_cpu
+from gramjd.kernels.tracing import whole
 
 # The call of oneDNN costs more. It pays from so many multiply-adds on, if no size is below `THIN`; MKL is as fast for
 # sums of more than `LONG` numbers. oneDNN copies a left operand that is not contiguous, which pays from `WIDE` columns
@@ -171,11 +172,22 @@ def _full_precision() -> bool:
     return settings.fp32_precision in ("none", "ieee")
 
 
+def _turned(a: Tensor, b: Tensor) -> bool:
+    """Returns True if the product is computed as `(b^T a^T)^T`, so that the smaller operand is copied."""
+    saved = a.numel() - b.numel() - a.shape[0] * b.shape[1]
+    return saved > 0 and not a.is_contiguous() and a.mT.is_contiguous()
+
+
+def _like_product(a: Tensor, b: Tensor) -> Tensor:
+    (M, _), N = a.shape, b.shape[1]
+    return a.new_empty(N, M).mT if _turned(a, b) else a.new_empty(M, N)
+
+
+@whole("product(Tensor a, Tensor b) -> Tensor", _like_product)
 def by_onednn(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` by oneDNN."""
-    saved = a.numel() - b.numel() - a.shape[0] * b.shape[1]
-    if saved > 0 and not a.is_contiguous() and a.mT.is_contiguous():
-        return _torch.product_by_onednn(b.mT, a).mT  # so that the smaller operand is copied; the result lies transposed
+    if _turned(a, b):
+        return _torch.product_by_onednn(b.mT, a).mT  # the result lies transposed
     return _torch.product_by_onednn(a, b.mT)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gramjd.kernels.products import add_product, library, product
+from gramjd.kernels.tracing import square, whole
 
 
 def block_size(rows: int, by: str | None = None) -> int:
@@ -49,8 +50,11 @@ def mirrored(G: Tensor) -> Tensor:
 
 def gram(J: Tensor) -> Tensor:
     """`J J^T` [R, R], upper, for J [R, d]."""
-    if len(J) <= block_size(len(J)):
-        return product(J, J.T)
+    return product(J, J.T) if len(J) <= block_size(len(J)) else _in_blocks(J)
+
+
+@whole("gram(Tensor J) -> Tensor", lambda J: square(J, J.dtype, 1, len(J)))
+def _in_blocks(J: Tensor) -> Tensor:
     G = torch.zeros(len(J), len(J), dtype=J.dtype, device=J.device)
     add_gram(G, J)
     return G

@@ -20,6 +20,7 @@ from gramjd.kernels import dispatch
 from gramjd.kernels.cost import IN_CACHE, chunk
 from gramjd.kernels.products import product
 from gramjd.kernels.symmetric import even
+from gramjd.kernels.tracing import whole
 
 
 def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
@@ -33,13 +34,23 @@ def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
 
 def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """[g, o, i] from x [g, b, T, i], c [K, g, b, T, o] and weights w [K b]."""
-    kernel = dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype)
-    if kernel is not None:
-        return kernel(x, c, w)
+    if dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype) is not None:
+        return _outer_by_kernel(x, c, w)
     C = weighted_cotangents(c, w, 2).flatten(1, 2)
     X = x.to(C.dtype).flatten(1, 2)
     # One product is faster than a batch of one.
     return product(C[0].T, X[0]).unsqueeze(0) if len(C) == 1 else C.mT @ X
+
+
+@whole(
+    "weighted_outer(Tensor x, Tensor c, Tensor w) -> Tensor",
+    lambda x, c, w: c.new_empty(c.shape[1], c.shape[-1], x.shape[-1]),
+)
+def _outer_by_kernel(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    kernel = dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype)
+    assert kernel is not None, "the caller has found one"
+    found: Tensor = kernel(x, c, w)
+    return found
 
 
 def weighted_gathered(ids: Tensor, c: Tensor, w: Tensor, size: int) -> Tensor:
@@ -56,6 +67,27 @@ def weighted_convolution(
     Some samples at a time: the library makes a copy of both in its own order. A transposed convolution is the plain one
     from its output to its input, so the two change places.
     """
+    sizes = (options[name] for name in ("stride", "padding", "dilation", "groups"))
+    return _convolution(x, c, w, weight_shape, transposed, *sizes)
+
+
+@whole(
+    "weighted_convolution(Tensor x, Tensor c, Tensor w, int[] weight_shape, bool transposed, int[] stride, "
+    "int[] padding, int[] dilation, int groups) -> Tensor",
+    lambda x, c, w, weight_shape, *_: c.new_empty(weight_shape),
+)
+def _convolution(
+    x: Tensor,
+    c: Tensor,
+    w: Tensor,
+    weight_shape: Sequence[int],
+    transposed: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     w = w.view(c.shape[:2])
     samples = even(len(x), min(chunk(), IN_CACHE) // max(1, math.prod(x.shape[1:]) + math.prod(c.shape[2:])))
     parts = [slice(lo, lo + samples) for lo in range(0, len(x), samples)]
@@ -66,7 +98,7 @@ def weighted_convolution(
     total = next(gradients)
     for gradient in gradients:
         total += gradient
-    return total
+    return total.contiguous()
 
 
 def _weight_gradient(

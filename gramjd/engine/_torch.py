@@ -7,8 +7,8 @@ checks each of them by name and by behaviour, so a release that changes one is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from operator import attrgetter
 from typing import Any, cast
@@ -21,15 +21,17 @@ from torch.autograd.graph import GradientEdge
 from torch.autograd.variable import Variable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "EventType",
     "StorageWeakRef",
     "TorchDispatchMode",
+    "tree_flatten",
     "tree_leaves",
     "tree_map_only",
+    "tree_unflatten",
 ]  # taken over under their own names
 
 # Nodes have no public Python type that covers C++ nodes and custom functions alike.
@@ -219,6 +221,56 @@ def untraced() -> AbstractContextManager[Any]:
     """Without the modes of tracers and counters that are active."""
     found: AbstractContextManager[Any] = _disable_current_modes()
     return found
+
+
+# -- traces -----------------------------------------------------------------------------------------------------------
+
+
+def make_graph(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+    """The operations of `function(*inputs)` as a graph; tensors from outside are constants of it.
+
+    Relies on `make_fx`, with tensors that have no numbers: with numbers the values of an index could stay in the graph.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+def compiled_graph(graph: Any, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """A graph compiled by Inductor, as a function of the same inputs."""
+    from torch._inductor import compile as compile_graph
+
+    found: Callable[..., Any] = compile_graph(graph, list(inputs), options)
+    return found
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Within the block `torch.compiler.is_compiling()` says so: optimizers then compute with tensors alone."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+def optimizer_marks(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the step of an optimizer notes for schedulers: that it was called."""
+    return {name: value for name, value in vars(optimizer).items() if name == "_opt_called"}
+
+
+def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Tell schedulers that the optimizer has made a step."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def optimizer_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns True if something is to be called with every step of an optimizer."""
+    from torch.optim import optimizer as module
+
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or module._global_optimizer_pre_hooks or module._global_optimizer_post_hooks)
 
 
 # -- products by oneDNN -----------------------------------------------------------------------------------------------

@@ -18,14 +18,14 @@ from gramjd.engine import _torch
 from gramjd.engine._torch import Node, is_python, needs_gradient, run_python
 from gramjd.engine.graph import LEAF, Edge, Graph, edge_of
 
-_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 
 def plainly() -> contextlib.ExitStack:
     """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
     stack = contextlib.ExitStack()
     stack.enter_context(torch.no_grad())
-    for device in _AUTOCAST:
+    for device in AUTOCAST:
         if torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
     return stack

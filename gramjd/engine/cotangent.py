@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, split
+from gramjd.kernels.tracing import concretely, constant, fused, tracing
 
 Charge = Callable[[int], None]
 
@@ -61,7 +62,7 @@ class Cotangent:
         donated: bool = False,
     ) -> None:
         self.layout, self.shape, self.dtype = layout, tuple(shape), dtype
-        self.operation, self.donated, self.capacity = operation, donated, 0
+        self.operation, self.donated, self.capacity = operation, donated and not fused(), 0
         self._values = values
         self._memory: Tensor | None = None
         self._load: Callable[[], Tensor] | None = None
@@ -140,6 +141,10 @@ def share_scope(cotangents: Sequence[Cotangent]) -> None:
 
 def index_tensor(index: npt.NDArray[np.int64] | npt.NDArray[np.bool_], device: torch.device) -> torch.Tensor:
     """An index as a tensor on a device. Other devices than the CPU get each index once: training repeats its steps."""
+    if tracing() is not None:
+        with concretely():
+            placed = torch.from_numpy(np.array(index)).to(device)
+        return constant(placed)
     if device.type == "cpu":
         return torch.from_numpy(np.ascontiguousarray(index))
     return _uploaded(index.tobytes(), str(index.dtype), index.shape, device)

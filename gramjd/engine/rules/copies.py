@@ -20,6 +20,7 @@ from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.layout import Layout, Owners, Piece
 from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules.vocabulary import dense_fallback, named
+from gramjd.kernels.tracing import concretely, constant, host
 
 # Elements of which a plan may know where each goes.
 MOST = 1 << 14
@@ -56,7 +57,9 @@ def _loaded(cotangent: Cotangent, source: Tensor) -> Callable[[], Tensor]:
 
 
 def _copied(values: Tensor, source: Tensor) -> Tensor:
-    flat, place = values.reshape(len(values), -1), source.reshape(-1).to(values.device)
+    with concretely():
+        place = source.reshape(-1).to(values.device)
+    flat, place = values.reshape(len(values), -1), constant(place)
     taken = flat.index_select(1, place.clamp(min=0))
     return taken.masked_fill_(place < 0, 0).view(len(values), *source.shape)
 
@@ -70,7 +73,7 @@ def _owned(layout: Layout, source: Tensor, shape: Sequence[int]) -> Layout | Non
         if not piece.diagonal:
             owners = np.expand_dims(owners, 1 + axis)
     everyone = np.broadcast_to(owners, (layout.stacked, *sizes)).reshape(layout.stacked, -1)
-    index = source.reshape(-1).cpu().numpy()
+    index = source.reshape(-1).numpy()
     mine = np.where(index >= 0, everyone[:, index.clip(0)], -1).reshape(layout.stacked, *shape)
     return coarsened(mine, shape) if (mine >= 0).any() else None
 
@@ -97,23 +100,28 @@ def by_forward(forward: Forward) -> Callable[[NodeView], Sources | None]:
     """Sources from the operation itself, applied to numbers."""
 
     def sources(node: NodeView) -> Sources | None:
-        sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
-        ends = np.cumsum([0, *sizes])
-        ladders = [
-            torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape)
-            if node.wants(e)
-            else torch.tensor(-1)
-            for e in range(len(node.inputs))
-        ]
-        out = forward(node, ladders).reshape(-1)
-        places = (out >= 0).nonzero()[:, 0]
-        if len(torch.unique(out[places])) < len(places):
-            return None  # an element was copied to several places, whose cotangents would have to be added up
-        source = torch.full((int(ends[-1]),), -1, dtype=torch.int64)
-        source[out[places]] = places
-        return {e: source[int(ends[e]) : int(ends[e + 1])].view(node.input(e).shape) for e in node.wanted}
+        with concretely():
+            return _inverted(node, forward)
 
     return sources
+
+
+def _inverted(node: NodeView, forward: Forward) -> Sources | None:
+    sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
+    ends = np.cumsum([0, *sizes])
+    ladders = [
+        torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape)
+        if node.wants(e)
+        else torch.tensor(-1)
+        for e in range(len(node.inputs))
+    ]
+    out = forward(node, ladders).reshape(-1)
+    places = (out >= 0).nonzero()[:, 0]
+    if len(torch.unique(out[places])) < len(places):
+        return None  # an element was copied to several places, whose cotangents would have to be added up
+    source = torch.full((int(ends[-1]),), -1, dtype=torch.int64)
+    source[out[places]] = places
+    return {e: source[int(ends[e]) : int(ends[e + 1])].view(node.input(e).shape) for e in node.wanted}
 
 
 def _whole(node: NodeView, ladder: Tensor) -> Tensor:
@@ -122,7 +130,7 @@ def _whole(node: NodeView, ladder: Tensor) -> Tensor:
 
 
 def _index_copy(node: NodeView, ladders: list[Tensor]) -> Tensor:
-    index = node.saved("index").cpu().reshape(-1)
+    index = host(node.saved("index")).reshape(-1)
     base = _whole(node, ladders[0])
     if not base.ndim:
         return ladders[1].reshape(())
@@ -134,11 +142,11 @@ def _index_copy(node: NodeView, ladders: list[Tensor]) -> Tensor:
 
 def _index_fill(node: NodeView, ladders: list[Tensor]) -> Tensor:
     value = int(ladders[1]) if node.wants(1) else -1
-    return _whole(node, ladders[0]).index_fill(node.dim(), node.saved("index").cpu(), value)
+    return _whole(node, ladders[0]).index_fill(node.dim(), host(node.saved("index")), value)
 
 
 def _masked_scatter(node: NodeView, ladders: list[Tensor]) -> Tensor:
-    mask, base = node.saved("mask").cpu(), _whole(node, ladders[0])
+    mask, base = host(node.saved("mask")), _whole(node, ladders[0])
     given = ladders[1] if node.wants(1) else torch.full((base.numel(),), -1)
     return base.masked_scatter(mask.expand(base.shape), given)
 
@@ -185,7 +193,7 @@ def _block_diag(node: NodeView) -> Sources | None:
 
 def _packed(node: NodeView, ladders: list[Tensor]) -> Tensor:
     steps = ladders[0].transpose(0, 1) if node.saved("batch_first") else ladders[0]
-    return torch.cat([steps[t, : int(n)] for t, n in enumerate(node.saved("result1"))])
+    return torch.cat([steps[t, : int(n)] for t, n in enumerate(host(node.saved("result1")))])
 
 
 # -- where elements go, by calling the node ---------------------------------------------------------------------------
@@ -197,7 +205,8 @@ def by_calling(node: NodeView) -> Sources | None:
     asked = node.graph.sources
     node.charge(4 * 8 * math.prod(node.output().shape))
     if node.handle not in asked:
-        asked[node.handle] = _asked(node)
+        with concretely():
+            asked[node.handle] = _asked(node)
     node.reads_data = True
     found: Sources | None = asked[node.handle]
     return found
@@ -213,7 +222,7 @@ def _asked(node: NodeView) -> Sources | None:
     try:
         places = pull(node.handle, [ladder])
         checks = pull(node.handle, [noise.view(ladder.shape)])
-    except RuntimeError:
+    except (RuntimeError, AssertionError):  # in a trace: what the node saved has no numbers
         return None
     out: Sources = {}
     for edge in node.wanted:
@@ -225,7 +234,7 @@ def _asked(node: NodeView) -> Sources | None:
         expected = torch.where(source >= 0, noise[source.clamp(0, count - 1)], 0.0)
         if place.shape[1:] != node.input(edge).shape or not bool((valid & (expected == check[0])).all()):
             return None
-        out[edge] = source
+        out[edge] = source.cpu()
     return out
 
 
@@ -241,7 +250,7 @@ _FORWARD: dict[str, Forward] = {
     "Rot90": lambda node, ladders: ladders[0].rot90(node.integer("k"), node.integers("dims")),
     "SelectScatter": _select_scatter,
     "SliceScatter": _slice_scatter,
-    "Take": lambda node, ladders: ladders[0].take(node.saved("index").cpu()),
+    "Take": lambda node, ladders: ladders[0].take(host(node.saved("index"))),
 }
 
 RULES: dict[str, Rule] = {

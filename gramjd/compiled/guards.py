@@ -1,0 +1,159 @@
+"""Under which circumstances a traced step may run again: everything that it decided by, as a key to compare.
+
+A trace holds the shapes it saw and the Python values it read. Looked at before every step: the batch (shapes, strides,
+dtypes, devices, plain values), train or eval mode, which parameters require grad, autocast and the backend, options of
+the optimizer, plain attributes of modules, and plain values that the function of the losses has from outside (closures
+and globals that it names itself). What is hidden deeper (an attribute of an object, a global of a function that it
+calls) is frozen in the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gramjd.engine import _torch
+from gramjd.engine.autograd import AUTOCAST
+from gramjd.kernels.dispatch import current_backend
+from gramjd.kernels.tracing import TraceError
+
+PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
+
+
+class Batch:
+    """The arguments of a step, taken apart: their tensors, and a key that says everything else about them."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        leaves, self.spec = _torch.tree_flatten((args, dict(kwargs)))
+        self.leaves = leaves
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.key: Hashable = (self.spec, *[_described(leaf) for leaf in leaves])
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = _torch.tree_unflatten(leaves, self.spec)
+        return args, kwargs
+
+
+def _described(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return described(leaf)
+    if isinstance(leaf, PLAIN):
+        return type(leaf), leaf
+    raise TraceError(f"is given a {type(leaf).__name__}, of which it cannot be told whether it is the same next time")
+
+
+def described(tensor: Tensor) -> Hashable:
+    """What a trace knows of a tensor."""
+    if tensor.layout != torch.strided:
+        raise TraceError(f"is given a tensor with layout {tensor.layout}")
+    return (
+        type(tensor),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+        tensor.device,
+        tensor.requires_grad,
+        tensor.is_conj() or tensor.is_neg(),
+    )
+
+
+class Outside:
+    """Plain values that a function and modules have besides their arguments, parameters and buffers.
+
+    Tensors count by identity: what is written to them is seen, another tensor in their place makes another key.
+    """
+
+    def __init__(self, function: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
+        self._cells = list(_cells(function))
+        self._names = [(home, name) for home, name in _globals(function) if isinstance(home[name], (*PLAIN, Tensor))]
+        found = [cell.cell_contents for cell in self._cells] + [home[name] for home, name in _globals(function)]
+        bound = getattr(function, "__self__", None)
+        foreign = [value for value in (*found, bound) if isinstance(value, nn.Module)]
+        inside = {id(module) for module in modules}
+        self.modules = [*modules, *(m for one in foreign for m in one.modules() if id(m) not in inside)]
+        self._cells = [cell for cell in self._cells if isinstance(cell.cell_contents, (*PLAIN, Tensor))]
+        self._attributes = [
+            (vars(module), name) for module in self.modules for name, value in vars(module).items() if _watched(name, value)
+        ]
+        # Kept alive, so that no other tensor gets the identity of one of them.
+        self._alive: list[Any] = []
+
+    def key(self) -> Hashable:
+        """All values as they are now."""
+        values = [cell.cell_contents for cell in self._cells]
+        values += [home.get(name) for home, name in self._names]
+        values += [home.get(name) for home, name in self._attributes]
+        shape = [
+            (len(vars(m)), len(m._parameters), len(m._buffers), len(m._forward_hooks), len(m._forward_pre_hooks), *map(id, m._modules.values()))
+            for m in self.modules
+        ]
+        return (*shape, *[id(v) if isinstance(v, Tensor) else v for v in values])
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters and buffers that the modules have now."""
+        homes = [home for module in self.modules for home in (module._parameters, module._buffers)]
+        return [tensor for home in homes for tensor in home.values() if tensor is not None]
+
+    def keep(self) -> None:
+        """Keep the tensors that are there now, whose identities a key holds."""
+        values = [cell.cell_contents for cell in self._cells]
+        values += [home.get(name) for home, name in (*self._names, *self._attributes)]
+        self._alive += [v for v in values if isinstance(v, Tensor)]
+
+
+def _watched(name: str, value: Any) -> bool:
+    return not name.startswith("_") and isinstance(value, (*PLAIN, Tensor))
+
+
+def _functions(function: Any) -> Iterator[FunctionType]:
+    """A function, and those inside a partial or a method."""
+    for name in ("func", "__func__", "__wrapped__"):
+        inner = getattr(function, name, None)
+        if inner is not None:
+            yield from _functions(inner)
+    if isinstance(function, FunctionType):
+        yield function
+
+
+def _cells(function: Any) -> Iterator[CellType]:
+    for one in _functions(function):
+        for cell in one.__closure__ or ():
+            try:
+                cell.cell_contents  # noqa: B018
+            except ValueError:
+                continue
+            yield cell
+
+
+def _globals(function: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    for one in _functions(function):
+        for name in one.__code__.co_names:
+            if name in one.__globals__:
+                yield one.__globals__, name
+
+
+def ambient() -> Hashable:
+    """Settings of the process and the thread that decide what operations do."""
+    casts = tuple([torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in AUTOCAST])
+    return casts, current_backend(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+
+
+def options(optimizer: torch.optim.Optimizer | None) -> Hashable:
+    """Everything in the groups of an optimizer but parameters and rates."""
+    if optimizer is None:
+        return None
+    groups = [(group, [name for name in group if name not in ("params", "lr", "initial_lr")]) for group in optimizer.param_groups]
+    return tuple([tuple([_option(group[name]) for name in names]) for group, names in groups])
+
+
+def _option(value: Any) -> Hashable:
+    if isinstance(value, (tuple, list)):
+        return tuple([_option(one) for one in value])
+    return id(value) if isinstance(value, Tensor) or not isinstance(value, PLAIN) else value
