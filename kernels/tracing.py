@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,20 +39,22 @@ class Known(NamedTuple):
 
 
 class Tracing:
-    """A trace that is being made. `fused`: for a compiler, which plans memory better than writing over it would.
+    """A trace that is being made.
 
+    `donates`: what nothing else refers to may be written over; not for a compiler, which plans memory itself.
     `decided`: tensors from outside whose values decided something.
     """
 
-    def __init__(self, fused: bool) -> None:
-        self.fused = fused
+    def __init__(self, donates: bool) -> None:
+        self.donates = donates
         self.decided: list[Tensor] = []
         self._known: dict[Any, Known] = {}
 
     def know(self, tensor: Tensor, numbers: Tensor, sources: Sequence[Tensor] | None = None) -> None:
         """Note the numbers of a tensor of the trace; without `sources`: those of a tensor from outside."""
         if sources is None:
-            numbers, sources = numbers.detach().to("cpu", copy=True), [numbers]
+            with _torch.untraced():
+                numbers, sources = numbers.detach().to("cpu", copy=True), [numbers]
         self._known[_key(tensor)] = Known(tensor, numbers, list(sources))
 
     def knows(self, tensor: Tensor) -> bool:
@@ -60,7 +63,10 @@ class Tracing:
 
     def numbers_of(self, tensor: Tensor) -> Tensor:
         """The numbers of a tensor that is known."""
-        return self._known[_key(tensor)].numbers if _torch.is_fake(tensor) else tensor.detach().cpu()
+        if _torch.is_fake(tensor):
+            return self._known[_key(tensor)].numbers
+        with _torch.untraced():
+            return tensor.detach().cpu()
 
     def sources(self, tensor: Tensor) -> list[Tensor]:
         """The tensors from outside that the numbers of a tensor follow from."""
@@ -89,10 +95,10 @@ _tracing: ContextVar[Tracing | None] = ContextVar("gramjd_tracing", default=None
 tracing = _tracing.get
 
 
-def fused() -> bool:
-    """Returns True while a trace is made for a compiler."""
+def donates() -> bool:
+    """Returns True unless a trace is made in which nothing is to be written over."""
     state = tracing()
-    return state is not None and state.fused
+    return state is None or state.donates
 
 
 @contextmanager
@@ -113,6 +119,14 @@ def host(tensor: Tensor) -> Tensor:
     """
     state = tracing()
     return tensor.cpu() if state is None else state.host(tensor)
+
+
+def to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
+    """The numbers of a tensor to decide by, as an array; raises as `host` does."""
+    found = host(tensor)
+    with concretely():
+        array: npt.NDArray[Any] = found.numpy()
+    return array
 
 
 def concretely() -> AbstractContextManager[Any]:

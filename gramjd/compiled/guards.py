@@ -28,13 +28,18 @@ class Batch:
     """The arguments of a step, taken apart: their tensors, and a key that says everything else about them."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        leaves, self.spec = _torch.tree_flatten((args, dict(kwargs)))
-        self.leaves = leaves
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self.key: Hashable = (self.spec, *[_described(leaf) for leaf in leaves])
+        self.leaves: Sequence[Any] = args
+        # None: tensors alone, one per argument.
+        self.spec: Any = None
+        if kwargs or not all([type(a) is Tensor for a in args]):
+            self.leaves, self.spec = _torch.tree_flatten((args, dict(kwargs)))
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.key: Hashable = (self.spec, *[_described(leaf) for leaf in self.leaves])
 
     def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other tensors."""
+        if self.spec is None:
+            return tuple(tensors), {}
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         args, kwargs = _torch.tree_unflatten(leaves, self.spec)

@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from gramjd.kernels.tracing import TraceError
+
 aten = torch.ops.aten
 # Another name for the same memory.
 ALIASES = {aten.detach.default, aten.alias.default}
@@ -32,16 +34,25 @@ VIEWS = {
 }
 
 
-def simplified(graph: fx.GraphModule, fused: bool) -> fx.GraphModule:
-    """The graph with plain inputs and outputs; shorter, if it is not for a compiler."""
+def simplified(graph: fx.GraphModule, shorter: bool) -> fx.GraphModule:
+    """The graph with plain inputs and outputs and without dead code; `shorter`: with fewer calls for the same."""
     graph.graph.set_codegen(CodeGen())
-    graph.graph.eliminate_dead_code()
-    if not fused:
+    graph.graph.eliminate_dead_code(_has_effect)
+    if shorter:
         for node in list(graph.graph.nodes):
             _replace(node, _same(node))
-        graph.graph.eliminate_dead_code()
+        graph.graph.eliminate_dead_code(_has_effect)
     graph.recompile()
     return graph
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Returns True for what must be done although nothing uses its result.
+
+    Batch norms write to running statistics without saying so; what is drawn moves the random numbers on.
+    """
+    drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return node.is_impure() or drawn or "batch_norm" in str(node.target)
 
 
 def _replace(node: fx.Node, other: fx.Node | None) -> None:
@@ -63,6 +74,42 @@ def _argument(node: fx.Node) -> fx.Node:
     first = node.args[0]
     assert isinstance(first, fx.Node), "a view has what it is a view of"
     return first
+
+
+def reshaped(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph for operations whose strides differ from those foretold: views may copy.
+
+    Raises:
+        TraceError: something writes to such a view, which would then not reach what it is a view of.
+    """
+    written = _written(graph)
+    for node in graph.graph.nodes:
+        if node.target is aten.view.default:
+            if node in written:
+                raise TraceError("writes to a view of a tensor whose strides are not those that PyTorch foretold")
+            node.target = aten.reshape.default
+    graph.recompile()
+    return graph
+
+
+def _written(graph: fx.GraphModule) -> set[fx.Node]:
+    """Nodes that share memory with something that is written to."""
+    roots: dict[fx.Node, fx.Node] = {}
+    written: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        roots[node] = node
+        if schema is None:
+            continue
+        given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+        for argument in schema.arguments:
+            value = given.get(argument.name)
+            if argument.alias_info is None or not isinstance(value, fx.Node):
+                continue
+            roots[node] = roots[value]
+            if argument.alias_info.is_write:
+                written.add(roots[value])
+    return {node for node, root in roots.items() if root in written}
 
 
 def _only_reads(user: fx.Node, constant: fx.Node) -> bool:

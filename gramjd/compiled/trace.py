@@ -30,7 +30,12 @@ class Traced(NamedTuple):
 
 
 def trace(
-    program: Callable[..., Any], inputs: Sequence[Tensor], constants: Iterable[tuple[int, Tensor]], fused: bool
+    program: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    constants: Iterable[tuple[int, Tensor]] = (),
+    *,
+    donates: bool = True,
+    shorter: bool = True,
 ) -> Traced:
     """The graph of `program(*inputs)`.
 
@@ -38,12 +43,13 @@ def trace(
         program: what it calls must be operations of torch; it returns a flat list of tensors.
         inputs: examples, of which shapes, strides and types are taken.
         constants: places of inputs whose values may decide, with the tensor that has them.
-        fused: for a compiler.
+        donates: memory may be written over; a compiler plans memory itself.
+        shorter: leave out what a compiler would.
 
     Raises:
         TraceError: something depends on numbers, or is no operation.
     """
-    state = Tracing(fused)
+    state = Tracing(donates)
 
     def run(*given: Tensor) -> Any:
         for place, tensor in constants:
@@ -58,7 +64,7 @@ def trace(
         raise
     except Exception as error:
         raise TraceError(_reason(error)) from error
-    return Traced(simplified(graph, fused), [(tensor, tensor._version) for tensor in state.decided])
+    return Traced(simplified(graph, shorter), [(tensor, tensor._version) for tensor in state.decided])
 
 
 def _reason(error: Exception) -> str:
@@ -66,6 +72,8 @@ def _reason(error: Exception) -> str:
     operation = getattr(error, "func", None)
     if operation is not None:
         return f"asks {operation} for numbers, which differ from step to step"
+    if type(error).__name__.startswith("GuardOnDataDependent") or "SymInt" in str(error):
+        return "decides by the values of a tensor, or has a shape that depends on them"
     first = str(error).strip().split("\n")[0]
     return f"cannot be traced ({type(error).__name__}: {first[:200]})"
 

@@ -14,6 +14,7 @@ from gramjd.compiled.guards import Batch
 from gramjd.compiled.held import Held, replaced, unchanged
 from gramjd.compiled.optimizer import UnsteppableError, rates, traceable
 from gramjd.compiled.run import RUNNERS
+from gramjd.compiled.simplify import reshaped
 from gramjd.compiled.trace import Traced, trace
 from gramjd.engine import _torch
 from gramjd.engine import graph as graphs
@@ -34,6 +35,10 @@ class Outputs(NamedTuple):
     spec: Any
     trained: list[int]
     rebound: list[int]
+
+
+class _StridesError(Exception):
+    """An operation gave other strides than PyTorch foretold."""
 
 
 class TracedStep:
@@ -70,7 +75,7 @@ class TracedStep:
 
     # -- tracing ------------------------------------------------------------------------------------------------------
 
-    def _trace(self, batch: Batch, inputs: Sequence[Tensor]) -> Traced:
+    def _trace(self, batch: Batch, inputs: Sequence[Tensor], copies: bool = False) -> Traced:
         first = len(self.held.parameters)
         constants = [
             (first + n, place.tensor)
@@ -83,7 +88,8 @@ class TracedStep:
             with unchanged(modules, strict=True):
                 return self._program(batch, given)
 
-        return trace(program, inputs, constants, fused=self.step.mode != "graph")
+        compiled = self.step.mode != "graph"
+        return trace(program, inputs, constants, donates=not (compiled or copies), shorter=not compiled)
 
     def _program(self, batch: Batch, given: Sequence[Tensor]) -> list[Tensor]:
         """The step on the tensors of a trace: the losses, G, the weights, gradients, buffers that were replaced."""
@@ -195,13 +201,21 @@ class TracedStep:
         Raises:
             CompileError: they differ; everything is as before the step.
         """
+        try:
+            return self._checked(batch, eager)
+        except _StridesError:
+            self._traced = self._trace(batch, self._inputs(batch), copies=True)
+            self._run = reshaped(self._traced.graph).forward
+            return self._checked(batch, eager)
+
+    def _checked(self, batch: Batch, eager: Callable[[Tensor], Any]) -> tuple[Any, Tensor, Tensor]:
         parameters = [place.tensor for place in self.held.parameters]
         held = [*parameters, *[place.tensor for place in (*self.held.buffers, *self.state)]]
         gradients = [p.grad for p in parameters]
         try:
             with check.undone(held) as before, replaced(self.held.buffers, [b.tensor for b in self.held.buffers]):
                 _put_gradients(parameters, [None] * len(parameters))
-                found = self(batch)
+                found = self._first(batch)
                 mine = check.Outcome(_flat(found[0]), found[2], self._changes(before))
             with check.undone_on_error(held, before):
                 _put_gradients(parameters, [None] * len(parameters))
@@ -215,6 +229,14 @@ class TracedStep:
             if was is not None and self.step.optimizer is None:
                 p.grad = was if p.grad is None else was.add_(p.grad)
         return done.losses, found[1], done.gramian
+
+    def _first(self, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+        try:
+            return self(batch)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error) or self.step.mode != "graph":
+                raise
+            raise _StridesError from None
 
     def _changes(self, before: Sequence[Tensor]) -> dict[str, Tensor]:
         """By name: what was added to parameters and buffers, or the gradients where there is no optimizer."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, split
-from gramjd.kernels.tracing import concretely, constant, fused, tracing
+from gramjd.kernels.tracing import concretely, constant, donates, tracing
 
 Charge = Callable[[int], None]
 
@@ -62,7 +62,7 @@ class Cotangent:
         donated: bool = False,
     ) -> None:
         self.layout, self.shape, self.dtype = layout, tuple(shape), dtype
-        self.operation, self.donated, self.capacity = operation, donated and not fused(), 0
+        self.operation, self.donated, self.capacity = operation, donated and donates(), 0
         self._values = values
         self._memory: Tensor | None = None
         self._load: Callable[[], Tensor] | None = None

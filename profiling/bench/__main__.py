@@ -7,6 +7,7 @@ BENCHMARKS = (
     Command("step", "time and memory of a step, as gramjd bench measures it", f"{HERE}.command"),
     Command("memory", "peak memory of a step against the number of losses", f"{HERE}.memory"),
     Command("growth", "time of a Gramian against losses, width and positions", f"{HERE}.growth"),
+    Command("compiled", "steps compiled and not, over the plain eager step", f"{HERE}.compiled"),
     Command("weights", "weightings beside TorchJD's and one eigh", f"{HERE}.weights"),
     Command("routes", "every route of an outer product against what the cost model chooses", f"{HERE}.routes"),
     Command("kernels", "the GPU kernels against the torch expressions that they replace", f"{HERE}.kernels"),

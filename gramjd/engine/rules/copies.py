@@ -20,7 +20,7 @@ from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.layout import Layout, Owners, Piece
 from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules.vocabulary import dense_fallback, named
-from gramjd.kernels.tracing import concretely, constant, host
+from gramjd.kernels.tracing import concretely, constant, host, to_numpy
 
 # Elements of which a plan may know where each goes.
 MOST = 1 << 14
@@ -73,7 +73,7 @@ def _owned(layout: Layout, source: Tensor, shape: Sequence[int]) -> Layout | Non
         if not piece.diagonal:
             owners = np.expand_dims(owners, 1 + axis)
     everyone = np.broadcast_to(owners, (layout.stacked, *sizes)).reshape(layout.stacked, -1)
-    index = source.reshape(-1).numpy()
+    index = to_numpy(source).reshape(-1)
     mine = np.where(index >= 0, everyone[:, index.clip(0)], -1).reshape(layout.stacked, *shape)
     return coarsened(mine, shape) if (mine >= 0).any() else None
 

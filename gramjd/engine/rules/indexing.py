@@ -17,7 +17,7 @@ from gramjd.engine.layout import Layout, Owners
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
 from gramjd.engine.rules.matmul import axis_of, unfolded
 from gramjd.engine.rules.vocabulary import DimMap, apart, dense_fallback, each, gathered, named, of_real
-from gramjd.kernels.tracing import host
+from gramjd.kernels.tracing import to_numpy
 
 # An input slice that more output slices read than this gets dense rows instead of one stacked row per reader.
 MOST_READERS = 8
@@ -102,7 +102,7 @@ def _bags(node: NodeView) -> Sends:
 
 
 def _bag(node: NodeView, c: Cotangent, ids: Tensor, bag: Tensor, weight: Callable[[], Tensor]) -> Send | SendFactor:
-    index, K, d = host(bag).numpy(), c.layout.stacked, c.shape[-1]
+    index, K, d = to_numpy(bag), c.layout.stacked, c.shape[-1]
     diagonal = c.layout.diagonal
     owners, place = c.layout.owners, 1
     if diagonal:
@@ -157,7 +157,7 @@ def taken_at(node: NodeView, c: Cotangent, shape: tuple[int, int, int], index: T
     if where is None:
         c = node.densified(c, None, CUTS)
         where = frozenset()
-    positions = host(index).numpy().astype(np.int64)
+    positions = to_numpy(index).astype(np.int64)
     slots = _readers(positions) if 1 in where and P else np.zeros(P, dtype=np.int64)
     if slots.size and slots.max() >= MOST_READERS:
         c, slots = node.densified(c, {1}, CUTS), np.zeros(P, dtype=np.int64)
@@ -210,7 +210,7 @@ def _index_added(node: NodeView, c: Cotangent) -> Sends:
     yield node.send(0, c.layout, lambda: c.values)
     if node.wants(1):
         part = node.densified(c, None, CUTS) if layouts.split(c.layout, shape) is None else c
-        layout = gathered(part.layout, shape, dim, host(index).numpy())
+        layout = gathered(part.layout, shape, dim, to_numpy(index))
         target = node.input(1).shape
         if layout is not None:
             yield node.send(1, layout, lambda: (part.values.index_select(1 + dim, index) * alpha).reshape(-1, *target))
@@ -267,7 +267,7 @@ def _put(node: NodeView, c: Cotangent, start: int, count: int, linear: Tensor) -
     added = bool(node.saved("accumulate"))
     yield node.send(0, c.layout, lambda: (c.values if added else c.values.index_fill(2, at, 0)).reshape(-1, *shape))
     if node.wants(1):
-        layout = gathered(c.layout, flat, 1, host(at).numpy())
+        layout = gathered(c.layout, flat, 1, to_numpy(at))
         if layout is not None:
             yield node.send(1, layout, lambda: c.values.index_select(2, at).reshape(-1, *given), given)
 
