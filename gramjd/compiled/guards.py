@@ -76,30 +76,36 @@ class Outside:
     """
 
     def __init__(self, function: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
-        self._cells = list(_cells(function))
-        self._names = [(home, name) for home, name in _globals(function) if isinstance(home[name], (*PLAIN, Tensor))]
-        found = [cell.cell_contents for cell in self._cells] + [home[name] for home, name in _globals(function)]
-        bound = getattr(function, "__self__", None)
-        foreign = [value for value in (*found, bound) if isinstance(value, nn.Module)]
+        cells, names = list(_cells(function)), list(_globals(function))
+        reached = [*[cell.cell_contents for _, cell in cells], *[home[name] for home, name in names]]
+        reached.append(getattr(function, "__self__", None))
         inside = {id(module) for module in modules}
-        self.modules = [*modules, *(m for one in foreign for m in one.modules() if id(m) not in inside)]
-        self._cells = [cell for cell in self._cells if isinstance(cell.cell_contents, (*PLAIN, Tensor))]
-        self._attributes = [
-            (vars(module), name) for module in self.modules for name, value in vars(module).items() if _watched(name, value)
+        foreign = [m for one in reached if isinstance(one, nn.Module) for m in one.modules() if id(m) not in inside]
+        self.modules = [*modules, *foreign]
+        attributes = [(m, name) for m in self.modules for name, value in vars(m).items() if _is_read(name, value)]
+        self._cells = [cell for _, cell in cells if isinstance(cell.cell_contents, (*PLAIN, Tensor))]
+        globals_ = [(home, name) for home, name in names if isinstance(home[name], (*PLAIN, Tensor))]
+        self._homes = [*globals_, *[(vars(m), name) for m, name in attributes]]
+        # Of all values, in their order.
+        self.names = [
+            *[f"`{name}`" for name, cell in cells if cell in self._cells],
+            *[f"the global `{name}`" for _, name in globals_],
+            *[f"`{name}` of {type(m).__name__}" for m, name in attributes],
         ]
         # Kept alive, so that no other tensor gets the identity of one of them.
-        self._alive: list[Any] = []
+        self._alive: list[Tensor] = []
+
+    def _values(self) -> list[Any]:
+        return [*[cell.cell_contents for cell in self._cells], *[home.get(name) for home, name in self._homes]]
 
     def key(self) -> Hashable:
-        """All values as they are now."""
-        values = [cell.cell_contents for cell in self._cells]
-        values += [home.get(name) for home, name in self._names]
-        values += [home.get(name) for home, name in self._attributes]
-        shape = [
-            (len(vars(m)), len(m._parameters), len(m._buffers), len(m._forward_hooks), len(m._forward_pre_hooks), *map(id, m._modules.values()))
-            for m in self.modules
+        """How the modules hang together, and all values as they are now."""
+        hanging = [
+            (len(vars(m)), len(m._parameters), len(m._buffers), *map(id, m._modules.values())) for m in self.modules
         ]
-        return (*shape, *[id(v) if isinstance(v, Tensor) else v for v in values])
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.modules]
+        values = [id(value) if isinstance(value, Tensor) else value for value in self._values()]
+        return tuple(hanging), tuple(hooks), tuple(values)
 
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers that the modules have now."""
@@ -108,12 +114,16 @@ class Outside:
 
     def keep(self) -> None:
         """Keep the tensors that are there now, whose identities a key holds."""
-        values = [cell.cell_contents for cell in self._cells]
-        values += [home.get(name) for home, name in (*self._names, *self._attributes)]
-        self._alive += [v for v in values if isinstance(v, Tensor)]
+        self._alive += [value for value in self._values() if isinstance(value, Tensor)]
+
+    def differing(self, key: Any, other: Any) -> list[str]:
+        """The names of the values that differ between two keys."""
+        if len(key[2]) != len(other[2]):
+            return ["the attributes of modules"]
+        return [name for name, a, b in zip(self.names, key[2], other[2], strict=False) if a != b]
 
 
-def _watched(name: str, value: Any) -> bool:
+def _is_read(name: str, value: Any) -> bool:
     return not name.startswith("_") and isinstance(value, (*PLAIN, Tensor))
 
 
@@ -127,17 +137,19 @@ def _functions(function: Any) -> Iterator[FunctionType]:
         yield function
 
 
-def _cells(function: Any) -> Iterator[CellType]:
+def _cells(function: Any) -> Iterator[tuple[str, CellType]]:
+    """What functions have from around their definition: name and place; empty places are left out."""
     for one in _functions(function):
-        for cell in one.__closure__ or ():
+        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
             try:
                 cell.cell_contents  # noqa: B018
             except ValueError:
                 continue
-            yield cell
+            yield name, cell
 
 
 def _globals(function: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The globals that functions name themselves: where they are, and the name."""
     for one in _functions(function):
         for name in one.__code__.co_names:
             if name in one.__globals__:

@@ -58,6 +58,18 @@ class Held:
         homes = [self.optimizer.state[p] for p in self.stepped() if p in self.optimizer.state]
         return _places(homes)
 
+    @contextmanager
+    def same_state(self) -> Iterator[None]:
+        """After the block the state of the optimizer has the entries that it had before."""
+        homes = [] if self.optimizer is None else list(self.optimizer.state.values())
+        before = [dict(home) for home in homes]
+        try:
+            yield
+        finally:
+            for home, was in zip(homes, before, strict=True):
+                home.clear()
+                home.update(was)
+
     def stepped(self) -> list[Tensor]:
         """The parameters that the optimizer steps on."""
         if self.optimizer is None:

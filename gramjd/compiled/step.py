@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gramjd.aggregation import Coordinatewise, UPGrad
-from gramjd.backward import UPDATES, check_aggregator, check_choice, gram_backward
+from gramjd.backward import UPDATES, GramStep, check_aggregator, check_choice, gram_backward
 from gramjd.compiled.guards import Batch, Outside, ambient, described, options
 from gramjd.compiled.run import MODES
 from gramjd.compiled.traced_step import TracedStep
@@ -19,10 +19,13 @@ from gramjd.engine import _torch
 from gramjd.errors import FallbackWarning, InputError, warn
 from gramjd.kernels.tracing import TraceError
 from gramjd.losses import Losses
+from gramjd.multitask import mtl_backward
 
 LossFunction = Callable[..., Losses]
-# Circumstances of which it is known that they were seen once.
-MOST_SEEN = 1024
+# Circumstances of which it is known that they were seen once, and new ones in a row until this is said.
+MOST_SEEN, PATIENCE = 1024, 16
+# Of a key, in words.
+PARTS = ("the batch", "settings of PyTorch", "options of the optimizer", "", "parameters and buffers")
 
 
 class StepResult(NamedTuple):
@@ -46,15 +49,20 @@ class CompiledStep:
         mode: str,
         max_graphs: int,
         check_every: int | None,
+        tasks: bool,
+        shared: nn.Module | None,
     ) -> None:
         self.losses_fn, self.model, self.optimizer = losses_fn, model, optimizer
         self.aggregator = aggregator if aggregator is not None else UPGrad()
         self.update, self.mode, self.max_graphs, self.check_every = update, mode, max_graphs, check_every
+        self.tasks, self.shared = tasks, shared
         self.handle = Handle(self.aggregator)
         self._outside: Outside | None = None
         self._seen: OrderedDict[Hashable, str] = OrderedDict()
         self._graphs: dict[Hashable, TracedStep] = {}
         self._said: set[str] = set()
+        # Circumstances that were new, one after the other, and those of the last step.
+        self._new_in_a_row, self._last = 0, None
 
     def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
         """One step on a batch: the arguments of the function of the losses.
@@ -70,6 +78,7 @@ class CompiledStep:
             return self.eager(*args, **kwargs)
         graph = self._graphs.get(key)
         if graph is not None and graph.holds():
+            self._new_in_a_row = 0
             return StepResult(*graph(batch))
         return self._without_graph(key, batch, args, kwargs)
 
@@ -91,10 +100,9 @@ class CompiledStep:
         if reason is None:
             self._outside = None  # a first forward pass may make attributes
             result = self.eager(*args, **kwargs)
-            self._seen[self._key(batch)] = ""
-            if len(self._seen) > MOST_SEEN:
-                self._seen.popitem(last=False)
+            self._note(self._key(batch))
             return result
+        self._new_in_a_row = 0
         if not reason and len(self._graphs) >= self.max_graphs:
             reason = f"has {self.max_graphs} graphs already, which is max_graphs"
         if not reason:
@@ -104,6 +112,18 @@ class CompiledStep:
                 self._seen[key] = reason = self._reason(error)
         self._say(reason)
         return self.eager(*args, **kwargs)
+
+    def _note(self, key: Any) -> None:
+        """Remember circumstances, and say so if each step has others."""
+        self._seen[key] = ""
+        if len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+        self._new_in_a_row += 1
+        last, self._last = self._last, key
+        if self._new_in_a_row == PATIENCE and last is not None and self._outside is not None:
+            parts = [part for part, a, b in zip(PARTS, key, last, strict=True) if a != b and part]
+            parts += self._outside.differing(key[3], last[3])
+            self._say(f"finds other circumstances at every step: {', '.join(parts)}")
 
     def _compiled(self, key: Hashable, batch: Batch, args: Any, kwargs: Any) -> StepResult:
         """Trace, compile, and check the first step."""
@@ -116,13 +136,19 @@ class CompiledStep:
         self._graphs[key] = graph
         return result
 
+    def descend(self, losses: Losses, aggregator: Any) -> GramStep | None:
+        """Fill `.grad`."""
+        if self.tasks:
+            return mtl_backward(losses, aggregator, shared=self.shared)
+        return gram_backward(losses, aggregator, update=self.update)
+
     def eager(self, *args: Any, _weights: Tensor | None = None, **kwargs: Any) -> StepResult:
         """One step without a graph."""
         if self.optimizer is not None:
             self.optimizer.zero_grad()
         losses = self.losses_fn(*args, **kwargs)
         aggregator = self.aggregator if _weights is None else (lambda _: _weights)
-        step = gram_backward(losses, aggregator, update=self.update)
+        step = self.descend(losses, aggregator)
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -157,6 +183,8 @@ def compile(
     mode: str = "default",
     max_graphs: int = 8,
     check_every: int | None = None,
+    tasks: bool = False,
+    shared: nn.Module | None = None,
 ) -> CompiledStep:
     """A training step as one graph: forward pass, Gramian, weights, gradient and optimizer.
 
@@ -173,6 +201,7 @@ def compile(
             as well; "graph" to run the traced operations one by one, which takes no time to compile.
         max_graphs: shapes for which there may be a graph; others run eagerly.
         check_every: look every so many steps whether `w^T G w = |J^T w|^2` holds for what was computed.
+        tasks: make steps as `mtl_backward` does; `shared` is the module whose parameters the tasks share, as there.
 
     Returns:
         A function of a batch that makes a step, and returns `StepResult(losses, weights, gramian)`.
@@ -202,4 +231,10 @@ def compile(
             raise InputError(f"{name} is {number!r}; expected a positive whole number")
     if aggregator is not None and not isinstance(aggregator, Coordinatewise):
         check_aggregator(aggregator)
-    return CompiledStep(losses_fn, model, optimizer, aggregator, update, mode, max_graphs, check_every)
+    if shared is not None and not (tasks and isinstance(shared, nn.Module)):
+        raise InputError(f"shared is a {type(shared).__name__}, tasks is {tasks}; `shared` is a module of task losses")
+    if tasks and check_every:
+        raise InputError("check_every holds for one update J^T w; with tasks=True each task's own parameters have another")
+    return CompiledStep(
+        losses_fn, model, optimizer, aggregator, update, mode, max_graphs, check_every, tasks, shared
+    )

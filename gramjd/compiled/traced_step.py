@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gramjd.backward import gram_backward
 from gramjd.compiled import check
 from gramjd.compiled.guards import Batch
 from gramjd.compiled.held import Held, replaced, unchanged
@@ -53,6 +52,7 @@ class TracedStep:
         self._rates = rates(step.optimizer) if steps else []
         self._state_of = None if step.optimizer is None else step.optimizer.state
         self._outputs: Outputs | None = None
+        self._steps_made = 0
         inputs = self._inputs(batch)
         self._traced = self._trace(batch, inputs)
         self._run = self._runner(self._traced, inputs)
@@ -106,7 +106,7 @@ class TracedStep:
             renewed = [self.held.buffers[n].tensor for n in rebound]
             flat, spec = _torch.tree_flatten(losses)
             _refuse_foreign_leaves(flat, leaves)
-            done = gram_backward(losses, self.step.handle, update=self.step.update)
+            done = self.step.descend(losses, self.step.handle)
             assert done is not None, "a handle is a function of a Gramian"
             trained = [n for n, leaf in enumerate(leaves) if leaf.grad is not None]
             gradients = [leaves[n].grad for n in trained]
@@ -162,6 +162,11 @@ class TracedStep:
         for n, tensor in zip(found.rebound, rest, strict=False):
             self.held.buffers[n].put(tensor)
         self._apply(rest[len(found.rebound) :])
+        if step.check_every:
+            self._steps_made += 1
+            if self._steps_made % step.check_every == 0:
+                tolerance = self._tolerance([place.tensor for place in self.held.parameters], flat)
+                check.invariant(weights, G, rest[-1], tolerance, self._described)
         return _torch.tree_unflatten(flat, found.spec), weights, G
 
     def _refresh(self) -> None:
@@ -210,10 +215,11 @@ class TracedStep:
 
     def _checked(self, batch: Batch, eager: Callable[[Tensor], Any]) -> tuple[Any, Tensor, Tensor]:
         parameters = [place.tensor for place in self.held.parameters]
-        held = [*parameters, *[place.tensor for place in (*self.held.buffers, *self.state)]]
+        held = [*parameters, *[place.tensor for place in (*self.held.buffers, *self.held.state())]]
         gradients = [p.grad for p in parameters]
         try:
-            with check.undone(held) as before, replaced(self.held.buffers, [b.tensor for b in self.held.buffers]):
+            buffers = [place.tensor for place in self.held.buffers]
+            with check.undone(held) as before, replaced(self.held.buffers, buffers), self.held.same_state():
                 _put_gradients(parameters, [None] * len(parameters))
                 found = self._first(batch)
                 mine = check.Outcome(_flat(found[0]), found[2], self._changes(before))
@@ -221,7 +227,7 @@ class TracedStep:
                 _put_gradients(parameters, [None] * len(parameters))
                 done = eager(found[1])
                 theirs = check.Outcome(_flat(done.losses), done.gramian, self._changes(before))
-                check.compare(mine, theirs, self._tolerance(parameters, done), self._described)
+                check.compare(mine, theirs, self._tolerance(parameters, theirs.losses), self._described)
         except BaseException:
             _put_gradients(parameters, gradients)
             raise
@@ -251,8 +257,8 @@ class TracedStep:
                 found[name] = place.tensor.detach().double() - before[n].double()
         return found
 
-    def _tolerance(self, parameters: Sequence[Tensor], done: Any) -> float:
-        used = {t.dtype for t in (*parameters, *_flat(done.losses))}
+    def _tolerance(self, parameters: Sequence[Tensor], losses: Sequence[Tensor]) -> float:
+        used = {t.dtype for t in (*parameters, *losses)}
         used |= {torch.get_autocast_dtype(d) for d in AUTOCAST if torch.is_autocast_enabled(d)}
         return max(check.TOLERANCES.get(dtype, 0.0) for dtype in used)
 

@@ -33,6 +33,7 @@ from gramjd.engine.unite import added, appended
 from gramjd.errors import GraphError
 from gramjd.kernels.cost import chunk, chunks_within
 from gramjd.kernels.products import library_fixed
+from gramjd.kernels.tracing import TraceError
 
 OnTarget = Callable[[Edge, Jacobian], None]
 HOOKED = "has a hook, which must see one whole row"
@@ -158,6 +159,9 @@ class Walk:
                 outbox = self._sent(n, plan)
             except UnsavedError as missing:
                 outbox = self._sent_densely(n, plan, str(missing))
+            except TraceError as error:
+                error.operation = error.operation or plan.view.name
+                raise
             for at, message in outbox:
                 target = targets[at]
                 assert target is not None, "nothing is sent to an edge that leads nowhere"
