@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gramjd.engine import compute
+from gramjd.engine._torch import uncompiled
 from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.node import LostAxis
@@ -82,6 +83,7 @@ def _short(number: int, unit: str = "") -> str:
     return f"{number / 1000**power:.3g} {' kMGTP'[power].strip()}{unit}".rstrip()
 
 
+@uncompiled
 def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
     """Which operation every parameter is used by, where its batch axis was found, and what its share of G costs.
 

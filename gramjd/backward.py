@@ -15,7 +15,7 @@ from gramjd.aggregation._foreign import refuse_foreign
 from gramjd.aggregation._inner import check_inner
 from gramjd.aggregation._weighting import Weighting
 from gramjd.engine import compute
-from gramjd.engine._torch import profiler_runs
+from gramjd.engine._torch import profiler_runs, uncompiled
 from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
@@ -66,6 +66,7 @@ def gram_backward(
 ) -> GramStep: ...
 
 
+@uncompiled
 def gram_backward(
     losses: Losses,
     aggregator: Aggregator | Coordinatewise | None = None,

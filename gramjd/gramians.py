@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import compute
+from gramjd.engine._torch import uncompiled
 from gramjd.engine.consumers.gramian import Diagonal
 from gramjd.errors import InputError, graph_errors
 from gramjd.kernels.dispatch import chosen
@@ -40,6 +41,7 @@ def gramian(
 ) -> dict[Hashable, Tensor]: ...
 
 
+@uncompiled
 def gramian(
     losses: Losses,
     inputs: Inputs = None,
@@ -107,6 +109,7 @@ def gramian(
         return compute.total(found, targets, dtype, memory_budget)
 
 
+@uncompiled
 def gradient_norms(
     losses: Losses,
     inputs: Inputs = None,

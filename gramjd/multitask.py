@@ -10,6 +10,7 @@ from torch import Tensor
 from gramjd.aggregation import UPGrad
 from gramjd.backward import Aggregator, GramStep, check_aggregator, restoring, weighted_backward, weights_of
 from gramjd.engine import compute
+from gramjd.engine._torch import uncompiled
 from gramjd.engine.graph import Edge
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import LossError, graph_errors
@@ -17,6 +18,7 @@ from gramjd.losses import Inputs, Losses, as_given, as_inputs, as_losses
 from gramjd.renamed import MTL_WORDS, foreign_words
 
 
+@uncompiled
 @foreign_words(MTL_WORDS)
 def mtl_backward(
     losses: Losses, aggregator: Aggregator | None = None, *, shared: Inputs = None, retain_graph: bool = False

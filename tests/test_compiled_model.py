@@ -41,3 +41,25 @@ def test_the_ways_out_are_right() -> None:
             torch.testing.assert_close(
                 gramjd.gramian(L, inputs).double(), oracle_gramian(L, inputs), rtol=1e-4, atol=1e-6
             )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compiled_function_with_a_step_in_it_breaks_there_and_is_right() -> None:
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    seen = []
+
+    def note(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        seen.append(graph)
+        return graph
+
+    @torch.compile(backend=note)
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        found = cross_entropy(net(x), y, reduction="none")
+        return gramjd.gram_backward(found * 1).gramian * 2
+
+    for _ in range(2):
+        x, y = torch.randn(5, 6), torch.randint(3, (5,))
+        expected = gramjd.gramian(cross_entropy(net(x), y, reduction="none"))
+        torch.testing.assert_close(step(x, y), 2 * expected)
+    assert len(seen) == 2  # what comes before, and what comes after

@@ -7,11 +7,12 @@ checks each of them by name and by behaviour, so a release that changes one is m
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, wraps
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -242,6 +243,28 @@ def compiled_graph(graph: Any, inputs: Sequence[Tensor], options: dict[str, Any]
 
     found: Callable[..., Any] = compile_graph(graph, list(inputs), options)
     return found
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """The same function, which `torch.compile` around it calls as it is instead of looking inside.
+
+    Dynamo is imported by what uses it, not here: it takes seconds.
+    """
+    made: list[Callable[..., Any]] = []
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not made:
+            made.append(torch.compiler.disable(function))
+        return made[0](*args, **kwargs)
+
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cast("Function", run)
 
 
 @contextmanager
