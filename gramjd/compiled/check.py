@@ -58,16 +58,20 @@ def compare(compiled: Outcome, eager: Outcome, tolerance: float, describe: Calla
     pairs = [(f"losses[{n}]", a, b) for n, (a, b) in enumerate(zip(compiled.losses, eager.losses, strict=True))]
     pairs.append(("the Gramian", compiled.gramian, eager.gramian))
     for what, mine, theirs in pairs:
-        _agree(what, mine, theirs, tolerance, describe)
+        _agree(what, mine, theirs, tolerance, 0.0, describe)
+    # A parameter whose gradient is zero but for rounding has the rounding of all.
+    floor = tolerance / 100 * sum(float(change.double().square().sum()) for change in eager.changes.values()) ** 0.5
     for name, mine in compiled.changes.items():
-        _agree(f"the change of {name}", mine, eager.changes[name], max(tolerance, OF_UPDATES), describe)
+        _agree(f"the change of {name}", mine, eager.changes[name], max(tolerance, OF_UPDATES), floor, describe)
 
 
-def _agree(what: str, mine: Tensor, theirs: Tensor, tolerance: float, describe: Callable[[], str]) -> None:
+def _agree(
+    what: str, mine: Tensor, theirs: Tensor, tolerance: float, floor: float, describe: Callable[[], str]
+) -> None:
     a, b = mine.detach().double(), theirs.detach().double()
     size = float(b.norm())
     off = float((a - b).norm())
-    if not off <= tolerance * size + torch.finfo(torch.float64).tiny:
+    if not off <= tolerance * size + floor + torch.finfo(torch.float64).tiny:
         raise CompileError(
             f"{what} of the compiled step differs from the eager one: by {off:.3g}, of {size:.3g} ({describe()}). "
             "Nothing was changed. Something that the function of the losses reads differs between its calls, or the "

@@ -8,23 +8,76 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gramjd.compiled.check import undone
 from gramjd.engine import _torch
 
 MODES = ("default", "reduce-overhead", "graph")
 Runner = Callable[..., Sequence[Any]]
 
 
-def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Runner:
+def draws(graph: fx.GraphModule) -> bool:
+    """Returns True if random numbers are drawn."""
+    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+
+
+def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
     """The operations one by one, without autograd; needs no compiler."""
     found: Runner = graph.forward
     return found
 
 
-def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Runner:
-    """One compiled function. Where the graph draws random numbers, they are those of PyTorch's own operations."""
-    random = any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
-    options = {"fallback_random": True} if random else {}
-    return _torch.compiled_graph(graph, inputs, options)
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
+    """One compiled function. Random numbers are drawn from PyTorch's generator, in an order of its own."""
+    return _torch.compiled_graph(graph, inputs, {"fallback_random": True} if draws(graph) else {})
 
 
-RUNNERS = {"graph": as_graph, "default": compiled, "reduce-overhead": compiled}
+def launched(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
+    """The compiled function recorded as a CUDA graph; on a CPU the compiled function."""
+    run = compiled(graph, inputs, held)
+    return Launched(run, held) if any(t.is_cuda for t in inputs) else run
+
+
+# From a graph, example inputs, and how many of them are changed in their place, to what runs.
+RUNNERS = {"graph": as_graph, "default": compiled, "reduce-overhead": launched}
+
+
+class Launched:
+    """A function of CUDA tensors as one launch.
+
+    Args:
+        run: makes no look at numbers.
+        held: how many inputs, from the first on, are read and changed where they are; the others are copied.
+    """
+
+    warmup = 3
+
+    def __init__(self, run: Runner, held: int) -> None:
+        self.run, self.held = run, held
+        self._places: tuple[int, ...] | None = None
+        self._graph: Any = None
+        self._data: list[Tensor] = []
+        self._results: Sequence[Any] = ()
+
+    def __call__(self, *inputs: Tensor) -> list[Any]:
+        """The results, in memory of their own."""
+        held, data = inputs[: self.held], inputs[self.held :]
+        places = tuple([t.data_ptr() for t in held])
+        if places != self._places:
+            self._record(held, data)
+            self._places = places
+        for mine, given in zip(self._data, data, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return [t.clone() if isinstance(t, Tensor) else t for t in self._results]
+
+    def _record(self, held: Sequence[Tensor], data: Sequence[Tensor]) -> None:
+        self._data = [tensor.detach().clone() for tensor in data]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with undone(held), torch.cuda.stream(stream):
+            for _ in range(self.warmup):
+                self.run(*held, *self._data)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = self.run(*held, *self._data)

@@ -6,7 +6,7 @@ For a compiler nothing but dead code is left out: views cost it nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,7 +38,10 @@ def simplified(graph: fx.GraphModule, shorter: bool) -> fx.GraphModule:
     """The graph with plain inputs and outputs and without dead code; `shorter`: with fewer calls for the same."""
     graph.graph.set_codegen(CodeGen())
     graph.graph.eliminate_dead_code(_has_effect)
-    if shorter:
+    if not shorter:
+        written = _written(graph)  # a compiler may choose other strides
+        _reshape(node for node in graph.graph.nodes if node not in written)
+    else:
         for node in list(graph.graph.nodes):
             _replace(node, _same(node))
         graph.graph.eliminate_dead_code(_has_effect)
@@ -83,13 +86,17 @@ def reshaped(graph: fx.GraphModule) -> fx.GraphModule:
         TraceError: something writes to such a view, which would then not reach what it is a view of.
     """
     written = _written(graph)
-    for node in graph.graph.nodes:
-        if node.target is aten.view.default:
-            if node in written:
-                raise TraceError("writes to a view of a tensor whose strides are not those that PyTorch foretold")
-            node.target = aten.reshape.default
+    if any(node.target is aten.view.default for node in written):
+        raise TraceError("writes to a view of a tensor whose strides are not those that PyTorch foretold")
+    _reshape(graph.graph.nodes)
     graph.recompile()
     return graph
+
+
+def _reshape(nodes: Iterable[fx.Node]) -> None:
+    for node in nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def _written(graph: fx.GraphModule) -> set[fx.Node]:

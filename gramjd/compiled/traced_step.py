@@ -12,7 +12,7 @@ from gramjd.compiled import check
 from gramjd.compiled.guards import Batch
 from gramjd.compiled.held import Held, replaced, unchanged
 from gramjd.compiled.optimizer import UnsteppableError, rates, traceable
-from gramjd.compiled.run import RUNNERS
+from gramjd.compiled.run import RUNNERS, draws
 from gramjd.compiled.simplify import reshaped
 from gramjd.compiled.trace import Traced, trace
 from gramjd.engine import _torch
@@ -36,6 +36,10 @@ class Outputs(NamedTuple):
     rebound: list[int]
 
 
+def _squared_norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.stack([g.detach().double().square().sum() for g in gradients]).sum()
+
+
 class _StridesError(Exception):
     """An operation gave other strides than PyTorch foretold."""
 
@@ -48,13 +52,20 @@ class TracedStep:
         self.backend = current_backend()
         self.places = held.places
         self.state = held.state() if steps else []
-        self.rates = [torch.tensor(rate, dtype=torch.float64) for rate in rates(step.optimizer)] if steps else []
         self._rates = rates(step.optimizer) if steps else []
+        device = next((place.tensor.device for place in held.parameters), None)
+        self.rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in self._rates]
         self._state_of = None if step.optimizer is None else step.optimizer.state
         self._outputs: Outputs | None = None
         self._steps_made = 0
+        # Whether the squared norm of the update is an output.
+        self._squared = bool(step.check_every)
         inputs = self._inputs(batch)
         self._traced = self._trace(batch, inputs)
+        self.draws = step.mode != "graph" and draws(self._traced.graph)
+        if self.draws and not (self._squared or step.tasks):
+            self._squared = True
+            self._traced = self._trace(batch, inputs)
         self._run = self._runner(self._traced, inputs)
 
     @classmethod
@@ -116,9 +127,8 @@ class TracedStep:
                 own = {id(place.tensor): t for place, t in zip(self.state, state, strict=True)}
                 with traceable(self.step.optimizer, stand_ins, own, given_rates):
                     self.step.optimizer.step()
-        squared = sum(((g.double() ** 2).sum() for g in gradients if g is not None), start=done.gramian.new_zeros(()))
         shown = [] if self.steps else [g for g in gradients if g is not None]
-        extra = [torch.as_tensor(squared)] if self.step.check_every else []
+        extra = [_squared_norm([g for g in gradients if g is not None])] if self._squared else []
         self._outputs = Outputs(len(flat), spec, trained, rebound)
         return [*(loss.detach() for loss in flat), done.weights, done.gramian, *renewed, *shown, *extra]
 
@@ -136,7 +146,7 @@ class TracedStep:
 
     def _runner(self, traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Any]]:
         with self._settings():
-            return RUNNERS[self.step.mode](traced.graph, inputs)
+            return RUNNERS[self.step.mode](traced.graph, inputs, len(self.places) + len(self.state))
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -162,11 +172,9 @@ class TracedStep:
         for n, tensor in zip(found.rebound, rest, strict=False):
             self.held.buffers[n].put(tensor)
         self._apply(rest[len(found.rebound) :])
-        if step.check_every:
-            self._steps_made += 1
-            if self._steps_made % step.check_every == 0:
-                tolerance = self._tolerance([place.tensor for place in self.held.parameters], flat)
-                check.invariant(weights, G, rest[-1], tolerance, self._described)
+        self._steps_made += 1
+        if step.check_every and self._steps_made % step.check_every == 0:
+            self._check_norm(flat, weights, G, rest[-1])
         return _torch.tree_unflatten(flat, found.spec), weights, G
 
     def _refresh(self) -> None:
@@ -236,9 +244,31 @@ class TracedStep:
                 p.grad = was if p.grad is None else was.add_(p.grad)
         return done.losses, found[1], done.gramian
 
+    def _check_norm(self, losses: Sequence[Tensor], weights: Tensor, G: Tensor, squared: Tensor) -> None:
+        tolerance = self._tolerance([place.tensor for place in self.held.parameters], losses)
+        check.invariant(weights, G, squared, tolerance, self._described)
+
     def _first(self, batch: Batch) -> tuple[Any, Tensor, Tensor]:
+        """The first step of the graph, of which all numbers are compared.
+
+        A compiler draws other random numbers. So where there are any, it is the graph that is compared, and of what was
+        compiled the squared norm of the update.
+        """
         try:
-            return self(batch)
+            if not self.draws:
+                return self(batch)
+            run = self._run
+            if self._squared:
+                with check.undone([*[p.tensor for p in self.places], *[p.tensor for p in self.held.state()]]):
+                    flat = self._outputs.losses if self._outputs is not None else 0
+                    with self._settings():
+                        out = list(run(*self._inputs(batch)))
+                    self._check_norm(out[:flat], out[flat], out[flat + 1], out[-1])
+            try:
+                self._run = self._traced.graph.forward
+                return self(batch)
+            finally:
+                self._run = run
         except RuntimeError as error:
             if "view size is not compatible" not in str(error) or self.step.mode != "graph":
                 raise
