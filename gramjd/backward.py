@@ -158,6 +158,7 @@ def gram_backward(
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless an option has one of the values allowed."""
     if value not in allowed:
         raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 

@@ -211,7 +211,9 @@ def gram_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Ten
 @whole(
     "convolution(Tensor x, Tensor c, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
     "ScalarType dtype) -> Tensor",
-    lambda x, c, *window_and_dtype: square(c, window_and_dtype[-1], x.shape[0] if x.ndim == c.ndim else c.shape[0], c.shape[1]),
+    lambda x, c, *window_and_dtype: square(
+        c, window_and_dtype[-1], x.shape[0] if x.ndim == c.ndim else c.shape[0], c.shape[1]
+    ),
 )
 def _gram(
     x: Tensor,
@@ -229,8 +231,8 @@ def _gram(
     name = route(s, constants_of(c.device.type, dtype))
     if name != "rows":
         return outer.run(name, *as_outer(x, c, w), dtype)
-    kernel = dispatch.implementation("convolution.rows", c.device.type, x.dtype, c.dtype, dtype) or rows
-    return kernel(x, c, w, dtype)
+    run = dispatch.implementation("convolution.rows", c.device.type, x.dtype, c.dtype, dtype) or rows
+    return run(x, c, w, dtype)
 
 
 def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:

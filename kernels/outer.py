@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gramjd.engine import _torch
 from gramjd.kernels import dispatch
 from gramjd.kernels.cost import Constants, Estimate, Prices, chunk, constants_of, kept, quickest
 from gramjd.kernels.products import add_product, product
@@ -172,7 +173,7 @@ def _run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
 def _is_same(known: tuple[Tensor, Tensor], c: Tensor, dtype: torch.dtype) -> bool:
     J, gram = known
     return (
-        J.untyped_storage()._cdata == c.untyped_storage()._cdata  # a fake tensor has no data pointer
+        _torch.storage_of(J) == _torch.storage_of(c)  # a fake tensor has no data pointer
         and J.storage_offset() == c.storage_offset()
         and J.shape == (c.shape[0] * c.shape[2], c.shape[-1])
         and J.is_contiguous()

@@ -1,4 +1,4 @@
-"""While a step is traced: which operations stay whole in the graph, and what may be asked of numbers that are not there.
+"""While a step is traced: which operations stay whole in the graph, and which numbers may be asked for.
 
 A trace runs the step once on tensors without numbers and writes down every operation. What works in chunks, in place
 or with a look at its operands would be written down as it went for this one run; such functions are operations of

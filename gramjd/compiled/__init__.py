@@ -1,12 +1,12 @@
 """The compiled step: forward pass, walk, weights and update traced once and run as one graph.
 
-    held.py      the tensors that a step reads and changes: of modules and of an optimizer
-    guards.py    under which circumstances a traced step may run again
-    trace.py     a step on tensors without numbers, written down
-    simplify.py  the same graph with fewer calls
-    optimizer.py optimizers whose rate is a tensor
-    weights.py   the aggregator as one operation of the graph
-    check.py     a compiled step against an eager one
-    run.py       the ways to run a graph
-    step.py      `gramjd.compile`: first eager, then compiled, one graph per circumstance
+held.py      the tensors that a step reads and changes: of modules and of an optimizer
+guards.py    under which circumstances a traced step may run again
+trace.py     a step on tensors without numbers, written down
+simplify.py  the same graph with fewer calls
+optimizer.py optimizers whose rate is a tensor
+weights.py   the aggregator as one operation of the graph
+check.py     a compiled step against an eager one
+run.py       the ways to run a graph
+step.py      `gramjd.compile`: first eager, then compiled, one graph per circumstance
 """

@@ -83,7 +83,7 @@ def invariant(weights: Tensor, gramian: Tensor, squared: Tensor, tolerance: floa
     """Raise CompileError unless `w^T G w = |J^T w|^2`, for the squared norm of the update."""
     w = weights.double()
     expected, found = float(w @ gramian.double() @ w), float(squared)
-    scale = float((w.abs() @ gramian.double().abs() @ w.abs()))
+    scale = float(w.abs() @ gramian.double().abs() @ w.abs())
     if not abs(expected - found) <= tolerance * scale:
         raise CompileError(
             f"the squared norm of the compiled update is {found:.6g}, and w^T G w is {expected:.6g} ({describe()}): "

@@ -31,7 +31,7 @@ class Batch:
         self.leaves: Sequence[Any] = args
         # None: tensors alone, one per argument.
         self.spec: Any = None
-        if kwargs or not all([type(a) is Tensor for a in args]):
+        if kwargs or not all(type(a) is Tensor for a in args):
             self.leaves, self.spec = _torch.tree_flatten((args, dict(kwargs)))
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.key: Hashable = (self.spec, *[_described(leaf) for leaf in self.leaves])
@@ -100,16 +100,13 @@ class Outside:
 
     def key(self) -> Hashable:
         """How the modules hang together, and all values as they are now."""
-        hanging = [
-            (len(vars(m)), len(m._parameters), len(m._buffers), *map(id, m._modules.values())) for m in self.modules
-        ]
-        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.modules]
+        shapes = tuple(map(_torch.shape_of, self.modules))
         values = [id(value) if isinstance(value, Tensor) else value for value in self._values()]
-        return tuple(hanging), tuple(hooks), tuple(values)
+        return shapes, tuple(values)
 
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers that the modules have now."""
-        homes = [home for module in self.modules for home in (module._parameters, module._buffers)]
+        homes = [home for module in self.modules for home in _torch.homes_of(module)]
         return [tensor for home in homes for tensor in home.values() if tensor is not None]
 
     def keep(self) -> None:
@@ -118,9 +115,9 @@ class Outside:
 
     def differing(self, key: Any, other: Any) -> list[str]:
         """The names of the values that differ between two keys."""
-        if len(key[2]) != len(other[2]):
+        if len(key[1]) != len(other[1]):
             return ["the attributes of modules"]
-        return [name for name, a, b in zip(self.names, key[2], other[2], strict=False) if a != b]
+        return [name for name, a, b in zip(self.names, key[1], other[1], strict=False) if a != b]
 
 
 def _is_read(name: str, value: Any) -> bool:
@@ -166,7 +163,10 @@ def options(optimizer: torch.optim.Optimizer | None) -> Hashable:
     """Everything in the groups of an optimizer but parameters and rates."""
     if optimizer is None:
         return None
-    groups = [(group, [name for name in group if name not in ("params", "lr", "initial_lr")]) for group in optimizer.param_groups]
+    groups = [
+        (group, [name for name in group if name not in ("params", "lr", "initial_lr")])
+        for group in optimizer.param_groups
+    ]
     return tuple([tuple([_option(group[name]) for name in names]) for group, names in groups])
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gramjd.engine import _torch
 from gramjd.kernels.tracing import TraceError
 
 
@@ -43,8 +44,9 @@ class Held:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
         self.modules = list(model.modules())
-        self.parameters = _places(module._parameters for module in self.modules)
-        self.buffers = _places(module._buffers for module in self.modules)
+        homes = [_torch.homes_of(module) for module in self.modules]
+        self.parameters = _places(parameters for parameters, _ in homes)
+        self.buffers = _places(buffers for _, buffers in homes)
 
     @property
     def places(self) -> list[Place]:
@@ -133,10 +135,10 @@ def _refuse_changes(
     modules: Sequence[nn.Module], own: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
 ) -> None:
     for module, names, was in zip(modules, own, before, strict=False):
-        if type(module).__module__.startswith("torch.nn."):
-            continue  # recurrent layers list their parameters anew where these were exchanged
+        # Recurrent layers list their parameters anew where these were exchanged.
+        of_torch = type(module).__module__.startswith("torch.nn.")
         for name in names.keys() | was.keys():
-            if names.get(name) is not was.get(name):
+            if names.get(name) is not was.get(name) and not (of_torch and name.startswith("_")):
                 raise TraceError(
                     f"sets `{name}` of {type(module).__name__} in every forward pass, which a graph would not do: keep "
                     "what the next step reads in a buffer, or leave the attribute out"

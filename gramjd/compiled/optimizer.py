@@ -1,8 +1,8 @@
 """Optimizers within a trace: the rate is a tensor, so that a schedule does not ask for another graph.
 
-The optimizers of torch have a form for CUDA graphs that computes with tensors alone (`capturable`); a trace takes it. In
-both forms a few calls take a number where there is a tensor now; they are written out (`SCALED`). Written out they stay
-right under Inductor, which drops `alpha` where it merges such a sum with a product.
+The optimizers of torch have a form for CUDA graphs that computes with tensors alone (`capturable`); a trace takes it.
+In both forms a few calls take a number where there is a tensor now; they are written out (`SCALED`). Written out they
+stay right under Inductor, which drops `alpha` where it merges such a sum with a product.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Scaled(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Do the call, or what stands for it."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         scale_name, product = SCALED.get(name.removesuffix("_"), ("", None))

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from gramjd.engine import _torch
 from gramjd.kernels.tracing import TraceError
 
 aten = torch.ops.aten
@@ -95,7 +96,7 @@ def reshaped(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _reshape(nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
+        if node.target in (aten.view.default, _torch.unsafe_view):
             node.target = aten.reshape.default
 
 
@@ -104,7 +105,7 @@ def _written(graph: fx.GraphModule) -> set[fx.Node]:
     roots: dict[fx.Node, fx.Node] = {}
     written: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
+        schema = _torch.schema_of(node.target)
         roots[node] = node
         if schema is None:
             continue
@@ -121,7 +122,7 @@ def _written(graph: fx.GraphModule) -> set[fx.Node]:
 
 def _only_reads(user: fx.Node, constant: fx.Node) -> bool:
     """Returns True if a call neither writes to a constant nor gives out a part of it."""
-    schema = getattr(user.target, "_schema", None)
+    schema = _torch.schema_of(user.target)
     if schema is None:
         return False
     given = [*user.args, *user.kwargs.values()]
@@ -174,7 +175,7 @@ def _geometry(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Shape, strides (0 for a size of 1) and offset."""
     value = _value(node)
     strides = tuple([0 if n == 1 else s for n, s in zip(value.shape, value.stride(), strict=True)])
-    return tuple(value.shape), strides, value.storage_offset()
+    return tuple(value.shape), strides, int(value.storage_offset())
 
 
 def _contiguous(node: fx.Node) -> bool:

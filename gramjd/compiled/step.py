@@ -29,11 +29,14 @@ PARTS = ("the batch", "settings of PyTorch", "options of the optimizer", "", "pa
 
 
 class StepResult(NamedTuple):
-    """What a step was made of: `losses` as the function returned them, `weights [m]`, `gramian [m, m]`; detached."""
+    """What a step was made of, detached: `losses` as the function returned them, `weights [m]`, `gramian [m, m]`.
+
+    The last two are None for an aggregator that works on the columns of the Jacobian.
+    """
 
     losses: Any
-    weights: Tensor
-    gramian: Tensor
+    weights: Tensor | None
+    gramian: Tensor | None
 
 
 class CompiledStep:
@@ -223,7 +226,9 @@ def compile(
     if not callable(losses_fn):
         raise InputError(f"losses_fn is a {type(losses_fn).__name__}; expected a function from a batch to losses")
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected a module, such as a torch.nn.ModuleList of several")
+        raise InputError(
+            f"model is a {type(model).__name__}; expected a module, such as a torch.nn.ModuleList of several"
+        )
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or None")
     for name, number in (("max_graphs", max_graphs), ("check_every", check_every)):
@@ -234,7 +239,7 @@ def compile(
     if shared is not None and not (tasks and isinstance(shared, nn.Module)):
         raise InputError(f"shared is a {type(shared).__name__}, tasks is {tasks}; `shared` is a module of task losses")
     if tasks and check_every:
-        raise InputError("check_every holds for one update J^T w; with tasks=True each task's own parameters have another")
-    return CompiledStep(
-        losses_fn, model, optimizer, aggregator, update, mode, max_graphs, check_every, tasks, shared
-    )
+        raise InputError(
+            "check_every holds for one update J^T w; with tasks=True each task's own parameters have another"
+        )
+    return CompiledStep(losses_fn, model, optimizer, aggregator, update, mode, max_graphs, check_every, tasks, shared)

@@ -26,7 +26,7 @@ class Traced(NamedTuple):
 
     def holds(self) -> bool:
         """Returns True if those tensors were not written to."""
-        return all(tensor._version == version for tensor, version in self.decided)
+        return all(_torch.version_of(tensor) == version for tensor, version in self.decided)
 
 
 def trace(
@@ -64,7 +64,7 @@ def trace(
         raise
     except Exception as error:
         raise TraceError(_reason(error)) from error
-    return Traced(simplified(graph, shorter), [(tensor, tensor._version) for tensor in state.decided])
+    return Traced(simplified(graph, shorter), [(tensor, _torch.version_of(tensor)) for tensor in state.decided])
 
 
 def _reason(error: Exception) -> str:
@@ -92,10 +92,11 @@ class _Numbers(_torch.TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        written = [n for n, a in enumerate(func._schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        schema = _torch.schema_of(func)
+        written = [n for n, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
         if not self._computed(func, args, kwargs, out) and written:
             for place in written:
-                target = args[place] if place < len(args) else kwargs.get(func._schema.arguments[place].name)
+                target = args[place] if place < len(args) else kwargs.get(schema.arguments[place].name)
                 for tensor in _torch.tree_leaves(target):
                     if isinstance(tensor, Tensor):
                         self.state.forget(tensor)

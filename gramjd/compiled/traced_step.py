@@ -318,7 +318,11 @@ def _check(held: Held, batch: Batch) -> None:
         raise TraceError("has an optimizer with a parameter that is not in the model")
     if any(t.requires_grad for t in batch.tensors):
         raise TraceError("is given a tensor that requires grad")
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         raise TraceError("is one of several processes, whose gradients are reduced by hooks")
 
 

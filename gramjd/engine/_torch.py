@@ -224,6 +224,20 @@ def untraced() -> AbstractContextManager[Any]:
     return found
 
 
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+def homes_of(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where a module keeps its own parameters and buffers, by name; None where there is none under a name."""
+    return module._parameters, module._buffers
+
+
+def shape_of(module: torch.nn.Module) -> tuple[int, ...]:
+    """What changes when a module gets another attribute, parameter, buffer, hook or child."""
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return len(vars(module)), len(module._parameters), len(module._buffers), hooks, *map(id, module._modules.values())
+
+
 # -- traces -----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +290,20 @@ def compiling() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
+
+
+def schema_of(operation: Any) -> Any:
+    """Arguments of an operation with what it writes to, and what is returned; None for what is no operation."""
+    return getattr(operation, "_schema", None)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Grows when a tensor is written to."""
+    return tensor._version
+
+
+# A view that is only made of what nothing else refers to.
+unsafe_view: Any = torch.ops.aten._unsafe_view.default
 
 
 def optimizer_marks(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m gramjd.profiling.bench compiled --threads 1 --json profiling/results/compiled_cpu.json
 
-Contenders take turns in one process, each on its own copy of the model; a step is forward, gradient and SGD. CPU time is
-compared on one thread, wall time on several.
+Contenders take turns in one process, each on its own copy of the model; a step is forward, gradient and SGD. On one
+thread CPU time is compared, on several wall time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
-from gramjd.compiled.held import replaced
-from gramjd.compiled.held import Held
+from gramjd.compiled.held import Held, replaced
 from gramjd.compiled.trace import trace
 from gramjd.engine import _torch
 from gramjd.errors import InputError
@@ -177,7 +176,12 @@ def _compiled(aggregator: str, update: str, mode: str) -> Callable[[Work], Ready
         optimizer = torch.optim.SGD(work.model.parameters(), lr=RATE)
         model, losses = work.model, work.losses
         step = gramjd.compile(
-            lambda *batch: losses(model, *batch), model, optimizer, getattr(gramjd, aggregator)(), update=update, mode=mode
+            lambda *batch: losses(model, *batch),
+            model,
+            optimizer,
+            getattr(gramjd, aggregator)(),
+            update=update,
+            mode=mode,
         )
         step(*work.batch)
         start = time.perf_counter()
@@ -236,7 +240,8 @@ def measure(name: str, seconds: float, wanted: Sequence[str], threads: int, roun
 def _interleaved(
     steps: Mapping[str, Callable[[], object]], seconds: float, rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    names, times = list(steps), {name: [] for name in steps}
+    names = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         steps[name]()
     end = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""Random numbers drawn once and given again as inputs of a trace, so that what draws them can be traced and compared."""
+"""Random numbers drawn once and given again as inputs of a trace, so that both can be compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_unflatten, tree_structure
+from torch.utils._pytree import tree_leaves
 
 from gramjd.compiled.trace import Traced, trace
 
@@ -46,7 +46,9 @@ class Given(TorchDispatchMode):
         return out[0] if count == 1 else tuple(out)
 
 
-def in_graph(build: Callable[[], Sequence[Tensor]], known: bool = True, donates: bool = True) -> tuple[Traced, list[Tensor]]:
+def in_graph(
+    build: Callable[[], Sequence[Tensor]], known: bool = True, donates: bool = True
+) -> tuple[Traced, list[Tensor]]:
     """The graph of `build`, with what it draws as inputs, and these inputs.
 
     `known`: indices that are drawn may decide, as if they were constants.

@@ -23,8 +23,14 @@ def network() -> nn.Sequential:
 def batches(count: int = 5, m: int = 7, features: int = 6) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(m, features, generator=generator), torch.randint(3, (m,), generator=generator)) for _ in range(count)
+        (torch.randn(m, features, generator=generator), torch.randint(3, (m,), generator=generator))
+        for _ in range(count)
     ]
+
+
+def run(step: Callable, data: list) -> None:
+    for batch in data:
+        step(*batch)
 
 
 def cross(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -119,8 +125,7 @@ def test_no_more_graphs_than_allowed() -> None:
     for batch in batches(3):
         step(*batch)
     with pytest.warns(FallbackWarning, match="max_graphs"):
-        for batch in batches(3, m=4):
-            step(*batch)
+        run(step, batches(3, m=4))
     assert step.graphs == 1
 
 
@@ -237,7 +242,9 @@ def test_what_is_hidden_deeper_is_frozen() -> None:
         factor = 1.0
 
     model, options = nn.Linear(6, 3), Options()
-    step = gramjd.compile(lambda x, y: cross_entropy(model(x) * options.factor, y, reduction="none"), model, mode="graph")
+    step = gramjd.compile(
+        lambda x, y: cross_entropy(model(x) * options.factor, y, reduction="none"), model, mode="graph"
+    )
     batch = batches(1)[0]
     before = [step(*batch).losses for _ in range(3)][-1]
     options.factor = 2.0
@@ -246,7 +253,9 @@ def test_what_is_hidden_deeper_is_frozen() -> None:
 
 def test_tensors_from_outside_are_read_anew() -> None:
     model, weights = nn.Linear(6, 3), torch.ones(3)
-    step = gramjd.compile(lambda x, y: cross_entropy(model(x), y, weight=weights, reduction="none"), model, mode="graph")
+    step = gramjd.compile(
+        lambda x, y: cross_entropy(model(x), y, weight=weights, reduction="none"), model, mode="graph"
+    )
     batch = batches(1)[0]
     before = [step(*batch).losses for _ in range(3)][-1]
     weights.mul_(2)
@@ -255,7 +264,21 @@ def test_tensors_from_outside_are_read_anew() -> None:
     torch.testing.assert_close(step(*batch).losses, 3 * before)
 
 
-def test_circumstances_that_never_come_again_are_named() -> None:
+def test_a_rate_of_the_loss_that_always_changes_is_named() -> None:
+    model = nn.Linear(6, 3)
+    step = gramjd.compile(lambda x, y: cross_entropy(model(x) * model.scale, y, reduction="none"), model, mode="graph")
+
+    def anneal() -> None:
+        for n, batch in enumerate(batches(20)):
+            model.scale = 1 + n / 10  # type: ignore[assignment]
+            step(*batch)
+
+    with pytest.warns(FallbackWarning, match="other circumstances at every step: `scale` of Linear"):
+        anneal()
+    assert step.graphs == 0
+
+
+def test_an_attribute_that_counts_is_named() -> None:
     model = nn.Linear(6, 3)
     model.calls = 0  # type: ignore[assignment]
 
@@ -264,9 +287,8 @@ def test_circumstances_that_never_come_again_are_named() -> None:
         return cross_entropy(model(x), y, reduction="none")
 
     step = gramjd.compile(losses, model, mode="graph")
-    with pytest.warns(FallbackWarning, match="`calls` of Linear"):
-        for _ in range(20):
-            step(*batches(1)[0])
+    with pytest.warns(FallbackWarning, match="sets `calls` of Linear"):
+        run(step, batches(3))
     assert step.graphs == 0
 
 
@@ -327,12 +349,9 @@ def test_an_index_in_a_buffer_decides_until_it_is_written_to() -> None:
 
 def test_a_parameter_that_is_not_of_the_model() -> None:
     model, extra = network(), nn.Parameter(torch.ones(()))
-    step = gramjd.compile(
-        lambda x, y: cross_entropy(model(x) * extra, y, reduction="none"), model, mode="graph"
-    )
+    step = gramjd.compile(lambda x, y: cross_entropy(model(x) * extra, y, reduction="none"), model, mode="graph")
     with pytest.warns(FallbackWarning, match="not a parameter of the model"):
-        for batch in batches(3):
-            step(*batch)
+        run(step, batches(3))
     assert extra.grad is not None
 
 
@@ -341,8 +360,7 @@ def test_hooks_on_parameters_are_called() -> None:
     model[0].weight.register_hook(lambda g: seen.append(1))  # type: ignore[union-attr]
     step = gramjd.compile(cross(model), model, mode="graph")
     with pytest.warns(FallbackWarning, match="hook"):
-        for batch in batches(3):
-            step(*batch)
+        run(step, batches(3))
     assert len(seen) >= 3
 
 

@@ -110,9 +110,7 @@ def _inverted(node: NodeView, forward: Forward) -> Sources | None:
     sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
     ends = np.cumsum([0, *sizes])
     ladders = [
-        torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape)
-        if node.wants(e)
-        else torch.tensor(-1)
+        torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape) if node.wants(e) else torch.tensor(-1)
         for e in range(len(node.inputs))
     ]
     out = forward(node, ladders).reshape(-1)
