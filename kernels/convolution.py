@@ -178,6 +178,7 @@ def _chunk_of_rows(x: Tensor, c: Tensor, w: Window, out: Sequence[int], samples:
         source = padded(x[part].to(J.dtype), w.kernel, out, w.stride, w.padding, w.dilation)
         right = patches(source, w.kernel, out, w.stride, w.dilation).reshape(len(left), columns, P)
         torch.bmm(left, right.mT, out=J[lo * g : lo * g + len(left)])
+        del left, source, right  # before the next ones are made
     return J.view(b * K, -1)
 
 
