@@ -8,8 +8,7 @@ from torch import Tensor
 from gramjd.aggregation._check import as_gramian, as_number
 from gramjd.aggregation._look import may_look
 from gramjd.aggregation._loss_weighting import LossWeighting
-from gramjd.aggregation.solvers.rounding import EPS
-from gramjd.aggregation.solvers.threads import one_thread_if_small
+from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.errors import AggregatorError
 
 
@@ -65,13 +64,7 @@ class GaussNewton(LossWeighting):
         if not len(H):
             return r
         H.diagonal().add_(self._damping * (H.diagonal().mean() if self._relative else 1.0))
-        with one_thread_if_small(len(H), H.device):
-            L, info = torch.linalg.cholesky_ex(H)
-            w = torch.cholesky_solve(r[:, None], L)[:, 0]
-        pivots = L.diagonal().square() / H.diagonal()
-        # A pivot that is all rounding means that the row depends on those before it.
-        noise = max(torch.finfo(G.dtype).eps, 4 * len(H) * EPS)
-        sound = (info == 0) & (pivots.amin() > noise)
+        w, sound = solve_damped(H, r, torch.finfo(G.dtype).eps)
         # All gradients zero: nothing moves, whatever the residuals.
         zero = H.abs().amax() == 0
         solved, w = (sound | zero) & torch.isfinite(r).all(), torch.where(zero, 0.0, w)
