@@ -1,4 +1,4 @@
-"""How far a linear model is trusted: the damping, made smaller where the model was right and larger where it was not."""
+"""How far a linear model is trusted: a damping that falls where the model was right and grows where it was not."""
 
 from __future__ import annotations
 

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gramjd.engine.graph import Selected
 from gramjd.errors import InputError
 from gramjd.optim._options import as_choice, as_count, as_number
 from gramjd.optim.damping import ACCEPTED, Damping
+from gramjd.optim.jacobian import jacobian_of
 from gramjd.optim.parameters import Point, as_parameters, trained
 from gramjd.optim.residuals import Closure, Residuals, Weights, evaluate
-from gramjd.optim.systems import Direction, ParameterSystem, SampleSystem, System
+from gramjd.optim.systems import Direction, System, divisors_of, largest, system_of
 
 SOLVERS = ("auto", "gramian", "jacobian")
 SCALINGS = ("none", "tensor", "coordinate")
-SYSTEMS: dict[str, type[SampleSystem] | type[ParameterSystem]] = {"gramian": SampleSystem, "jacobian": ParameterSystem}
 HALVINGS = 8  # points that a line search tries after the first
 
 
@@ -55,8 +54,9 @@ class LevenbergMarquardt(Optimizer):
     moves to `p - s` if the loss falls by at least `1e-4` of what that model predicts. If not, the parameters are
     restored to the bit and lambda is raised, up to `trials` times. lambda follows Nielsen's rule (`Damping`).
 
-    For networks, n > m, it is solved between samples: `s = J^T (J J^T + lambda I)^-1 r`, from the Gramian, without a row
-    of J. For n <= m it is solved by QR of J [m, n] itself, whose condition number is the root of the Gramian's.
+    Where n is large it is solved between samples: `s = J^T (J J^T + lambda I)^-1 r`, from the Gramian, without a row of
+    J. Up to `n = 4 m` J is formed as a matrix, which is quicker then; and for `n <= m` the problem is solved by QR of J,
+    whose condition number is the root of the Gramian's.
 
     ```
     optimizer = gramjd.optim.LevenbergMarquardt(model.parameters())
@@ -65,8 +65,8 @@ class LevenbergMarquardt(Optimizer):
     ```
 
     **Cost of a step**: a Gramian of m residuals, `m^3 / 3` operations and a backward pass per lambda that is tried, and
-    one forward pass per trial; memory for three m x m matrices of float64, 400 MB for m = 4096. With n <= m: `2 m n^2`
-    operations, and `m n` numbers.
+    one forward pass per trial; memory for three m x m matrices of float64, 400 MB for m = 4096, and `m n` numbers where
+    J is formed. With n <= m: `4 m n^2` operations, and `6 n^3` per lambda.
 
     **The closure** is called with gradients enabled, first for J and then at each trial; it must return the same
     residuals for the same parameters, so draw new points between steps, and leave dropout off. It need not call
@@ -85,17 +85,16 @@ class LevenbergMarquardt(Optimizer):
         line_search: True to look for a shorter step along `-s` before lambda is raised, by quadratic interpolation.
         trials: how many lambdas to try in a step.
         scaling: "none" for `D = I`. "tensor": a number per parameter, the root mean square of its columns of J, the
-            largest that there was. "coordinate": the length of each column of J; with QR only. With scaling, a
-            parameter may be counted in other units without changing the steps.
-        solver: "gramian", "jacobian" (QR), or "auto" for QR where n <= m.
+            largest that there was; a Gramian per parameter is kept for it. "coordinate": the length of each column of
+            J, which is formed for it. With scaling, a parameter may be counted in other units without changing a step.
+        solver: "gramian" for no rows of J, "jacobian" for J as a matrix, or "auto" for the latter where `n <= 4 m`.
         memory_budget: as in `gramjd.gramian`.
 
     Attributes:
         last: the `LevenbergMarquardtStep` of the last step; `last._asdict()` goes to any logger.
 
     Raises:
-        InputError: bad options; weights that do not fit the blocks; another number of residuals at a trial; n > m
-            together with `scaling="coordinate"`.
+        InputError: bad options; weights that do not fit the blocks; another number of residuals at a trial.
         LossError, GraphError, BudgetError, AggregatorError: as `gramjd.gramian`, for the residuals before the step. In
             every case, and if the closure raises, the parameters and the state are as they were. At a trial residuals
             that are not finite are a reason to reject it.
@@ -153,37 +152,25 @@ class LevenbergMarquardt(Optimizer):
         parameters = trained(as_parameters(self.param_groups))
         residuals = evaluate(closure, self._weights)
         options, state = self.param_groups[0], self.state[parameters[0]]
-        system = self._system(residuals, parameters, state.get("lengths"))
-        if not system.gradient_norm > 0:
-            self.last = LevenbergMarquardtStep(
-                residuals.loss, residuals.loss, False, math.nan, state.get("damping", math.nan), 1.0, 0, 0.0
-            )
-            return residuals.values.new_tensor(residuals.loss)
-        value = state.get("damping", options["damping"] * system.unit)
-        damping = Damping(value, state.get("growth", 2.0)).at_least(system.least)
+        # Columns of J are needed for their lengths.
+        form = "jacobian" if options["scaling"] == "coordinate" else options["solver"]
+        J = jacobian_of(residuals, parameters, self._budget, form)
+        lengths = None
+        if options["scaling"] != "none":
+            lengths = largest(J.lengths(options["scaling"]), state.get("lengths"))
+        system = system_of(J, None if lengths is None else divisors_of(lengths))
         search = Search(system, residuals, closure, self._weights, Point(parameters), bool(options["line_search"]))
-        with search.point.restoring():
-            damping = search.run(damping, options["trials"])
-        search.finish()
+        if system.gradient_norm > 0:
+            value = state.get("damping", options["damping"] * system.unit)
+            damping = Damping(value, state.get("growth", 2.0)).at_least(system.least)
+            with search.point.restoring():
+                damping = search.run(damping, options["trials"])
+            search.finish()
+            state.update(damping=damping.value, growth=damping.growth)
+            if lengths is not None:
+                state["lengths"] = lengths
         self.last = search.outcome
-        state.update(damping=damping.value, growth=damping.growth)
-        if system.lengths is not None:
-            state["lengths"] = system.lengths
         return residuals.values.new_tensor(residuals.loss)
-
-    def _system(self, residuals: Residuals, parameters: Selected, lengths: Any) -> System:
-        options, (m, n) = self.param_groups[0], (len(residuals.values), sum(p.numel() for p in parameters))
-        solver, scaling = options["solver"], options["scaling"]
-        if scaling == "coordinate" and n > m:
-            raise InputError(
-                f'scaling="coordinate" needs the columns of J, which are formed for at most as many numbers as there '
-                f'are residuals; got {n} in the parameters and {m} residuals: take scaling="tensor"'
-            )
-        if solver == "auto":
-            solver = "jacobian" if n <= m else "gramian"
-        if solver == "jacobian" and n > m:
-            raise InputError(f'solver="jacobian" needs n <= m; got n = {n}, m = {m}: take "auto" or "gramian"')
-        return SYSTEMS[solver](residuals, parameters, lengths, scaling, self._budget)
 
 
 class Search:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gramjd.engine.graph import Selected
 from gramjd.errors import InputError
-from gramjd.optim.residuals import Residuals
 
 
 def as_parameters(groups: Sequence[dict]) -> list[Tensor]:
@@ -41,14 +40,6 @@ def trained(parameters: Sequence[Tensor]) -> Selected:
         raise InputError("no parameter requires grad: there is nothing to optimise")
     found.optional = True
     return found
-
-
-def gradient(residuals: Residuals, parameters: Sequence[Tensor], w: Tensor) -> list[Tensor]:
-    """`J^T w`, a tensor per parameter, by a backward pass that leaves `.grad` and the graph as they are."""
-    found = torch.autograd.grad(
-        residuals.parts, list(parameters), residuals.pulled_back(w), retain_graph=True, allow_unused=True
-    )
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 class Point:

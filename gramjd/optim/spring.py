@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +12,11 @@ from torch.optim import Optimizer
 
 from gramjd.aggregation._check import as_gramian
 from gramjd.aggregation.solvers.damped import solve_damped
-from gramjd.engine import compute
-from gramjd.engine.graph import Selected
-from gramjd.errors import AggregatorError, graph_errors
+from gramjd.errors import AggregatorError
 from gramjd.optim._options import as_number
-from gramjd.optim.parameters import Point, as_parameters, gradient, trained
-from gramjd.optim.residuals import Closure, Residuals, Weights, evaluate
+from gramjd.optim.jacobian import Jacobian, jacobian_of
+from gramjd.optim.parameters import Point, as_parameters, trained
+from gramjd.optim.residuals import Closure, Weights, evaluate
 
 
 class SPRINGStep(NamedTuple):
@@ -49,7 +48,8 @@ class SPRING(Optimizer):
     each time: this is the one for random batches; where the points stay, `LevenbergMarquardt` needs no rate.
 
     **Cost of a step**: a Gramian, a second walk for `J phi` (none at first, or without momentum), `m^3 / 3` operations,
-    a backward pass. Rows of one parameter at a time, `m` times its size, are formed for `J phi`.
+    a backward pass. For `J phi` the rows of one parameter at a time are formed, `m` times its size. With up to `4 m`
+    numbers in the parameters J is formed as a matrix [m, n] instead, which one walk gives.
 
     In the source rows are centred, as a wave function has no scale, and one more matrix stands in the system for that;
     residuals have a scale, and it is left out.
@@ -100,7 +100,10 @@ class SPRING(Optimizer):
         memory_budget: int | None = None,
     ) -> None:
         """Check the options."""
-        finite = lambda x: 0 < x < math.inf
+
+        def finite(x: float) -> bool:
+            return 0 < x < math.inf
+
         options = {
             "lr": as_number(lr, "lr", "above 0", finite),
             "momentum": as_number(momentum, "momentum", "from 0 to below 1", lambda x: 0 <= x < 1),
@@ -125,15 +128,15 @@ class SPRING(Optimizer):
         """
         parameters = trained(as_parameters(self.param_groups))
         residuals = evaluate(closure, self._weights)
-        options = self.param_groups[0]
+        options, J = self.param_groups[0], jacobian_of(residuals, parameters, self._budget)
         before = [self.state[p].get("direction") for p in parameters]
         held = [torch.zeros_like(p) if phi is None else phi for p, phi in zip(parameters, before, strict=True)]
         held = [options["momentum"] * phi for phi in held]
         r = residuals.values
         if options["momentum"] and any(phi is not None for phi in before):
-            r = r - self._along(residuals, parameters, held)
-        w, damping = self._solve(residuals, parameters, r)
-        phi = [old + new for old, new in zip(held, gradient(residuals, parameters, w), strict=True)]
+            r = r - J.push(held)
+        w, damping = self._solve(J, r)
+        phi = [old + new.to(old.dtype) for old, new in zip(held, J.pull(w), strict=True)]
         norm = math.sqrt(sum(float(part.double().square().sum()) for part in phi))
         if not math.isfinite(norm):
             raise AggregatorError("the direction has NaN or infinite elements; the parameters were left as they were")
@@ -147,27 +150,14 @@ class SPRING(Optimizer):
         self.last = SPRINGStep(residuals.loss, damping, rate, norm)
         return residuals.values.new_tensor(residuals.loss)
 
-    def _along(self, residuals: Residuals, parameters: Selected, phi: Sequence[Tensor]) -> Tensor:
-        """`J phi`, [m]: inner products with the gradient of `<p, phi>`, which is phi."""
-        with torch.enable_grad():
-            inner = torch.stack([(p * part).sum().double() for p, part in zip(parameters, phi, strict=True)]).sum()
-        with graph_errors():
-            found = compute.rectangle(residuals.parts, [inner], parameters, torch.float64, self._budget)[:, 0]
-        return found if residuals.roots is None else found * residuals.roots
-
-    def _solve(self, residuals: Residuals, parameters: Selected, r: Tensor) -> tuple[Tensor, float]:
+    def _solve(self, J: Jacobian, r: Tensor) -> tuple[Tensor, float]:
         """`(J J^T + lambda I)^-1 r`, and lambda."""
-        options = self.param_groups[0]
-        with graph_errors():
-            G = compute.total(residuals.parts, parameters, torch.float64, self._budget)
-        if residuals.roots is not None:
-            G = G * residuals.roots * residuals.roots[:, None]
-        H = as_gramian(G, look=True)
+        options, H = self.param_groups[0], as_gramian(J.gramian(), look=True)
         damping = options["damping"] * (float(H.diagonal().mean()) if options["relative"] else 1.0)
         if not damping:  # all gradients are zero
             return torch.zeros_like(r), damping
         H.diagonal().add_(damping)
-        w, sound = solve_damped(H, r, residuals.eps)
+        w, sound = solve_damped(H, r, J.residuals.eps)
         if not bool(sound):
             raise AggregatorError(
                 f"J J^T + lambda I is singular up to rounding with damping={options['damping']}: raise the damping, or "
