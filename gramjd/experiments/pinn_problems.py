@@ -248,7 +248,7 @@ SQUARE = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
 PROBLEMS: dict[str, Problem] = {
     "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d),
     "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d),
-    "burgers": Problem("Burgers", burgers_solution, (-1.0, 0.0), (1.0, 1.0), 15.0, burgers),
+    "burgers": Problem("Burgers", burgers_solution, (-1.0, 0.0), (1.0, 1.0), 10.0, burgers),
     "wave": Problem("wave", standing_waves, **SQUARE, seconds=10.0, build=wave),
     "inverse": Problem("inverse heat", cooling, **SQUARE, seconds=10.0, build=inverse),
 }

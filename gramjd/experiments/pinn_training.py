@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from gramjd import optim
 from gramjd.experiments.pinn_problems import PROBLEMS, Task
 
-Step = Callable[[float], None]
+Step = Callable[[float], object]
+SEARCH_SEED = 100
 RECORDS = 30  # points of a curve, log-evenly from 2 % of the time
 
 
@@ -81,14 +83,14 @@ def _decay(optimizer: torch.optim.Optimizer, rate: float, over: float) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "adam": Method("Adam", adam, tuple({"rate": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2))),
+    "adam": Method("Adam", adam, tuple({"rate": rate} for rate in (3e-3, 1e-2, 3e-2))),
     "lbfgs": Method("L-BFGS", lbfgs),
     "lm": Method("LM", lambda task: levenberg_marquardt(task, "none")),
     "lm-scaled": Method("LM, scaled", lambda task: levenberg_marquardt(task, "tensor")),
     "spring": Method(
         "SPRING",
         spring,
-        tuple({"rate": rate, "damping": damping} for rate in (0.03, 0.1, 0.3) for damping in (1e-3, 1e-5)),
+        tuple({"rate": rate, "damping": 1e-3} for rate in (0.03, 0.1, 0.3)),
     ),
 }
 
@@ -101,25 +103,43 @@ def train(problem: str, method: str, choice: int, seed: int, seconds: float) -> 
         to be identified; `failed`, the reason if a step raised.
     """
     task = PROBLEMS[problem].task(seed)
-    step = METHODS[method].make(task, **METHODS[method].choices[choice])
     marks = [seconds * 0.02 ** (1 - k / (RECORDS - 1)) for k in range(RECORDS)]
-    used, steps, failed = 0.0, 0, None
-    curve: list[tuple[float, float, float]] = [(0.0, PROBLEMS[problem].error(task.model), float(task.loss().detach()))]
-    while used < seconds:
-        start = time.process_time()
-        try:
-            step(used / seconds)
-        except Exception as error:  # a run that cannot go on is a result, too
-            failed = f"{type(error).__name__}: {error}"[:200]
-            break
-        used += time.process_time() - start
-        steps += 1
-        if used >= marks[0]:
-            curve.append((used, PROBLEMS[problem].error(task.model), float(task.loss().detach())))
-            marks = [mark for mark in marks if mark > used] or [math.inf]
+    curve: list[tuple[float, float, float]] = []
+
+    def record(used: float) -> None:
+        curve.append((used, PROBLEMS[problem].error(task.model), float(task.loss().detach())))
+
+    record(0.0)
+    steps, failed = 0, None
+    try:
+        for used in _stepping(task, METHODS[method], choice, seconds):
+            steps += 1
+            if used >= marks[0]:
+                record(used)
+                marks = [mark for mark in marks if mark > used] or [math.inf]
+    except Exception as error:  # a run that cannot go on is a result, too
+        failed = f"{type(error).__name__}: {error}"[:200]
     times, errors, losses = zip(*curve, strict=True)
     found = None if task.unknown is None else abs(float(task.unknown[0].detach()) / task.unknown[1] - 1)
     return {
         **{"steps": steps, "times": times, "errors": errors, "losses": losses},
         **{"error": PROBLEMS[problem].error(task.model), "unknown": found, "failed": failed},
     }
+
+
+def final_model(problem: str, method: str, choice: int, seed: int, seconds: float) -> nn.Module:
+    """The network after such a run."""
+    task = PROBLEMS[problem].task(seed)
+    for _ in _stepping(task, METHODS[method], choice, seconds):
+        pass
+    return task.model
+
+
+def _stepping(task: Task, method: Method, choice: int, seconds: float) -> Iterator[float]:
+    """Do steps until the time is over; after each, the CPU time that all of them took."""
+    step, used = method.make(task, **method.choices[choice]), 0.0
+    while used < seconds:
+        start = time.process_time()
+        step(used / seconds)
+        used += time.process_time() - start
+        yield used

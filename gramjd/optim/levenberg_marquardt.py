@@ -55,8 +55,8 @@ class LevenbergMarquardt(Optimizer):
     restored to the bit and lambda is raised, up to `trials` times. lambda follows Nielsen's rule (`Damping`).
 
     Where n is large it is solved between samples: `s = J^T (J J^T + lambda I)^-1 r`, from the Gramian, without a row of
-    J. Up to `n = 4 m` J is formed as a matrix, which is quicker then; and for `n <= m` the problem is solved by QR of J,
-    whose condition number is the root of the Gramian's.
+    J. Up to `n = 4 m` J is formed as a matrix, which is quicker then; and where n is at most `m / 2`, or 64 and m, the
+    problem is solved by QR of J, whose condition number is the root of the Gramian's.
 
     ```
     optimizer = gramjd.optim.LevenbergMarquardt(model.parameters())

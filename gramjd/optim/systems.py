@@ -19,7 +19,6 @@ from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.aggregation.solvers.rounding import EPS
 from gramjd.optim.jacobian import DenseJacobian, Divisors, Jacobian
 
-
 FEW = 64  # up to so many parameters the cost of a system is small whatever m is
 
 
