@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from gramjd.experiments import plots
 from gramjd.experiments.pinn_problems import PROBLEMS
@@ -16,6 +17,7 @@ from gramjd.experiments.report import align
 from gramjd.experiments.results import Journal
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KEY = ("problem", "method", "choice", "seed", "seconds")
@@ -139,14 +141,20 @@ def draw_solution(problem: str, entries: Sequence[Mapping[str, Any]]) -> Figure:
             panels.append((METHODS[entry["method"]].title, (model(points)[:, 0] - exact).abs()))
     for axes, (title, values) in zip(grid, panels, strict=True):
         axes.set_title(title, fontsize=9)
-        if points.shape[1] == 1:
-            axes.plot(points[:, 0], values, lw=1)
-            axes.set(xlabel="x", yscale="linear" if title == "solution" else "log")
-            plots.clean(axes)
-            continue
-        side = round(len(points) ** 0.5)
-        x, y = points[:, 0].view(side, side), points[:, 1].view(side, side)
-        image = axes.pcolormesh(x, y, values.view(side, side), shading="auto", rasterized=True)
-        figure.colorbar(image, ax=axes, orientation="horizontal", format="%.0e")
-        axes.set(xticks=[], yticks=[])
+        _panel(figure, axes, points, values, title != "solution")
     return figure
+
+
+def _panel(figure: Figure, axes: Axes, points: Tensor, values: Tensor, is_error: bool) -> None:
+    """A curve over one coordinate, or colours over two: the first of them to the right."""
+    if points.shape[1] == 1:
+        axes.plot(points[:, 0].numpy(), values.numpy(), lw=1)
+        axes.set(xlabel="x", yscale="log" if is_error else "linear")
+        plots.clean(axes)
+        return
+    side = round(len(points) ** 0.5)
+    low, high = points.amin(0).tolist(), points.amax(0).tolist()
+    extent = (low[0], high[0], low[1], high[1])
+    image = axes.imshow(values.view(side, side).T.numpy(), origin="lower", extent=extent, aspect="auto")
+    figure.colorbar(image, ax=axes, orientation="horizontal", format="%.0e" if is_error else "%.1f")
+    axes.set(xticks=[], yticks=[])
