@@ -56,7 +56,8 @@ class Task:
 
     def loss(self) -> Tensor:
         """`1/2 sum_blocks weight |r|^2`, for methods that take a number."""
-        return sum(0.5 * self.weights[name] * block.square().sum() for name, block in self.residuals().items())
+        terms = [0.5 * self.weights[name] * block.square().sum() for name, block in self.residuals().items()]
+        return torch.stack(terms).sum()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
     if isinstance(blocks, Tensor):
         return {0: blocks}
     if isinstance(blocks, Mapping):
-        found: dict[Hashable, Tensor] = dict(blocks)
+        found: dict[Any, Tensor] = dict(blocks)
     elif isinstance(blocks, Sequence) and not isinstance(blocks, str | bytes):
         found = dict(enumerate(blocks))
     else:
@@ -97,7 +98,7 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
 
 def _roots(named: Mapping[Hashable, Tensor], weights: Mapping[str, Weight] | Sequence[Weight]) -> Tensor:
     """The root of each residual's weight, [m]."""
-    given: dict[Hashable, Weight] = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
+    given: dict[Any, Weight] = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if set(given) != set(named):
         raise InputError(
             f"weights are given for {_listed(given)}, but the closure returned {_listed(named)}: give one per block"
