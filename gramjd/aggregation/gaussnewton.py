@@ -17,7 +17,8 @@ class GaussNewton(LossWeighting):
 
     The update is `J^T w = J^T (J J^T + lambda I)^-1 r = (J^T J + lambda I)^-1 J^T r`: what the Gauss-Newton method
     solves for n parameters, solved for m residuals instead. A step of rate 1 minimises
-    `|r - J s|^2 + lambda |s|^2` over `s`. It is natural gradient descent for Gaussian errors.
+    `|r - J s|^2 + lambda |s|^2` over `s`. It is natural gradient descent for Gaussian errors. An optimizer that adapts
+    the damping and takes back steps that fail: `gramjd.optim.LevenbergMarquardt`.
 
     **What to hand over as losses: the residuals themselves**, with their signs, not their squares:
     `gram_backward(model(x) - y, GaussNewton())`, or `u_xx - f` for a differential equation. To weight a residual,

@@ -68,7 +68,7 @@ class WalkedJacobian(Jacobian):
             first, *rest = [share / squares[key] for key, share in self._by_parameter().items()]
             G = sum(rest, first)
         roots = self.residuals.roots
-        return G if roots is None else G * roots * roots[:, None]
+        return G if roots is None else G.mul_(roots).mul_(roots[:, None])
 
     def pull(self, w: Tensor) -> list[Tensor]:
         parts = self.residuals.parts

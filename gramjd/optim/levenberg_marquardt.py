@@ -65,7 +65,7 @@ class LevenbergMarquardt(Optimizer):
     ```
 
     **Cost of a step**: a Gramian of m residuals, `m^3 / 3` operations and a backward pass per lambda that is tried, and
-    one forward pass per trial; memory for three m x m matrices of float64, 400 MB for m = 4096, and `m n` numbers where
+    one forward pass per trial; memory for five m x m matrices of float64, 670 MB for m = 4096, and `m n` numbers where
     J is formed. With n <= m: `4 m n^2` operations, and `6 n^3` per lambda.
 
     **The closure** is called with gradients enabled, first for J and then at each trial; it must return the same
@@ -74,7 +74,7 @@ class LevenbergMarquardt(Optimizer):
     tensor of any shape, a sequence of tensors, or a dictionary from names to tensors, whose blocks can be weighted.
 
     Use float64 for parameters and data: all sums are made in float64 in any case, and what float32 gradients leave of
-    small eigenvalues is noise, below which lambda is not lowered.
+    small eigenvalues is noise, below which lambda is not lowered. Residuals on other processes are not seen.
 
     Args:
         params: the parameters, as of any optimizer, in one group. Those without `requires_grad`, or not reached by the
@@ -149,15 +149,16 @@ class LevenbergMarquardt(Optimizer):
         Returns:
             The loss `1/2 sum_i weight_i r_i^2` before the step, a float64 tensor.
         """
-        parameters = trained(as_parameters(self.param_groups))
-        residuals = evaluate(closure, self._weights)
-        options, state = self.param_groups[0], self.state[parameters[0]]
+        everything = as_parameters(self.param_groups)
+        parameters, residuals = trained(everything), evaluate(closure, self._weights)
+        options, state = self.param_groups[0], self.state[everything[0]]
         # Columns of J are needed for their lengths.
         form = "jacobian" if options["scaling"] == "coordinate" else options["solver"]
         J = jacobian_of(residuals, parameters, self._budget, form)
         lengths = None
         if options["scaling"] != "none":
-            lengths = largest(J.lengths(options["scaling"]), state.get("lengths"))
+            before = [self.state[p].get("lengths") for p in parameters]
+            lengths = largest(J.lengths(options["scaling"]), before, parameters)
         system = system_of(J, None if lengths is None else divisors_of(lengths))
         search = Search(system, residuals, closure, self._weights, Point(parameters), bool(options["line_search"]))
         if system.gradient_norm > 0:
@@ -167,8 +168,8 @@ class LevenbergMarquardt(Optimizer):
                 damping = search.run(damping, options["trials"])
             search.finish()
             state.update(damping=damping.value, growth=damping.growth)
-            if lengths is not None:
-                state["lengths"] = lengths
+            for p, length in zip(parameters, lengths or (), strict=lengths is not None):
+                self.state[p]["lengths"] = length
         self.last = search.outcome
         return residuals.values.new_tensor(residuals.loss)
 

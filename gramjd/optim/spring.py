@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gramjd.aggregation._check import as_gramian
 from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.errors import AggregatorError
 from gramjd.optim._options import as_number
 from gramjd.optim.jacobian import Jacobian, jacobian_of
 from gramjd.optim.parameters import Point, as_parameters, trained
 from gramjd.optim.residuals import Closure, Weights, evaluate
+from gramjd.optim.systems import checked
 
 
 class SPRINGStep(NamedTuple):
@@ -152,7 +152,7 @@ class SPRING(Optimizer):
 
     def _solve(self, J: Jacobian, r: Tensor) -> tuple[Tensor, float]:
         """`(J J^T + lambda I)^-1 r`, and lambda."""
-        options, H = self.param_groups[0], as_gramian(J.gramian(), look=True)
+        options, H = self.param_groups[0], checked(J.gramian())
         damping = options["damping"] * (float(H.diagonal().mean()) if options["relative"] else 1.0)
         if not damping:  # all gradients are zero
             return torch.zeros_like(r), damping

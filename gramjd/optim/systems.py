@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gramjd.aggregation._check import as_gramian
 from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.aggregation.solvers.rounding import EPS
+from gramjd.errors import AggregatorError
 from gramjd.optim.jacobian import DenseJacobian, Divisors, Jacobian
 
 FEW = 64  # up to so many parameters the cost of a system is small whatever m is
@@ -70,7 +70,7 @@ class SampleSystem(System):
     def __init__(self, J: Jacobian, divisors: Divisors) -> None:
         """Form the Gramian."""
         self._J, self._divisors, r = J, divisors, J.residuals.values
-        self._G = as_gramian(J.gramian(divisors), look=True)
+        self._G = checked(J.gramian(divisors))
         self._Gr = self._G @ r
         self.unit = float(self._G.diagonal().mean())
         self.gradient_norm = math.sqrt(max(0.0, float(r @ self._Gr)))
@@ -127,11 +127,25 @@ def _triangle(matrix: Tensor) -> Tensor:
     return torch.linalg.qr(matrix, mode="r")[1]
 
 
-def largest(now: list[Tensor], before: Sequence[Tensor] | None) -> list[Tensor]:
-    """The largest lengths of columns that there were."""
-    if before is None:
-        return now
-    return [torch.maximum(new, old.to(new)) for new, old in zip(now, before, strict=True)]
+def checked(G: Tensor) -> Tensor:
+    """`G` [m, m], if it is finite: the diagonal tells where a gradient is not, and bounds all other entries.
+
+    Raises:
+        AggregatorError: a gradient is not finite.
+    """
+    bad = int((~torch.isfinite(G.diagonal())).sum())
+    if bad:
+        raise AggregatorError(
+            f"the gradients of {bad} of {len(G)} residuals are not finite, or too long for float64: look for a NaN or "
+            "an overflow in the backward pass"
+        )
+    return G
+
+
+def largest(now: Sequence[Tensor], before: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The largest lengths of columns that there were, in the dtypes of the parameters, which a saved state has."""
+    rounded = [length.to(p.dtype) for length, p in zip(now, parameters, strict=True)]
+    return [new if old is None else torch.maximum(new, old) for new, old in zip(rounded, before, strict=True)]
 
 
 def divisors_of(lengths: Sequence[Tensor]) -> list[Tensor]:
