@@ -66,7 +66,7 @@ class LevenbergMarquardt(Optimizer):
 
     **Cost of a step**: a Gramian of m residuals, `m^3 / 3` operations and a backward pass per lambda that is tried, and
     one forward pass per trial; memory for five m x m matrices of float64, 670 MB for m = 4096, and `m n` numbers where
-    J is formed. With n <= m: `4 m n^2` operations, and `6 n^3` per lambda.
+    J is formed. With QR: `2 m n^2` operations, and `4 n^3` per lambda.
 
     **The closure** is called with gradients enabled, first for J and then at each trial; it must return the same
     residuals for the same parameters, so draw new points between steps, and leave dropout off. It need not call
