@@ -116,6 +116,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
             **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.multitask"),
             "errors": "gramjd.errors",
             "extend": "gramjd.extend",
+            "optim": "gramjd.optim",
             "profiling": "gramjd.profiling",
         },
         _FOREIGN,

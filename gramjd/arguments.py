@@ -18,6 +18,8 @@ DEMO_RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
 IMAGE_SETS = ("digits", "svhn", "cifar10", "eurosat", "mnist", "fashion", "kmnist")
 COST_SETS = ("svhn", "cifar10", "eurosat", "mnist", "digits")
 OPTIMIZERS = ("sgd", "adam")
+PINN_PROBLEMS = ("poisson-1d", "poisson-2d", "burgers", "wave", "inverse")
+PINN_METHODS = ("adam", "lbfgs", "lm", "lm-scaled", "spring")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -110,6 +112,19 @@ def demo_iwrm(parser: argparse.ArgumentParser) -> None:
     # These networks are too small to share out: more threads only wait for each other.
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/iwrm"), help="folder for the plot and results.json")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
+def demo_pinns(parser: argparse.ArgumentParser) -> None:
+    """Options of `gramjd demo pinns`."""
+    parser.add_argument("--problems", default="all", metavar="NAME,NAME", help=f"among: {', '.join(PINN_PROBLEMS)}")
+    parser.add_argument("--methods", default="all", metavar="NAME,NAME", help=f"among: {', '.join(PINN_METHODS)}")
+    parser.add_argument("--seeds", type=positive, default=5, help="of points, weights and noise (default: 5)")
+    parser.add_argument("--seconds", type=seconds, help="CPU time of a run (default: 5 or 10, by problem)")
+    parser.add_argument("--budget", type=seconds, metavar="20m", help="begin no run after this long")
+    parser.add_argument("--journal", type=Path, default=Path("runs/pinns.jsonl"), help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/pinns"), help="folder of the plots")
+    parser.add_argument("--no-plots", action="store_true", help="draw nothing; figures of solutions train once more")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
 
 

@@ -68,6 +68,7 @@ GROUPS = {
 
 COMMANDS = (
     Command("demo iwrm", "one objective per image: UPGrad beside SGD on handwritten digits", "gramjd.experiments.demo"),
+    Command("demo pinns", "differential equations: least squares beside Adam and L-BFGS", "gramjd.experiments.pinns"),
     Command("paper trajectories", "paths of every aggregator on two toy problems", "gramjd.experiments.trajectories"),
     Command("paper properties", "table 1, every yes and no found by search", "gramjd.experiments.properties"),
     Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.experiments.convergence"),

@@ -8,8 +8,7 @@ from torch import Tensor
 from gramjd.aggregation._check import as_gramian, as_number
 from gramjd.aggregation._look import may_look
 from gramjd.aggregation._loss_weighting import LossWeighting
-from gramjd.aggregation.solvers.rounding import EPS
-from gramjd.aggregation.solvers.threads import one_thread_if_small
+from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.errors import AggregatorError
 
 
@@ -18,7 +17,8 @@ class GaussNewton(LossWeighting):
 
     The update is `J^T w = J^T (J J^T + lambda I)^-1 r = (J^T J + lambda I)^-1 J^T r`: what the Gauss-Newton method
     solves for n parameters, solved for m residuals instead. A step of rate 1 minimises
-    `|r - J s|^2 + lambda |s|^2` over `s`. It is natural gradient descent for Gaussian errors.
+    `|r - J s|^2 + lambda |s|^2` over `s`. It is natural gradient descent for Gaussian errors. An optimizer that adapts
+    the damping and takes back steps that fail: `gramjd.optim.LevenbergMarquardt`.
 
     **What to hand over as losses: the residuals themselves**, with their signs, not their squares:
     `gram_backward(model(x) - y, GaussNewton())`, or `u_xx - f` for a differential equation. To weight a residual,
@@ -65,13 +65,7 @@ class GaussNewton(LossWeighting):
         if not len(H):
             return r
         H.diagonal().add_(self._damping * (H.diagonal().mean() if self._relative else 1.0))
-        with one_thread_if_small(len(H), H.device):
-            L, info = torch.linalg.cholesky_ex(H)
-            w = torch.cholesky_solve(r[:, None], L)[:, 0]
-        pivots = L.diagonal().square() / H.diagonal()
-        # A pivot that is all rounding means that the row depends on those before it.
-        noise = max(torch.finfo(G.dtype).eps, 4 * len(H) * EPS)
-        sound = (info == 0) & (pivots.amin() > noise)
+        w, sound = solve_damped(H, r, torch.finfo(G.dtype).eps)
         # All gradients zero: nothing moves, whatever the residuals.
         zero = H.abs().amax() == 0
         solved, w = (sound | zero) & torch.isfinite(r).all(), torch.where(zero, 0.0, w)

@@ -35,7 +35,7 @@ def trajectories(results: Results) -> str:
         cqf = results["toys"]["cqf"][name]
         stalls = f"{len(ewq['stalled'])} of {len(ewq['ends'])}"
         rows.append([name, stalls, f"{cqf['least_gain']:.1e}", f"{cqf['largest_increase']:.1e}"])
-    return _noted(rows, "", [results["environment"]])
+    return noted(rows, "", [results["environment"]])
 
 
 def properties(results: Results) -> str:
@@ -48,13 +48,13 @@ def properties(results: Results) -> str:
         agree = [entry[name]["holds"] == entry["stated"][name] for name in names]
         rows.append([label, *(w if same else f"**{w}**" for w, same in zip(words, agree, strict=True))])
     note = f"{results['examples']} matrices per yes; {len(results['differences'])} differences from the paper's table. "
-    return _noted(rows, note, [results["environment"]])
+    return noted(rows, note, [results["environment"]])
 
 
 def theorem(results: Results) -> str:
     """Distance to the Pareto set after all steps, and the weights on the way; the worst over the seeds."""
     note = f"{results['steps']} steps, {results['seeds']} drawn problems per size. "
-    return _noted(convergence.rows(results["runs"]), note, [results["environment"]])
+    return noted(convergence.rows(results["runs"]), note, [results["environment"]])
 
 
 def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = None) -> str:
@@ -65,7 +65,7 @@ def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = Non
     runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
     made = f"{runs} runs, {seconds / 60:.0f} minutes in all, on a machine that did other work meanwhile."
     epochs = ", ".join(sorted({f"{DATA[e['data']].title}: {e['epochs']} epochs" for e in entries}))
-    return _noted(rows, f"{epochs}. {made} ", journal.environments())
+    return noted(rows, f"{epochs}. {made} ", journal.environments())
 
 
 def costs(results: Results, field: str) -> str:
@@ -74,7 +74,7 @@ def costs(results: Results, field: str) -> str:
     for key, found in results[field].items():
         head, *lines = cost.rows(found)
         rows += [[DATA[key].title if field == "sets" else key, *line] for line in lines]
-    return _noted([["set" if field == "sets" else "batch", *head], *rows], "", [results["environment"]])
+    return noted([["set" if field == "sets" else "batch", *head], *rows], "", [results["environment"]])
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -121,7 +121,7 @@ def _read(path: Path) -> Results | Journal:
     return Journal(path) if path.suffix == ".jsonl" else json.loads(path.read_text())
 
 
-def _noted(rows: Sequence[Sequence[str]], note: str, environments: Sequence[Results]) -> str:
+def noted(rows: Sequence[Sequence[str]], note: str, environments: Sequence[Results]) -> str:
     """A table and below it a note, then date, machine and versions of each environment."""
     lines = []
     for facts in environments:

@@ -12,6 +12,7 @@ ALLOWED = {
     "profiling",
     "testing",
     "experiments",
+    "optim",
     "arguments",
     "errors",
     "extras",
