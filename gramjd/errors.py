@@ -83,10 +83,14 @@ class FallbackWarning(UserWarning):
     """Something that was asked for is done in another way: right, but slower."""
 
 
+# This package, and what keeps a compiler from looking into its functions.
+_INSIDE = ("gramjd.", "torch._dynamo.")
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line outside of this package that led here."""
     level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
     warnings.warn(message, category, stacklevel=level)
 

@@ -1,5 +1,7 @@
 """Shares of parameters, rectangles between two loss vectors, norms of rows, and J column by column."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,7 +207,10 @@ def test_other_and_per_parameter_exclude_each_other() -> None:
         gramjd.gramian(w * 2, other=w * 3, per_parameter=True)
 
 
-def test_notices_name_the_caller() -> None:
+@pytest.mark.parametrize("beside_dynamo", [False, True])
+def test_notices_name_the_caller(beside_dynamo: bool) -> None:
+    if beside_dynamo:
+        importlib.import_module("torch._dynamo")
     norm = nn.BatchNorm1d(3)
     losses = norm(torch.randn(4, 3)).square().sum(1)
     for ask in (

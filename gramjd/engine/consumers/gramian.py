@@ -83,6 +83,18 @@ class Total(ABC):
         return index_tensor(index, self.device)
 
 
+def span(owners: Owners) -> slice | None:
+    """The losses as a slice, if they are neighbours in their order.
+
+    >>> span(np.array([3, 4, 5])), span(np.array([3, 5]))
+    (slice(3, 6, None), None)
+    """
+    if not owners.size or owners.ndim > 1 or owners[0] < 0:
+        return None
+    found = slice(int(owners[0]), int(owners[0]) + len(owners))
+    return found if (owners == np.arange(found.start, found.stop)).all() else None
+
+
 @dataclass(eq=False)
 class Gramian(Total):
     """`G = J J^T` [m, m], of which `value` holds the upper half."""
@@ -125,6 +137,12 @@ class Gramian(Total):
             self._add_apart(owners, block)
             return
         other = owners if columns is None else columns
+        mine, theirs = span(owners), span(other)
+        if mine is not None and theirs is not None:
+            self.value[mine, theirs] += block
+            if columns is not None:
+                self.value[theirs, mine] += block.T
+            return
         block = mirrored(block) if columns is None else block
         block = self._live(self._live(block, owners).T, other).T
         a, b = self._on_device(owners[owners >= 0]), self._on_device(other[other >= 0])
