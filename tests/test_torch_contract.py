@@ -190,6 +190,78 @@ def test_leaves_are_what_they_are_called() -> None:
     assert node.variable is layer.weight
 
 
+def test_a_graph_is_made_on_tensors_without_numbers() -> None:
+    seen = []
+
+    def function(a: Tensor) -> list[Tensor]:
+        seen.append(_torch.is_fake(a))
+        return [a.add_(1) * held, torch.ops.aten.lift_fresh_copy.default(held)]
+
+    held = torch.tensor([2.0, 3.0])
+    graph = _torch.make_graph(function, [torch.ones(2)])
+    assert seen == [True]
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert names == ["aten.add_.Tensor", "aten.mul.Tensor", "aten.lift_fresh_copy.default"]
+    given = torch.ones(2)
+    torch.testing.assert_close(graph(given), [torch.tensor([4.0, 6.0]), held])
+    torch.testing.assert_close(given, torch.full((2,), 2.0))
+    with pytest.raises(RuntimeError):
+        _torch.make_graph(lambda a: [a.cpu().numpy()], [torch.ones(2)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_graph() -> None:
+    graph = _torch.make_graph(lambda a, b: [a.sub_(b * 2), (a @ b).sum()], [torch.ones(3), torch.ones(3)])
+    run = _torch.compiled_graph(graph, [torch.ones(3), torch.ones(3)], {})
+    a, b = torch.arange(3.0), torch.ones(3)
+    with torch.no_grad():
+        _, product = run(a, b)
+    torch.testing.assert_close(a, torch.arange(3.0) - 2)
+    torch.testing.assert_close(product, a @ b)
+
+
+def test_compiling() -> None:
+    with _torch.compiling():
+        assert torch.compiler.is_compiling()
+    assert not torch.compiler.is_compiling()
+
+
+def test_what_optimizers_and_schedulers_tell(w: Tensor) -> None:
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert not _torch.optimizer_hooks(optimizer)
+    _torch.mark_stepped(optimizer)
+    assert _torch.optimizer_marks(optimizer)
+    schedule.step()  # warns, which is an error here, unless the optimizer has stepped
+    handle = optimizer.register_step_post_hook(lambda *_: None)
+    assert _torch.optimizer_hooks(optimizer)
+    handle.remove()
+
+
+def test_homes_and_shape_of_a_module() -> None:
+    module = nn.BatchNorm1d(2)
+    parameters, buffers = _torch.homes_of(module)
+    assert set(parameters) == {"weight", "bias"}
+    assert set(buffers) == {"running_mean", "running_var", "num_batches_tracked"}
+    before = _torch.shape_of(module)
+    handle = module.register_forward_hook(lambda *_: None)
+    assert _torch.shape_of(module) != before
+    handle.remove()
+    module.inner = nn.Linear(1, 1)
+    assert _torch.shape_of(module) != before
+
+
+def test_schemas_and_versions() -> None:
+    schema = _torch.schema_of(torch.ops.aten.add_.Tensor)
+    assert [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments][:2] == [True, False]
+    assert _torch.schema_of(torch.add) is None
+    t = torch.ones(2)
+    version = _torch.version_of(t)
+    t.add_(1)
+    assert _torch.version_of(t) > version
+    assert _torch.unsafe_view is torch.ops.aten._unsafe_view.default
+
+
 def own_names(files: list[ast.Module]) -> set[str]:
     """Names with an underscore that this package defines: functions, fields, attributes that it sets."""
     found: set[str] = set()
