@@ -109,6 +109,7 @@ def demo_iwrm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ridge", type=nonnegative, help="of UPGrad; 1e-4 as in the paper's own code (default: 0)")
     parser.add_argument("--rates", type=rates, default=DEMO_RATES, metavar="R,R", help="learning rates, each with both")
     parser.add_argument("--rounds", type=positive, default=30, help="timed steps of each method (default: 30)")
+    parser.add_argument("--compile", choices=("default", "graph"), help="train with steps that gramjd.compile makes")
     # These networks are too small to share out: more threads only wait for each other.
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/iwrm"), help="folder for the plot and results.json")

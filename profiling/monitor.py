@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gramjd.backward import GramStep
+from gramjd.compiled.step import StepResult
 from gramjd.errors import InputError
 
 NAMES = (
@@ -64,14 +65,14 @@ class GramMonitor:
         self._rows: list[Tensor] = []
         self._weights: list[Tensor] = []
 
-    def update(self, step: GramStep, at: int | None = None) -> None:
+    def update(self, step: GramStep | StepResult, at: int | None = None) -> None:
         """Take in what `gram_backward` returned.
 
         Args:
-            step: weights [m] and Gramian [m, m].
+            step: weights [m] and Gramian [m, m], as `gram_backward` or a compiled step gives them.
             at: the number of the step; default: one after the last.
         """
-        if step is None:
+        if step is None or step.gramian is None or step.weights is None:
             raise InputError("got None: a coordinatewise aggregator makes no Gramian, so there is nothing to watch")
         G, w = step.gramian.detach(), step.weights.detach()
         if G.ndim != 2 or G.shape != (len(w), len(w)) or not len(w):

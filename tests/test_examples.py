@@ -17,6 +17,7 @@ CHECKS = {
     "inverse_problem": (30, lambda kappa: 0.095 < kappa < 0.105),
     "profile_my_model": (16, lambda profile: profile.runs[0]["m"] == 16 and "gramjd reuse" in str(profile)),
     "log_conflict": (40, lambda monitor: monitor.latest()["worsened_losses"] == 0),
+    "compiled_step": (150, lambda accuracy: accuracy > 0.9),
     "monitor_conflict": (60, lambda log: len(log) == 2 and all(0 <= row["conflicting_pairs"] <= 1 for row in log)),
 }
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     best = best_runs(runs)
     plot = plots.save(demo_plots.draw(runs, best, args.batch), args.out / "iwrm.png")
     seconds, said = time.perf_counter() - start, conclusion(best, costs, args.batch)
-    given = {name: getattr(args, name) for name in ("batch", "epochs", "rates", "seed", "threads")}
+    given = {name: getattr(args, name) for name in ("batch", "epochs", "rates", "seed", "threads", "compile")}
     results = {
         "settings": {"aggregator": methods[1].name, **given, "train_images": TRAIN_SIZE},
         "seconds": round(seconds, 1),
@@ -85,7 +85,7 @@ def best_runs(runs: Sequence[Run]) -> list[Run]:
 
 def _train_all(args: argparse.Namespace, data: Images) -> list[Run]:
     total = len(DEMO) * len(args.rates) * 2 * args.epochs * math.ceil(TRAIN_SIZE / args.batch)
-    shared = {"epochs": args.epochs, "seed": args.seed, "batch": args.batch}
+    shared = {"epochs": args.epochs, "seed": args.seed, "batch": args.batch, "compiled": args.compile}
     runs = []
     with progress("step", total=total) as bar:
         for (network, make), rate in product(DEMO.items(), args.rates):

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import gramjd
 from gramjd.aggregation import Coordinatewise
+from gramjd.errors import LossError
 from gramjd.experiments.data.images import Images
 from gramjd.experiments.signals import conflict_share, cosine_of, cosine_to_mean
 
@@ -65,6 +66,10 @@ class Run:
         return {**vars(self), "area": self.area}
 
 
+# From images and labels to the update's cosine to the mean gradient and the share of conflicting pairs; None: diverged.
+Step = Callable[[Tensor, Tensor], tuple[float, float] | None]
+
+
 def train(
     network: str,
     model: nn.Module,
@@ -77,6 +82,7 @@ def train(
     tick: Callable[[int], object] = lambda steps: None,
     batch: int = BATCH,
     optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+    compiled: str | None = None,
 ) -> Run:
     """Train `model` in place, on the order of batches that `seed` stands for.
 
@@ -91,13 +97,18 @@ def train(
         tick: called with the number of steps done (or skipped), for a progress bar.
         batch: images per step.
         optimizer: what does the step; without options beside the rate.
+        compiled: a mode of `gramjd.compile` for steps with an aggregator; None for eager ones.
     """
-    step = optimizer(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes lr
+    made = optimizer(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes lr
+    if compiled is not None and method.aggregator is not None:
+        step = _compiled(model, made, method, compiled)
+    else:
+        step = _eager(model, made, method)
     shuffle = torch.Generator().manual_seed(seed)
     run = Run(network, method.name, rate, loss=[evaluate(model, data.train_images, data.train_labels)[0]])
     for epoch in range(epochs):
         batches = torch.randperm(len(data.train_images), generator=shuffle).split(batch)
-        if not _train_epoch(model, step, method, data, batches, run, tick):
+        if not _train_epoch(model, step, data, batches, run, tick):
             run.diverged = True
             tick(len(batches) * (epochs - epoch - 1))
             break
@@ -107,8 +118,7 @@ def train(
 
 def _train_epoch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    method: Method,
+    step: Step,
     data: Images,
     batches: tuple[Tensor, ...],
     run: Run,
@@ -117,18 +127,49 @@ def _train_epoch(
     """One epoch, its averages appended to `run`; False as soon as the run has diverged."""
     signals = []
     for done, batch in enumerate(batches):
-        losses = cross_entropy(model(data.train_images[batch]), data.train_labels[batch], reduction="none")
-        if not (losses.detach() < GIVE_UP).all():
+        found = step(data.train_images[batch], data.train_labels[batch])
+        if found is None:
             tick(len(batches) - done)
             return False
-        optimizer.zero_grad()
-        signals.append(_step(losses, method, list(model.parameters())))
-        optimizer.step()
+        signals.append(found)
         tick(1)
     for record, values in zip((run.cosine, run.conflicts), torch.tensor(signals).T, strict=True):
         record.append(float(values.nanmean()))
     run.loss.append(evaluate(model, data.train_images, data.train_labels)[0])
     return run.loss[-1] < GIVE_UP
+
+
+def _eager(model: nn.Module, optimizer: torch.optim.Optimizer, method: Method) -> Step:
+    def step(images: Tensor, labels: Tensor) -> tuple[float, float] | None:
+        losses = cross_entropy(model(images), labels, reduction="none")
+        if not (losses.detach() < GIVE_UP).all():
+            return None
+        optimizer.zero_grad()
+        signals = _step(losses, method, list(model.parameters()))
+        optimizer.step()
+        return signals
+
+    return step
+
+
+def _compiled(model: nn.Module, optimizer: torch.optim.Optimizer, method: Method, mode: str) -> Step:
+    def losses(images: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(model(images), labels, reduction="none")
+
+    make = gramjd.compile(losses, model, optimizer, method.aggregator, mode=mode)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[float, float] | None:
+        try:
+            done = make(images, labels)
+        except LossError:  # not finite
+            return None
+        if not (done.losses < GIVE_UP).all():
+            return None
+        if done.gramian is None or done.weights is None:
+            return math.nan, math.nan
+        return cosine_to_mean(done.gramian, done.weights), conflict_share(done.gramian)
+
+    return step
 
 
 def _step(losses: Tensor, method: Method, parameters: Sequence[Tensor]) -> tuple[float, float]:

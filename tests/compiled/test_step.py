@@ -458,6 +458,17 @@ def test_stateful_aggregators_take_one_step_per_step() -> None:
     assert aggregator.calls == 5
 
 
+def test_a_monitor_sees_every_step() -> None:
+    from gramjd.profiling import GramMonitor
+
+    model, monitor = network(), GramMonitor()
+    step = gramjd.compile(cross(model), model, torch.optim.SGD(model.parameters(), lr=0.1), mode="graph")
+    for batch in batches(5):
+        monitor.update(step(*batch))
+    assert len(monitor.steps) == 5
+    assert monitor.latest()["worsened_losses"] == 0
+
+
 def test_task_losses_with_heads_of_their_own() -> None:
     class Tasks(nn.Module):
         def __init__(self) -> None:
