@@ -28,7 +28,7 @@ from gramjd.engine import _torch
 from gramjd.errors import InputError
 from gramjd.experiments.networks import cifar_net
 from gramjd.profiling.bench.models import GPT, MultiTask, PooledEncoder, mlp, vgg
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import ratio, spread
 from gramjd.text_table import aligned, digits
@@ -278,7 +278,8 @@ def run(args: argparse.Namespace) -> int:
             cells = result["ratio"]["median"], result["milliseconds"]["median"], result["seconds_to_compile"]
             rows.append([contender, *[f"{cell:.3g}" for cell in cells], f"{result['peak_bytes'] / 1e6:.1f}"])
         print(aligned(rows, "lrrrr"), flush=True)
-        known.setdefault(f"threads {args.threads}", {"environment": describe(), "cases": {}})["cases"][name] = found
+        environment = {**describe(), "products": products_used()}
+        known.setdefault(f"threads {args.threads}", {"environment": environment, "cases": {}})["cases"][name] = found
         if args.json:
             args.json.write_text(json.dumps(known, indent=1) + "\n")
     return 0
