@@ -9,6 +9,7 @@ from tests.zoo import (  # noqa: F401
     axes,
     convolution,
     custom_functions,
+    edits,
     graph_traps,
     huggingface,
     loss_shapes,

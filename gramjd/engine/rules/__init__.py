@@ -9,6 +9,7 @@ from gramjd.engine.node import Rule
 from gramjd.engine.rules import (
     convolution,
     copies,
+    edits,
     indexing,
     matmul,
     norms,
@@ -32,6 +33,7 @@ TABLE: dict[str, Rule] = {
     **norms.RULES,
     **indexing.RULES,
     **copies.RULES,
+    **edits.RULES,
     **recurrent.RULES,
     **parallel.RULES,
 }

@@ -287,6 +287,6 @@ RULES: dict[str, Rule] = {
     **named("IndexSelect", index_select),
     **named("IndexAdd", of_real(index_add)),
     **named("Index", index),
-    **named("IndexPut", index_put),
+    **named("IndexPut IndexPutImpl", index_put),
     **named("MaskedSelect", masked_select),
 }
