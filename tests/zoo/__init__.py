@@ -23,6 +23,7 @@ from tests.zoo import (  # noqa: F401
     reductions,
     reparametrised,
     routing,
+    segments,
     shapes_of_tensors,
     sizes,
     tables,

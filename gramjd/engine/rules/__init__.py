@@ -17,6 +17,8 @@ from gramjd.engine.rules import (
     pointwise,
     recurrent,
     reductions,
+    scattering,
+    sparse,
     views,
 )
 from gramjd.engine.rules.vocabulary import dense_fallback
@@ -32,6 +34,8 @@ TABLE: dict[str, Rule] = {
     **convolution.RULES,
     **norms.RULES,
     **indexing.RULES,
+    **scattering.RULES,
+    **sparse.RULES,
     **copies.RULES,
     **edits.RULES,
     **recurrent.RULES,

@@ -196,7 +196,8 @@ def _scaled(values: Tensor, scale: float) -> Tensor:
 
 
 def _as3(t: Tensor) -> Tensor:
-    return t if t.ndim == 3 else t.unsqueeze(0)
+    strided = t if t.layout == torch.strided else t.to_dense()
+    return strided if t.ndim == 3 else strided.unsqueeze(0)
 
 
 def mm(node: NodeView) -> Sends:
@@ -242,7 +243,7 @@ def mv(node: NodeView) -> Sends:
     """out [p] = self [p, r] @ vec [r]."""
     sides = [
         Side(0, True, lambda: node.saved("vec")[None, :, None]),
-        Side(1, False, lambda: node.saved("self")[None]),
+        Side(1, False, lambda: _as3(node.saved("self"))),
     ]
     return product(node, (1, node.output().shape[0], 1), sides)
 
@@ -253,7 +254,7 @@ def addmv(node: NodeView) -> Sends:
     yield from _added(node)
     sides = [
         Side(1, True, lambda: node.saved("vec")[None, :, None], alpha),
-        Side(2, False, lambda: node.saved("mat")[None], alpha),
+        Side(2, False, lambda: _as3(node.saved("mat")), alpha),
     ]
     yield from product(node, (1, node.output().shape[0], 1), sides)
 
@@ -297,7 +298,6 @@ def _bilinear_input(node: NodeView, c: Cotangent, edge: int, equation: str, othe
 
 
 RULES: dict[str, Rule] = {
-    **named("Mm", of_real(mm)),
     **named("Bmm", of_real(bmm)),
     **named("Addmm", of_real(addmm)),
     **named("Baddbmm", of_real(baddbmm)),

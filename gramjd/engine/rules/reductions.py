@@ -99,7 +99,7 @@ _REDUCED = """
     Amax Amin Aminmax Kthvalue LinalgVectorNorm Logsumexp Max Median Min Mode Nanmedian Nansum Norm Prod Std StdMean Var
     VarMean
 """
-_ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort"
+_ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort Topk"
 _PLANES = {
     1: "ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D UpsampleNearestExact1D",
     2: "AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D FractionalMaxPool2D MaxPool2D MaxPool2DWithIndices MaxUnpool2D "
