@@ -12,6 +12,7 @@ from tests.zoo import (  # noqa: F401
     edits,
     graph_traps,
     huggingface,
+    linear_algebra,
     loss_shapes,
     losses,
     mixing,

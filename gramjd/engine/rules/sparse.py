@@ -86,11 +86,12 @@ def _entries(matrix: Tensor, mine: npt.NDArray[np.bool_]) -> Tensor:
 
 def _by_sparse(c: Cotangent, matrix: Tensor, scale: float) -> Tensor:
     K, p, q = c.values.shape
-    found = matrix.t() @ c.values.transpose(0, 1).reshape(p, K * q)
+    turned = matrix.t().conj() if matrix.is_complex() else matrix.t()
+    found = turned @ c.values.transpose(0, 1).reshape(p, K * q)
     return found.view(-1, K, q).transpose(0, 1) * scale
 
 
 RULES: dict[str, Rule] = {
-    **named("Mm", of_real(mm)),
-    **named("SparseAddmm", sparse_addmm),
+    **named("Mm", mm),
+    **named("SparseAddmm", of_real(sparse_addmm)),
 }
