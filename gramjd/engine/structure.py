@@ -152,7 +152,9 @@ class Structure:
         return [bool(one) for one in found]
 
     def _takes_data(self, n: int) -> bool:
-        """Returns True for a product with something that is not in the graph."""
+        """Returns True for a product with something that is not in the graph, and for leaves that are no inputs."""
+        if self.names[n] == LEAF:
+            return (n, 0) not in self._inputs_of_interest
         if self.names[n] not in PRODUCTS or None not in self.edges[n][:2]:
             return False
         given = [place for place in self.targets[n] if place is not None]

@@ -10,6 +10,7 @@ from tests.zoo import (  # noqa: F401
     convolution,
     custom_functions,
     edits,
+    experts,
     graph_traps,
     huggingface,
     linear_algebra,

@@ -188,8 +188,8 @@ def learned_scale(per_channel: bool) -> Callable[[], Tensor]:
     """Scale and zero point of a quantisation are parameters."""
 
     def build() -> Tensor:
-        x, n = rows(B, T), D if per_channel else 1
-        scale, zero = nn.Parameter(torch.linspace(0.05, 0.1, n)), nn.Parameter(torch.zeros(n))
+        x, n = rows(B, T).float(), D if per_channel else 1
+        scale, zero = nn.Parameter(torch.linspace(0.05, 0.1, n).float()), nn.Parameter(torch.zeros(n).float())
         if per_channel:
             return torch._fake_quantize_learnable_per_channel_affine(x, scale, zero, 2, -10, 10)
         return torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero, -10, 10)
@@ -200,10 +200,10 @@ def learned_scale(per_channel: bool) -> Callable[[], Tensor]:
 def observed() -> Tensor:
     from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
-    return FusedMovingAvgObsFakeQuantize()(rows(B, T))
+    return FusedMovingAvgObsFakeQuantize().float()(rows(B, T).float())
 
 
-SINGLE = {"dtypes": (torch.float32,)}
+SINGLE = {"dtypes": (torch.float32,), "tol": 1e-5}
 add_ways("scaled", "sample", {"learned": learned_scale(False), "learned-channels": learned_scale(True)}, **SINGLE)
 add_ways("scaled", "sample", {"fake-quantised-observed": observed}, **SINGLE)
 add("scaled", "dense", {"renorm-over-samples": lambda: torch.renorm(rows(), 2, 1, 1.0).square().sum(1)})

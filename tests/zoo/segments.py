@@ -119,7 +119,7 @@ add_ways(
     },
 )
 add_ways("graph", "sample", {"complete": complete}, dtypes=(torch.float64,))
-add("graph", "sample", {"compressed": lambda: fit(compressed())}, dtypes=(torch.float32,))
+add("graph", "sample", {"compressed": lambda: fit(compressed())})
 
 
 def segment(how: str, **where: Tensor) -> Tensor:

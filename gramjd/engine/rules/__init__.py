@@ -7,9 +7,11 @@ from collections.abc import Callable
 from gramjd.engine.graph import Graph, Node
 from gramjd.engine.node import Rule
 from gramjd.engine.rules import (
+    bags,
     convolution,
     copies,
     edits,
+    grouped,
     indexing,
     linear_algebra,
     matmul,
@@ -36,10 +38,12 @@ TABLE: dict[str, Rule] = {
     **convolution.RULES,
     **norms.RULES,
     **indexing.RULES,
+    **bags.RULES,
     **scattering.RULES,
     **sparse.RULES,
     **copies.RULES,
     **edits.RULES,
+    **grouped.RULES,
     **recurrent.RULES,
     **parallel.RULES,
 }

@@ -47,10 +47,11 @@ def _embedded(node: NodeView, c: Cotangent, scale: Callable[[], Tensor] | None) 
 
     ids = Operand((axis.b, axis.T), torch.int64, load_ids, is_ids=True)
     cs = Operand((c.layout.stacked, axis.b, axis.T, d), c.dtype, load_c)
-    return _table(node, owners, ids, cs)
+    return table(node, owners, ids, cs)
 
 
-def _table(node: NodeView, owners: Owners, ids: Operand, c: Operand) -> Send | SendFactor:
+def table(node: NodeView, owners: Owners, ids: Operand, c: Operand) -> Send | SendFactor:
+    """What a table at edge 0 receives, at rows `ids` [b, T]."""
     build = partial(_gathered, owners, node.input(0).shape, node.name)
     return node.send_factor(0, owners, build, ids, c)
 
@@ -67,59 +68,6 @@ def _token_scale(node: NodeView, padding: int, by_frequency: bool) -> Tensor:
     _, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
     frequency = 1 / counts.to(torch.float64)[inverse].to(node.output().dtype)
     return frequency * (ids != padding) if padding >= 0 else frequency
-
-
-def embedding_bag(node: NodeView) -> Sends:
-    """Bags of ids, summed or averaged: every id is a sample of its own, with its bag's owner."""
-    if node.wants(1) or node.integer("mode") == 2 or node.saved("scale_grad_by_freq"):
-        return dense_fallback(node)
-    return _bags(node)
-
-
-def _bags(node: NodeView) -> Sends:
-    ids: Tensor = node.saved("indices")
-    offsets: Tensor = node.saved("offsets")
-    bags = node.output().shape[0]
-    bag = torch.searchsorted(offsets[:bags].contiguous(), torch.arange(len(ids), device=ids.device), right=True) - 1
-    live = torch.ones_like(ids, dtype=torch.bool)
-    if node.integer("padding_idx") >= 0:
-        live = ids != node.integer("padding_idx")
-    ids, bag = ids[live], bag[live]
-
-    def weight() -> Tensor:
-        if node.integer("mode") == 1:
-            return 1 / torch.bincount(bag, minlength=bags)[bag].to(node.output().dtype)
-        given = node.saved("per_sample_weights")
-        if given is not None and given.numel():
-            found: Tensor = given[live]
-            return found
-        return torch.ones(len(ids), device=ids.device, dtype=node.output().dtype)
-
-    scale = node.once(weight)
-    for c in node.cotangents():
-        yield _bag(node, node.keep_only(c, {0}, CUTS), ids, bag, scale)
-
-
-def _bag(node: NodeView, c: Cotangent, ids: Tensor, bag: Tensor, weight: Callable[[], Tensor]) -> Send | SendFactor:
-    index, K, d = bag.cpu().numpy(), c.layout.stacked, c.shape[-1]
-    diagonal = c.layout.diagonal
-    owners, place = c.layout.owners, 1
-    if diagonal:
-        parts = layouts.along(c.layout, c.shape, 0)
-        assert parts is not None, "kept to whole dimensions above"
-        owners, place = parts[2][:, index].reshape(-1), 2
-
-    def load() -> Tensor:
-        return (c.values[:, bag] * weight()[:, None]).unsqueeze(place)
-
-    shape = (K, len(index), 1, d) if diagonal else (K, 1, len(index), d)
-    numbers = ids[:, None] if diagonal else ids[None]
-    return _table(
-        node,
-        owners,
-        Operand(tuple(numbers.shape), ids.dtype, lambda: numbers, is_ids=True),
-        Operand(shape, c.dtype, load),
-    )
 
 
 def readers(layout: Layout, shape: Shape, dim: int, reads: Owners, positions: Owners) -> Owners:
@@ -285,7 +233,6 @@ def masked_select(node: NodeView) -> Sends:
 
 RULES: dict[str, Rule] = {
     **named("Embedding", embedding),
-    **named("EmbeddingBag", embedding_bag),
     **named("IndexSelect", index_select),
     **named("IndexAdd", of_real(index_add)),
     **named("Index", index),
