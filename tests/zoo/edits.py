@@ -110,6 +110,21 @@ add("edit", None, {"list-in-part": lambda: fit(edited(assign_list_in_part)())})
 add("edit", "dense", {"product": lambda: fit(edited(lambda x, y: x[:, 0].addmm_(y, y.t() @ y))())})
 
 
+def rows_apart(edit: Edit) -> Callable[[], list[Tensor]]:
+    """Rows of two losses that lie beside each other in memory arrive at the edit."""
+
+    def build() -> list[Tensor]:
+        out = edited(edit)().repeat(1, 1, 2)
+        return list((out - 0.3).square().mean((0, 1)))
+
+    return build
+
+
+add(
+    "edit", None, {f"rows-beside-{n}": rows_apart(EDITS[n]) for n in ("assign", "scale-by-part", "addcmul", "subtract")}
+)
+
+
 def low(edit: Edit) -> Callable[[], Tensor]:
     """Edits of bfloat16 activations."""
 

@@ -82,7 +82,7 @@ def laid_out(values: Tensor, base: Strided, size: int, fresh: bool) -> Tensor:
     """Memory [K, size] in which rows [K, *base.sizes] lie as `base` says; memory of its own if `fresh`."""
     if base.fills and size == math.prod(base.sizes):
         flat = values.reshape(len(values), -1)
-        return flat.clone() if fresh else flat.contiguous()
+        return flat.clone(memory_format=torch.contiguous_format) if fresh else flat.contiguous()
     memory = values.new_zeros(len(values), size)
     base.rows(memory).copy_(values)
     return memory
