@@ -80,7 +80,8 @@ def add(family: str, layout: Layout, table: Mapping[str, Callable[[], Any]], **o
 def add_ways(family: str, layout: Layout, table: Mapping[str, Callable[[], Tensor]], **options: Any) -> None:
     """Register each output [b, ..] of ``table`` under three kinds of losses.
 
-    One loss per sample; one per sample and task, stacked; one per task, which depend on all samples.
+    One loss per sample; one per sample and task, stacked; one per task, which depend on all samples. The latter two are
+    as the first in all but the layout: they come in float64 alone.
     """
     kinds: dict[str, tuple[Layout, Callable[[Tensor], Losses]]] = {
         "": (layout, fit),
@@ -89,7 +90,7 @@ def add_ways(family: str, layout: Layout, table: Mapping[str, Callable[[], Tenso
     }
     for suffix, (claim, losses) in kinds.items():
         builds = {f"{name}{suffix}": partial(_apply, losses, build) for name, build in table.items()}
-        add(family, claim, builds, **options)
+        add(family, claim, builds, **({"dtypes": (torch.float64,)} if suffix else {}) | options)
 
 
 def _apply(losses: Callable[[Tensor], Losses], build: Callable[[], Tensor]) -> Losses:
