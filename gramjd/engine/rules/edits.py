@@ -130,8 +130,9 @@ def _edited(node: NodeView, edit: Edit) -> Sends:
             if layout is None or (edge and edit.becomes[edge] == NOTHING):
                 continue
             shape = edit.part.sizes if edge else None
-            compute = values if edit.becomes[edge] == ELEMENTWISE else _moved(c, edit, edge, len(given) == 1)
-            yield node.send(edge, layout, compute, shape, donated=True)
+            called = edit.becomes[edge] == ELEMENTWISE
+            compute = values if called else _moved(c, edit, edge, len(given) == 1)
+            yield node.send(edge, layout, compute, shape, donated=not called)
 
 
 def _entry(results: Callable[[], list[Tensor | None]], edge: int) -> Tensor | None:

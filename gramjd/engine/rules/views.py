@@ -12,7 +12,7 @@ from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent, index_tensor, reduce_to
 from gramjd.engine.isometry import Isometry, Part, Permute, View
 from gramjd.engine.layout import Layout, Owners
-from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.node import NodeView, Rule, Sends, UnsavedError
 from gramjd.engine.rules.copies import by_forward, copies
 from gramjd.engine.rules.strided import Strided
 from gramjd.engine.rules.vocabulary import CUTS, apart, each, gathered, mixing, named, permuted, reshape_like, whole
@@ -191,9 +191,10 @@ def _starts(node: NodeView, dim: int) -> list[int]:
         return [sum(lengths[:edge]) for edge in range(len(lengths))]
     node.reads_data = True
     seen = watched(node.handle, shape, node.output().dtype)
-    parts = () if seen is None else seen.results
-    strides = Strided.row_major(shape).strides
-    return [0 if part is None else part.storage_offset() // max(1, strides[dim]) for part in parts]
+    if seen is None:
+        raise UnsavedError("lengths of its operands")
+    stride = max(1, Strided.row_major(shape).strides[dim])
+    return [0 if part is None else part.storage_offset() // stride for part in seen.results]
 
 
 # -- moves ------------------------------------------------------------------------------------------------------------
