@@ -47,6 +47,7 @@ add_ways(
         "of-data": lambda: grouped(torch.randn(12, D, dtype=torch.float32), weights(3, D, O), 3, 7, 12),
         "made": lambda: grouped(hidden(12), weights(3, D, O).sin(), 3, 7, 12),
     },
+    dtypes=(torch.float32,),
     tol=1e-5,
 )
 add_ways(
@@ -58,5 +59,6 @@ add_ways(
         "unused": lambda: routed(unused=True),
         "contracted": lambda: grouped(hidden(8).t(), hidden(8), 4, 8, 8),
     },
+    dtypes=(torch.float32,),
     tol=1e-5,
 )
