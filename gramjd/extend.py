@@ -4,7 +4,9 @@ A *rule* says what the inputs of a backward node receive from what arrived at it
 definers, each an algebraic fact about the operation:
 
     pointwise       output element e depends on element e of each operand
-    per_sample      the first dimension of every output and input is a batch, whose entries do not mix
+    per_sample      the first dimension of every output and input is a batch, whose entries do not mix; parameters
+                    are shared by all of them
+    per_sample_but  the same, but some inputs that are no parameters are shared, too
     batch_leading   the first so many dimensions are apart
     mixing          some dimensions are mixed, the others stay apart
     apart           which output dimension is which input dimension, where they stay apart
@@ -47,7 +49,20 @@ from gramjd.engine.rules.vocabulary import (
     reshape_like,
 )
 
-per_sample: Rule = batch_leading(lambda _: 1)
+
+def per_sample(node: NodeView) -> Sends:
+    """The first dimension of every output and input is a batch, whose entries do not mix; parameters are shared."""
+    lead: dict[int, int] = {0: 0}
+    return apart(lambda v: [None if v.parametric(e) else lead for e in range(len(v.inputs))])(node)
+
+
+def per_sample_but(*shared: int) -> Rule:
+    """The same, where the inputs of these numbers are shared as well, such as a weight that is computed.
+
+    >>> rule = per_sample_but(1)  # f(x, weight), whatever the weight is made of
+    """
+    return apart(lambda v: [None if e in shared or v.parametric(e) else {0: 0} for e in range(len(v.inputs))])
+
 
 __all__ = [
     "Cotangent",
@@ -67,6 +82,7 @@ __all__ = [
     "each",
     "mixing",
     "per_sample",
+    "per_sample_but",
     "permuted",
     "pointwise",
     "reduction",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.random_edits import EDITS
 from tests.random_layers import LAYERS, Needs, Run, axes
 
 if TYPE_CHECKING:
@@ -235,19 +236,13 @@ def pad(h: Hand, x: Tensor) -> Tensor:
     return F.pad(x, [h.int(0, 1) for _ in range(2 * min(2, x.dim()))], value=0.3)
 
 
-def written(h: Hand, x: Tensor) -> Tensor:
-    """An in-place edit of a slice along a drawn axis."""
-    d, y = h.dim(x), x.clone()
-    y.select(d, 0).copy_(x.select(d, -1).sin()) if h.flag() else y.narrow(d, 0, 1).mul_(2)
-    return y
-
-
 def detached(h: Hand, x: Tensor) -> Tensor:
     return x * h.like(x).detach() + x
 
 
 OPERATIONS: dict[str, tuple[Needs, Run]] = {
     **LAYERS,
+    **EDITS,
     "pointwise": (axes(0), pointwise),
     "with other": (axes(0), with_other),
     "with own mean": (axes(1), with_reduced),
@@ -281,6 +276,5 @@ OPERATIONS: dict[str, tuple[Needs, Run]] = {
     "triangle": (axes(2), triangle),
     "windows": (axes(1, 3), windows),
     "pad": (axes(1), pad),
-    "written": (axes(2), written),
     "detached": (axes(0), detached),
 }

@@ -72,8 +72,8 @@ class Graph:
     hooks: Any = None
     # A `Structure`: see there.
     structure: Any = None
-    # Where nodes copy elements to, for those that had to be called to find out.
-    sources: dict[Node, Any] = field(default_factory=dict)
+    # What nodes do, for those that had to be watched to find out.
+    watched: dict[Node, Any] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> list[Node]:

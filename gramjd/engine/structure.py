@@ -135,7 +135,7 @@ class Structure:
     def parameters_only(self) -> list[bool]:
         """For each node whether no data enter below, as far as the graph shows.
 
-        Data enter a product that has one operand in the graph.
+        Data enter a product that has one operand in the graph; not one element by element whose result is no larger.
         """
         found: list[bool | None] = [None] * len(self.edges)
         for start in range(len(self.edges)):
@@ -147,10 +147,21 @@ class Structure:
                 if found[top] is None and missing:
                     stack += missing
                     continue
-                constant = self.names[top] in PRODUCTS and None in self.edges[top][:2]
-                found[top] = not constant and all(found[n] for n in below)
+                found[top] = not self._takes_data(top) and all(found[n] for n in below)
                 stack.pop()
         return [bool(one) for one in found]
+
+    def _takes_data(self, n: int) -> bool:
+        """Returns True for a product with something that is not in the graph, and for leaves that are no inputs."""
+        if self.names[n] == LEAF:
+            return (n, 0) not in self._inputs_of_interest
+        if self.names[n] not in PRODUCTS or None not in self.edges[n][:2]:
+            return False
+        given = [place for place in self.targets[n] if place is not None]
+        if self.names[n] != "MulBackward0" or len(given) != 1:
+            return True
+        (child, nr) = given[0]
+        return self.outputs[child][nr].shape != self.outputs[n][0].shape
 
 
 class _Kept(threading.local):

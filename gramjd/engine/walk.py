@@ -37,6 +37,7 @@ from gramjd.kernels.tracing import TraceError
 
 OnTarget = Callable[[Edge, Jacobian], None]
 HOOKED = "has a hook, which must see one whole row"
+SUMS = "sums over the batch axis, for a tensor that all samples share"
 
 
 @dataclass
@@ -183,7 +184,7 @@ class Walk:
                 if message is not None:
                     outbox.append((step.edge, message))
                 if step.sums and not self._of_parameters(n, step.edge):
-                    lost.append(LostAxis(view.name, "sums over the batch axis"))
+                    lost.append(LostAxis(view.name, SUMS))
             elif type(step) is FactorDelivery:
                 outbox.append((step.edge, step.computed() if computes else step.planned()))
             elif type(step) is SendGraph:

@@ -120,7 +120,7 @@ def test_a_node_that_reads_an_index_decides_alone(decided: list[str]) -> None:
 def test_plans_and_walks_agree_on_what_arrives() -> None:
     """A plan first, so that the walk finds what the plan decided."""
     for case in list(CASES.values())[::9]:
-        if case.slow or case.may_refuse:
+        if case.slow or case.may_refuse or torch.float64 not in case.dtypes:
             continue
         losses, inputs = made(case, 0)
         before = gramjd.explain(losses, inputs)

@@ -1,12 +1,13 @@
 """Convolutions of every kind, above one more convolution and below a per-sample loss."""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.zoo.registry import add, fit, net, param
+from tests.zoo.registry import add, add_ways, fit, net, param
 
 SHAPES = {1: (4, 3, 9), 2: (4, 3, 7, 6), 3: (2, 3, 4, 5, 4)}
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -227,3 +228,33 @@ add(
         "per-sample-filters": batch_in_groups,
     },
 )
+
+
+def forces(layer: nn.Module, *shape: int, hidden: bool = False) -> Callable[[], Tensor]:
+    """Energies of a convolution differentiated by their input: the result is differentiated again."""
+
+    def build() -> Tensor:
+        x = nn.Linear(5, prod(shape))(torch.randn(4, 5)).view(4, *shape) if hidden else torch.randn(4, *shape) * param()
+        (slope,) = torch.autograd.grad(nn.Sequential(layer, nn.Tanh())(x).square().sum(), x, create_graph=True)
+        return slope + x.detach()
+
+    return build
+
+
+def by_weight() -> Tensor:
+    """A step on the weight that is differentiated, as in meta-learning: all samples move it."""
+    layer, x = nn.Conv1d(2, 3, 3), torch.randn(4, 2, 7)
+    (slope,) = torch.autograd.grad(layer(x).square().mean(), layer.weight, create_graph=True)
+    return F.conv1d(x, layer.weight - 0.1 * slope)
+
+
+FORCES = {
+    "1d": lambda: forces(nn.Conv1d(2, 3, 3), 2, 7)(),
+    "2d": lambda: forces(nn.Conv2d(2, 3, 3, stride=2, padding=1), 2, 5, 6)(),
+    "hidden": lambda: forces(nn.Conv2d(2, 3, (2, 3), padding=(0, 1)), 2, 4, 5, hidden=True)(),
+    "grouped": lambda: forces(nn.Conv1d(4, 6, 3, groups=2, dilation=2), 4, 9)(),
+    "transposed": lambda: forces(nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1), 2, 5)(),
+}
+add_ways("conv-force", None, FORCES)
+add("conv-force", "sample", {f"{name}-kept": lambda build=build: fit(build()) for name, build in FORCES.items()})
+add("conv-force", None, {"by-weight": lambda: fit(by_weight())})

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,26 @@ def add(family: str, layout: Layout, table: Mapping[str, Callable[[], Any]], **o
         if name in CASES:
             raise ValueError(f"the zoo already has a case {name!r}; choose another name")
         CASES[name] = Case(name, build, layout, **options)
+
+
+def add_ways(family: str, layout: Layout, table: Mapping[str, Callable[[], Tensor]], **options: Any) -> None:
+    """Register each output [b, ..] of ``table`` under three kinds of losses.
+
+    One loss per sample; one per sample and task, stacked; one per task, which depend on all samples. The latter two are
+    as the first in all but the layout: they come in float64 alone.
+    """
+    kinds: dict[str, tuple[Layout, Callable[[Tensor], Losses]]] = {
+        "": (layout, fit),
+        "-stacked": (layout, lambda out: torch.stack([fit(out), out.flatten(1).tanh().sum(1)])),
+        "-tasks": (None, lambda out: [fit(out).mean(), out.tanh().mean()]),
+    }
+    for suffix, (claim, losses) in kinds.items():
+        builds = {f"{name}{suffix}": partial(_apply, losses, build) for name, build in table.items()}
+        add(family, claim, builds, **({"dtypes": (torch.float64,)} if suffix else {}) | options)
+
+
+def _apply(losses: Callable[[Tensor], Losses], build: Callable[[], Tensor]) -> Losses:
+    return losses(build())
 
 
 def param(*shape: int, scale: float = 1.0) -> nn.Parameter:

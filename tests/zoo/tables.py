@@ -39,9 +39,9 @@ def bag(mode: str, weighted: bool = False, offsets: bool = False, **options: obj
     return build
 
 
-def bag_of_activations() -> Tensor:
+def bag_of_activations(**options: int) -> Tensor:
     """Per-sample weights that are themselves learned."""
-    table, score = nn.EmbeddingBag(V, D, mode="sum"), nn.Linear(3, T)
+    table, score = nn.EmbeddingBag(V, D, mode="sum", **options), nn.Linear(3, T)  # type: ignore[arg-type]
     return fit(table(ids(), per_sample_weights=score(torch.randn(B, 3)).softmax(1)))
 
 
@@ -180,6 +180,11 @@ add(
         "bag-offsets": bag("sum", offsets=True),
         "bag-offsets-mean": bag("mean", offsets=True),
         "bag-offsets-weighted": bag("sum", weighted=True, offsets=True),
+        "bag-max": bag("max"),
+        "bag-max-padding": bag("max", offsets=True, padding_idx=1),
+        "bag-max-empty": lambda: fit(nn.EmbeddingBag(V, D, mode="max")(ids(B * T), torch.tensor([0, 3, 3, 12])).tanh()),
+        "bag-learned-weights": bag_of_activations,
+        "bag-learned-padding": lambda: bag_of_activations(padding_idx=2),
         "tied": tied,
         "tied-bias": lambda: tied(bias=True),
         "tied-per-token": tied_per_token,
@@ -208,9 +213,8 @@ add(
     "table",
     None,
     {
-        "bag-max": bag("max"),
+        "bag-max-tasks": lambda: nn.EmbeddingBag(V, D, mode="max")(ids()).square().mean(0),
         "bag-frequency": bag("sum", scale_grad_by_freq=True),
-        "bag-learned-weights": bag_of_activations,
     },
 )
 

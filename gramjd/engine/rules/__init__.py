@@ -7,15 +7,21 @@ from collections.abc import Callable
 from gramjd.engine.graph import Graph, Node
 from gramjd.engine.node import Rule
 from gramjd.engine.rules import (
+    bags,
     convolution,
     copies,
+    edits,
+    grouped,
     indexing,
+    linear_algebra,
     matmul,
     norms,
     parallel,
     pointwise,
     recurrent,
     reductions,
+    scattering,
+    sparse,
     views,
 )
 from gramjd.engine.rules.vocabulary import dense_fallback
@@ -27,11 +33,17 @@ TABLE: dict[str, Rule] = {
     **pointwise.RULES,
     **views.RULES,
     **reductions.RULES,
+    **linear_algebra.RULES,
     **matmul.RULES,
     **convolution.RULES,
     **norms.RULES,
     **indexing.RULES,
+    **bags.RULES,
+    **scattering.RULES,
+    **sparse.RULES,
     **copies.RULES,
+    **edits.RULES,
+    **grouped.RULES,
     **recurrent.RULES,
     **parallel.RULES,
 }

@@ -16,7 +16,7 @@ from gramjd.engine.layout import Owners
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
 from gramjd.engine.rules.matmul import axis_of
 from gramjd.engine.rules.norms import per_channel
-from gramjd.engine.rules.vocabulary import MIXES, each, in_parts, named, of_real, overwrite
+from gramjd.engine.rules.vocabulary import MIXES, dense_fallback, each, in_parts, named, of_real, overwrite
 from gramjd.kernels.cost import chunk
 
 
@@ -32,7 +32,7 @@ def convolution(node: NodeView, c: Cotangent) -> Sends:
     c = node.keep_only(c, {0}, MIXES)
     yield from per_channel(node, 2, c, lambda: c.values)
     if node.wants(1):
-        yield _weight(node, c)
+        yield _weight(node, c, 1, "input", bool(node.saved("transposed")))
     if node.wants(0):
         yield _input(node, c)
 
@@ -76,10 +76,11 @@ def _input_gradient(node: NodeView, rows: Tensor, which: slice | None) -> Tensor
     return out
 
 
-def _weight(node: NodeView, c: Cotangent) -> Send | SendFactor:
-    shape, n = node.input(1).shape, c.shape[0]
+def _weight(node: NodeView, c: Cotangent, edge: int, given: str, transposed: bool) -> Send | SendFactor:
+    """What the weight at an edge receives, for the saved tensor `given` that it is applied to."""
+    shape, n = node.input(edge).shape, c.shape[0]
     axis, owners = axis_of(c, 0), c.layout.owners.reshape(-1)
-    transposed, groups = bool(node.saved("transposed")), node.integer("groups")
+    groups = node.integer("groups")
     options: dict[str, Any] = {name: _each_dim(node, name) for name in ("stride", "padding", "dilation")}
     options["groups"] = groups
     channels = shape[0] if transposed else shape[1] * groups
@@ -92,7 +93,7 @@ def _weight(node: NodeView, c: Cotangent) -> Send | SendFactor:
         options |= {name: [value, *options[name]] for name, value in one.items()}
 
     def load_x() -> Tensor:
-        x: Tensor = node.saved("input")
+        x: Tensor = node.saved(given)
         return _apart(x[None], axis.sizes, axis.order, axis.b)[0] if split else x
 
     def load_c() -> Tensor:
@@ -102,7 +103,7 @@ def _weight(node: NodeView, c: Cotangent) -> Send | SendFactor:
     inner = (n // axis.b,) if split else ()
     x = Operand((axis.b, channels, *inner, *space), c.dtype, load_x)
     cs = Operand((c.layout.stacked, axis.b, c.shape[1], *inner, *c.shape[2:]), c.dtype, load_c)
-    return node.send_factor(1, owners, partial(_made, owners, kernel, node.name, options, transposed), x, cs)
+    return node.send_factor(edge, owners, partial(_made, owners, kernel, node.name, options, transposed), x, cs)
 
 
 def _made(
@@ -121,4 +122,34 @@ def _apart(t: Tensor, sizes: tuple[int, ...], order: tuple[int, ...], b: int) ->
     return whole.transpose(2, 3)
 
 
-RULES: dict[str, Rule] = named("Convolution ConvolutionOverrideable", of_real(convolution))
+def convolution_twice(node: NodeView) -> Sends:
+    """The derivative of a convolution by its input, as a map of the cotangent that it was given.
+
+    It is the transposed convolution with the same weight, of that cotangent; where derivatives by the weight are
+    differentiated as well, rows are dense.
+    """
+    return _transposed(node) if set(node.arrivals) == {0} else dense_fallback(node)
+
+
+@each
+def _transposed(node: NodeView, c: Cotangent) -> Sends:
+    c = node.keep_only(c, {0}, MIXES)
+    if node.wants(2):
+        yield _weight(node, c, 2, "grad_output", not node.saved("transposed"))
+    if node.wants(0):
+        layout = layouts.carry(c.layout, c.shape, node.input(0).shape, {0: 0})
+        yield node.send(0, layout, partial(_convolved, node, c), donated=True)
+
+
+def _convolved(node: NodeView, c: Cotangent) -> Tensor:
+    options = [node.integers(name) for name in ("stride", "padding", "dilation")]
+    last = (bool(node.saved("transposed")), node.integers("output_padding"), node.integer("groups"))
+    rows = c.values.flatten(0, 1)
+    found: Tensor = torch.ops.aten.convolution(rows, node.saved("weight"), None, *options, *last)
+    return found.view(c.layout.stacked, *node.input(0).shape)
+
+
+RULES: dict[str, Rule] = {
+    **named("Convolution ConvolutionOverrideable", of_real(convolution)),
+    **named("ConvolutionBackward", of_real(convolution_twice)),
+}

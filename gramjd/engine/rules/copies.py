@@ -1,31 +1,30 @@
-"""Operations that only copy elements, in any pattern: writes to a slice, as_strided, take, packing, rotations.
+"""Operations that only copy elements, in any pattern: scatters of a slice, take, packing, rotations.
 
 Which output element each input element was copied to follows from the operation, applied to the numbers 0, 1, 2, ..
-(`_FORWARD`). Owners follow the elements; where they are constant along a dimension it is no batch axis. Three nodes do
-not tell which elements they copy: those are called with such numbers, and random ones check that they are copies.
+(`_FORWARD`). Owners follow the elements; where they are constant along a dimension it is no batch axis.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine import layout as layouts
-from gramjd.engine.autograd import pull
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.layout import Layout, Owners, Piece
+from gramjd.engine._torch import storage_of, untraced
+from gramjd.engine.cotangent import Cotangent, index_tensor
 from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.rules.strided import Numbers, Strided, owned_at
 from gramjd.engine.rules.vocabulary import dense_fallback, named
-from gramjd.kernels.tracing import concretely, constant, host, to_numpy
+from gramjd.engine.watch import watched
+from gramjd.kernels.tracing import host
 
 # Elements of which a plan may know where each goes.
 MOST = 1 << 14
 # For each edge, the output element that each of its elements was copied to (-1: none).
-Sources = dict[int, Tensor]
+Sources = dict[int, Numbers]
 
 
 def copies(sources_of: Callable[[NodeView], Sources | None]) -> Rule:
@@ -38,7 +37,7 @@ def copies(sources_of: Callable[[NodeView], Sources | None]) -> Rule:
         if sources is None:
             return dense_fallback(node)
         # A plan that is kept would keep them.
-        node.reads_data |= sum(source.numel() for source in sources.values()) > MOST
+        node.reads_data |= sum(source.size for source in sources.values()) > MOST
         return _copies(node, sources)
 
     return rule
@@ -47,47 +46,19 @@ def copies(sources_of: Callable[[NodeView], Sources | None]) -> Rule:
 def _copies(node: NodeView, sources: Sources) -> Sends:
     for edge, source in sources.items():
         for cotangent in node.cotangents():
-            layout = _owned(cotangent.layout, source, node.input(edge).shape)
+            layout = owned_at(cotangent.layout, source, node.input(edge).shape)
             if layout is not None:
                 yield node.send(edge, layout, _loaded(cotangent, source))
 
 
-def _loaded(cotangent: Cotangent, source: Tensor) -> Callable[[], Tensor]:
+def _loaded(cotangent: Cotangent, source: Numbers) -> Callable[[], Tensor]:
     return lambda: _copied(cotangent.values, source)
 
 
-def _copied(values: Tensor, source: Tensor) -> Tensor:
-    with concretely():
-        place = source.reshape(-1).to(values.device)
-    flat, place = values.reshape(len(values), -1), constant(place)
+def _copied(values: Tensor, source: Numbers) -> Tensor:
+    flat, place = values.reshape(len(values), -1), index_tensor(source.reshape(-1), values.device)
     taken = flat.index_select(1, place.clamp(min=0))
     return taken.masked_fill_(place < 0, 0).view(len(values), *source.shape)
-
-
-def _owned(layout: Layout, source: Tensor, shape: Sequence[int]) -> Layout | None:
-    if not layout.diagonal:
-        return layouts.dense(layout.owners, math.prod(shape))
-    sizes = [p.size for p in layout.pieces]
-    owners = layout.owners
-    for axis, piece in enumerate(layout.pieces):
-        if not piece.diagonal:
-            owners = np.expand_dims(owners, 1 + axis)
-    everyone = np.broadcast_to(owners, (layout.stacked, *sizes)).reshape(layout.stacked, -1)
-    index = to_numpy(source).reshape(-1)
-    mine = np.where(index >= 0, everyone[:, index.clip(0)], -1).reshape(layout.stacked, *shape)
-    return coarsened(mine, shape) if (mine >= 0).any() else None
-
-
-def coarsened(owners: Owners, shape: Sequence[int]) -> Layout:
-    """The layout of owners known element by element: dimensions along which they are constant are no batch axis."""
-    pieces = []
-    for dim, size in enumerate(shape):
-        best = owners.max(axis=1 + dim, keepdims=True)
-        constant = bool(((owners == best) | (owners < 0)).all())
-        owners = best if constant else owners
-        pieces.append(Piece(size, not constant))
-    squeezed = owners.reshape(len(owners), *(p.size for p in pieces if p.diagonal))
-    return layouts.canonical(pieces, squeezed)
 
 
 # -- where elements go, by the operation ------------------------------------------------------------------------------
@@ -99,27 +70,28 @@ Forward = Callable[[NodeView, list[Tensor]], Tensor]
 def by_forward(forward: Forward) -> Callable[[NodeView], Sources | None]:
     """Sources from the operation itself, applied to numbers."""
 
+    def found(node: NodeView) -> Sources | None:
+        with untraced():
+            return sources(node)
+
     def sources(node: NodeView) -> Sources | None:
-        with concretely():
-            return _inverted(node, forward)
+        sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
+        ends = np.cumsum([0, *sizes])
+        ladders = [
+            torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape)
+            if node.wants(e)
+            else torch.tensor(-1)
+            for e in range(len(node.inputs))
+        ]
+        out = forward(node, ladders).reshape(-1).numpy()
+        places = np.flatnonzero(out >= 0)
+        if len(np.unique(out[places])) < len(places):
+            return None  # an element was copied to several places, whose cotangents would have to be added up
+        source = np.full(int(ends[-1]), -1, dtype=np.int64)
+        source[out[places]] = places
+        return {e: source[int(ends[e]) : int(ends[e + 1])].reshape(node.input(e).shape) for e in node.wanted}
 
-    return sources
-
-
-def _inverted(node: NodeView, forward: Forward) -> Sources | None:
-    sizes = [math.prod(node.input(e).shape) if node.wants(e) else 0 for e in range(len(node.inputs))]
-    ends = np.cumsum([0, *sizes])
-    ladders = [
-        torch.arange(int(ends[e]), int(ends[e + 1])).view(node.input(e).shape) if node.wants(e) else torch.tensor(-1)
-        for e in range(len(node.inputs))
-    ]
-    out = forward(node, ladders).reshape(-1)
-    places = (out >= 0).nonzero()[:, 0]
-    if len(torch.unique(out[places])) < len(places):
-        return None  # an element was copied to several places, whose cotangents would have to be added up
-    source = torch.full((int(ends[-1]),), -1, dtype=torch.int64)
-    source[out[places]] = places
-    return {e: source[int(ends[e]) : int(ends[e + 1])].view(node.input(e).shape) for e in node.wanted}
+    return found
 
 
 def _whole(node: NodeView, ladder: Tensor) -> Tensor:
@@ -186,7 +158,7 @@ def _block_diagonal(node: NodeView, ladders: list[Tensor]) -> Tensor:
 
 def _block_diag(node: NodeView) -> Sources | None:
     # Where blocks lie depends on those before them, also on those that need no gradient.
-    return by_forward(_block_diagonal)(node) if len(node.wanted) == len(node.inputs) else by_calling(node)
+    return by_forward(_block_diagonal)(node) if len(node.wanted) == len(node.inputs) else by_watching(node)
 
 
 def _packed(node: NodeView, ladders: list[Tensor]) -> Tensor:
@@ -194,46 +166,24 @@ def _packed(node: NodeView, ladders: list[Tensor]) -> Tensor:
     return torch.cat([steps[t, : int(n)] for t, n in enumerate(host(node.saved("result1")))])
 
 
-# -- where elements go, by calling the node ---------------------------------------------------------------------------
+# -- where elements go, by watching the node --------------------------------------------------------------------------
 
 
-def by_calling(node: NodeView) -> Sources | None:
-    """Sources from what the node makes of the numbers 1, 2, ..; asked once per node of a graph."""
-    assert node.graph is not None, "a view is bound to a node while its rule decides"
-    asked = node.graph.sources
-    node.charge(4 * 8 * math.prod(node.output().shape))
-    if node.handle not in asked:
-        with concretely():
-            asked[node.handle] = _asked(node)
-    node.reads_data = True
-    found: Sources | None = asked[node.handle]
-    return found
-
-
-def _asked(node: NodeView) -> Sources | None:
+def by_watching(node: NodeView) -> Sources | None:
+    """Sources from which part of the cotangent each result is a view of."""
     meta = node.output()
-    count = math.prod(meta.shape)
-    ladder = torch.arange(1, count + 1, dtype=torch.float64, device=meta.device).view(1, *meta.shape)
-    # In float32, which a node of that type may round to on the way, the check is the same number.
-    noise = torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float32) + 0.5
-    noise = noise.to(meta.device, torch.float64)
-    try:
-        places = pull(node.handle, [ladder])
-        checks = pull(node.handle, [noise.view(ladder.shape)])
-    except (RuntimeError, AssertionError):  # in a trace: what the node saved has no numbers
+    seen = watched(node.handle, meta.shape, meta.dtype)
+    node.reads_data = True
+    if seen is None:
         return None
-    out: Sources = {}
+    memory = storage_of(seen.cotangent)
+    found: Sources = {}
     for edge in node.wanted:
-        place, check = places[edge], checks[edge]
-        if place is None or check is None:
-            continue
-        source = place[0].to(torch.int64) - 1
-        valid = (source >= -1) & (source < count)
-        expected = torch.where(source >= 0, noise[source.clamp(0, count - 1)], 0.0)
-        if place.shape[1:] != node.input(edge).shape or not bool((valid & (expected == check[0])).all()):
+        result = seen.results[edge]
+        if result is None or storage_of(result) != memory:
             return None
-        out[edge] = source.cpu()
-    return out
+        found[edge] = Strided.of(result).addresses()
+    return found
 
 
 _FORWARD: dict[str, Forward] = {
@@ -254,6 +204,4 @@ _FORWARD: dict[str, Forward] = {
 RULES: dict[str, Rule] = {
     **{key: copies(by_forward(f)) for name, f in _FORWARD.items() for key in named(name, f)},
     **named("BlockDiag", copies(_block_diag)),
-    **named("AsStrided AsStridedScatter IndexPutImpl", copies(by_calling)),
-    "torch::autograd::CopySlices": copies(by_calling),
 }

@@ -13,10 +13,10 @@ from torch import Tensor
 from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent, index_tensor
 from gramjd.engine.factor import Gathered
-from gramjd.engine.layout import Layout, Owners
+from gramjd.engine.layout import Layout, Owners, Shape
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
 from gramjd.engine.rules.matmul import axis_of, unfolded
-from gramjd.engine.rules.vocabulary import DimMap, apart, dense_fallback, each, gathered, named, of_real
+from gramjd.engine.rules.vocabulary import dense_fallback, each, gathered, named, of_real
 from gramjd.kernels.tracing import to_numpy
 
 # An input slice that more output slices read than this gets dense rows instead of one stacked row per reader.
@@ -48,10 +48,11 @@ def _embedded(node: NodeView, c: Cotangent, scale: Callable[[], Tensor] | None) 
 
     ids = Operand((axis.b, axis.T), torch.int64, load_ids, is_ids=True)
     cs = Operand((c.layout.stacked, axis.b, axis.T, d), c.dtype, load_c)
-    return _table(node, owners, ids, cs)
+    return table(node, owners, ids, cs)
 
 
-def _table(node: NodeView, owners: Owners, ids: Operand, c: Operand) -> Send | SendFactor:
+def table(node: NodeView, owners: Owners, ids: Operand, c: Operand) -> Send | SendFactor:
+    """What a table at edge 0 receives, at rows `ids` [b, T]."""
     build = partial(_gathered, owners, node.input(0).shape, node.name)
     return node.send_factor(0, owners, build, ids, c)
 
@@ -70,83 +71,34 @@ def _token_scale(node: NodeView, padding: int, by_frequency: bool) -> Tensor:
     return frequency * (ids != padding) if padding >= 0 else frequency
 
 
-def embedding_bag(node: NodeView) -> Sends:
-    """Bags of ids, summed or averaged: every id is a sample of its own, with its bag's owner."""
-    if node.wants(1) or node.integer("mode") == 2 or node.saved("scale_grad_by_freq"):
-        return dense_fallback(node)
-    return _bags(node)
+def readers(layout: Layout, shape: Shape, dim: int, reads: Owners, positions: Owners) -> Owners:
+    """For each reader, output position `reads[e]` of input position `positions[e]`: a number for its losses there.
 
-
-def _bags(node: NodeView) -> Sends:
-    ids: Tensor = node.saved("indices")
-    offsets: Tensor = node.saved("offsets")
-    bags = node.output().shape[0]
-    bag = torch.searchsorted(offsets[:bags].contiguous(), torch.arange(len(ids), device=ids.device), right=True) - 1
-    live = torch.ones_like(ids, dtype=torch.bool)
-    if node.integer("padding_idx") >= 0:
-        live = ids != node.integer("padding_idx")
-    ids, bag = ids[live], bag[live]
-
-    def weight() -> Tensor:
-        if node.integer("mode") == 1:
-            return 1 / torch.bincount(bag, minlength=bags)[bag].to(node.output().dtype)
-        given = node.saved("per_sample_weights")
-        if given is not None and given.numel():
-            found: Tensor = given[live]
-            return found
-        return torch.ones(len(ids), device=ids.device, dtype=node.output().dtype)
-
-    scale = node.once(weight)
-    for c in node.cotangents():
-        yield _bag(node, node.keep_only(c, {0}, CUTS), ids, bag, scale)
-
-
-def _bag(node: NodeView, c: Cotangent, ids: Tensor, bag: Tensor, weight: Callable[[], Tensor]) -> Send | SendFactor:
-    index, K, d = to_numpy(bag), c.layout.stacked, c.shape[-1]
-    diagonal = c.layout.diagonal
-    owners, place = c.layout.owners, 1
-    if diagonal:
-        parts = layouts.along(c.layout, c.shape, 0)
-        assert parts is not None, "kept to whole dimensions above"
-        owners, place = parts[2][:, index].reshape(-1), 2
-
-    def load() -> Tensor:
-        return (c.values[:, bag] * weight()[:, None]).unsqueeze(place)
-
-    shape = (K, len(index), 1, d) if diagonal else (K, 1, len(index), d)
-    numbers = ids[:, None] if diagonal else ids[None]
-    return _table(
-        node,
-        owners,
-        Operand(tuple(numbers.shape), ids.dtype, lambda: numbers, is_ids=True),
-        Operand(shape, c.dtype, load),
-    )
-
-
-def gather(node: NodeView) -> Sends:
-    """Gather, scatter: all dimensions but one stay apart, where index and input have the same size."""
-    shape = node.output().shape
-    dim = node.dim(of=max(1, len(shape)))
-
-    def maps(v: NodeView) -> list[DimMap | None]:
-        out: list[DimMap | None] = []
-        for target in v.inputs:
-            other = () if target is None or len(target.shape) != len(shape) else target.shape
-            out.append({d: d for d, n in enumerate(other) if d != dim and n == shape[d]})
-        return out
-
-    return apart(maps)(node)
-
-
-def _readers(index: Owners) -> Owners:
-    """For each output position, how many earlier ones read the same input position."""
-    order = np.argsort(index, kind="stable")
-    ordered = index[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    run = np.arange(len(index)) - np.repeat(starts, np.diff(np.append(starts, len(index))))
-    out = np.empty_like(run)
-    out[order] = run
+    Readers of one position that have the same owners share a number, so that what they send is added up. -1: the slice
+    belongs to nobody.
+    """
+    parts = layouts.along(layout, shape, dim)
+    assert parts is not None, "made whole by the caller"
+    owners = np.moveaxis(parts[2], 1 + sum(p.diagonal for p in parts[0]), 0)
+    owners = owners.reshape(len(owners), -1)
+    owned = (owners >= 0).any(axis=1).reshape(-1)
+    live = np.flatnonzero(owned[reads])
+    out = np.full(len(reads), -1, dtype=np.int64)
+    kinds, who = np.unique(owners, axis=0, return_inverse=True)
+    pairs, which = np.unique(positions[live] * len(kinds) + who.reshape(-1)[reads[live]], return_inverse=True)
+    at = pairs // max(1, len(kinds))
+    first = np.flatnonzero(np.append(True, at[1:] != at[:-1])) if len(at) else at
+    rank = np.arange(len(at)) - np.repeat(first, np.diff(np.append(first, len(at))))
+    out[live] = rank[which.reshape(-1)]
     return out
+
+
+def moved(layout: Layout, shape: Shape, dim: int, reads: Owners, positions: Owners, size: int) -> Layout | None:
+    """Owners of the input positions that readers with one number (`readers`) read; `size` positions in all."""
+    at, first = np.unique(positions, return_index=True)
+    part = layouts.gather(layout, shape, dim, reads[first])
+    middle = [n if d != dim else len(at) for d, n in enumerate(shape)]
+    return None if part is None else layouts.scatter(part, middle, dim, at, size)
 
 
 def taken_at(node: NodeView, c: Cotangent, shape: tuple[int, int, int], index: Tensor, size: int) -> Sends:
@@ -157,21 +109,20 @@ def taken_at(node: NodeView, c: Cotangent, shape: tuple[int, int, int], index: T
     if where is None:
         c = node.densified(c, None, CUTS)
         where = frozenset()
-    positions = to_numpy(index).astype(np.int64)
-    slots = _readers(positions) if 1 in where and P else np.zeros(P, dtype=np.int64)
-    if slots.size and slots.max() >= MOST_READERS:
-        c, slots = node.densified(c, {1}, CUTS), np.zeros(P, dtype=np.int64)
-        where = layouts.diagonal_dims(c.layout, shape) or frozenset()
-    for slot in range(int(slots.max()) + 1 if slots.size else 0):
-        mine = np.flatnonzero(slots == slot)
-        layout: Layout | None
-        if 1 in where:
-            part = layouts.gather(c.layout, shape, 1, mine)
-            layout = None if part is None else layouts.scatter(part, (A, len(mine), C), 1, positions[mine], size)
-        else:
-            layout = layouts.carry(c.layout, shape, (A, size, C), {0: 0, 2: 2})
-        if layout is not None:
-            yield node.send(0, layout, partial(_added, node, c, mine, index, size))
+    everywhere = np.arange(P)
+    if 1 in where and P:
+        positions = to_numpy(index).astype(np.int64)
+        slots = readers(c.layout, shape, 1, everywhere, positions)
+        if slots.max() < MOST_READERS:
+            for slot in range(int(slots.max()) + 1):
+                mine = np.flatnonzero(slots == slot)
+                layout = moved(c.layout, shape, 1, mine, positions[mine], size)
+                if layout is not None:
+                    yield node.send(0, layout, partial(_added, node, c, mine, index, size))
+            return
+        c = node.densified(c, {1}, CUTS)
+    layout = layouts.carry(c.layout, shape, (A, size, C), {0: 0, 2: 2})
+    yield node.send(0, layout, partial(_added, node, c, everywhere, index, size))
 
 
 def _added(node: NodeView, c: Cotangent, mine: Owners, index: Tensor, size: int) -> Tensor:
@@ -283,11 +234,9 @@ def masked_select(node: NodeView) -> Sends:
 
 RULES: dict[str, Rule] = {
     **named("Embedding", embedding),
-    **named("EmbeddingBag", embedding_bag),
-    **named("Gather Scatter ScatterAdd Topk", gather),
     **named("IndexSelect", index_select),
     **named("IndexAdd", of_real(index_add)),
     **named("Index", index),
-    **named("IndexPut", index_put),
+    **named("IndexPut IndexPutImpl", index_put),
     **named("MaskedSelect", masked_select),
 }

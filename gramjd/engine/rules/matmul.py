@@ -31,7 +31,7 @@ class Side(NamedTuple):
     edge: int
     left: bool
     other: Load
-    scale: float = 1.0
+    scale: complex = 1.0
 
 
 def product(node: NodeView, shape: tuple[int, ...], sides: Sequence[Side]) -> Sends:
@@ -51,7 +51,9 @@ def _gradient(node: NodeView, side: Side, c: Cotangent) -> Send | SendFactor:
     assert own is not None, "made whole by the caller"
     summed = 2 if side.left else 1
     kept = 3 - summed
-    if kept not in own and 0 not in own and node.parametric(side.edge):
+    # Factors hold real numbers.
+    real = not node.output().dtype.is_complex
+    if kept not in own and 0 not in own and real and node.parametric(side.edge):
         return _outer(node, side, c, summed)
     if summed in own:
         return _rows(node, side, c, summed)
@@ -191,23 +193,33 @@ def _rest_layout(pieces: list[Piece], owners: Owners, inner: tuple[int, int, int
     return canonical(out, owners)
 
 
-def _scaled(values: Tensor, scale: float) -> Tensor:
+def _scaled(values: Tensor, scale: complex) -> Tensor:
     return values if scale == 1 else values * scale
 
 
-def _as3(t: Tensor) -> Tensor:
-    return t if t.ndim == 3 else t.unsqueeze(0)
+def _number(node: NodeView, name: str) -> complex:
+    """A saved scale; conjugated, as gradients of complex numbers have it."""
+    found = node.saved(name)
+    return found.conjugate() if isinstance(found, complex) else float(found)
+
+
+def _operand(node: NodeView, name: str) -> Tensor:
+    """A saved matrix or a stack of them as [g, *, *]; conjugated if complex, dense if sparse."""
+    found: Tensor = node.saved(name)
+    strided = found if found.layout == torch.strided else found.to_dense()
+    whole = strided if strided.ndim == 3 else strided.unsqueeze(0)
+    return whole.conj() if whole.is_complex() else whole
 
 
 def mm(node: NodeView) -> Sends:
     """out [p, q] = self @ mat2."""
-    sides = [Side(0, True, lambda: _as3(node.saved("mat2"))), Side(1, False, lambda: _as3(node.saved("self")))]
+    sides = [Side(0, True, lambda: _operand(node, "mat2")), Side(1, False, lambda: _operand(node, "self"))]
     return product(node, (1, *node.output().shape), sides)
 
 
 def bmm(node: NodeView) -> Sends:
     """out [g, p, q] = self @ mat2."""
-    sides = [Side(0, True, lambda: node.saved("mat2")), Side(1, False, lambda: node.saved("self"))]
+    sides = [Side(0, True, lambda: _operand(node, "mat2")), Side(1, False, lambda: _operand(node, "self"))]
     return product(node, node.output().shape, sides)
 
 
@@ -222,11 +234,11 @@ def baddbmm(node: NodeView) -> Sends:
 
 
 def _affine(node: NodeView, first: str, second: str) -> Sends:
-    alpha = float(node.saved("alpha"))
+    alpha = _number(node, "alpha")
     yield from _added(node)
     sides = [
-        Side(1, True, lambda: _as3(node.saved(second)), alpha),
-        Side(2, False, lambda: _as3(node.saved(first)), alpha),
+        Side(1, True, lambda: _operand(node, second), alpha),
+        Side(2, False, lambda: _operand(node, first), alpha),
     ]
     yield from product(node, (1, *node.output().shape)[-3:], sides)
 
@@ -234,26 +246,26 @@ def _affine(node: NodeView, first: str, second: str) -> Sends:
 @each
 def _added(node: NodeView, c: Cotangent) -> Sends:
     """The summand `beta * self`, which broadcasts."""
-    beta = float(node.saved("beta"))
+    beta = _number(node, "beta")
     yield node.send(0, c.layout, lambda: _scaled(c.values, beta), node.output().shape)
 
 
 def mv(node: NodeView) -> Sends:
     """out [p] = self [p, r] @ vec [r]."""
     sides = [
-        Side(0, True, lambda: node.saved("vec")[None, :, None]),
-        Side(1, False, lambda: node.saved("self")[None]),
+        Side(0, True, lambda: _operand(node, "vec")[:, :, None]),
+        Side(1, False, lambda: _operand(node, "self")),
     ]
     return product(node, (1, node.output().shape[0], 1), sides)
 
 
 def addmv(node: NodeView) -> Sends:
     """out [p] = beta * self + alpha * mat @ vec."""
-    alpha = float(node.saved("alpha"))
+    alpha = _number(node, "alpha")
     yield from _added(node)
     sides = [
-        Side(1, True, lambda: node.saved("vec")[None, :, None], alpha),
-        Side(2, False, lambda: node.saved("mat")[None], alpha),
+        Side(1, True, lambda: _operand(node, "vec")[:, :, None], alpha),
+        Side(2, False, lambda: _operand(node, "mat"), alpha),
     ]
     yield from product(node, (1, node.output().shape[0], 1), sides)
 
@@ -297,12 +309,11 @@ def _bilinear_input(node: NodeView, c: Cotangent, edge: int, equation: str, othe
 
 
 RULES: dict[str, Rule] = {
-    **named("Mm", of_real(mm)),
-    **named("Bmm", of_real(bmm)),
-    **named("Addmm", of_real(addmm)),
-    **named("Baddbmm", of_real(baddbmm)),
-    **named("Mv", of_real(mv)),
-    **named("Addmv", of_real(addmv)),
+    **named("Bmm", bmm),
+    **named("Addmm", addmm),
+    **named("Baddbmm", baddbmm),
+    **named("Mv", mv),
+    **named("Addmv", addmv),
     **named("Dot Vdot", of_real(dot)),
     **named("Trilinear", trilinear),
 }

@@ -1,4 +1,4 @@
-"""Nodes that PyTorch's own parallel training puts into a graph."""
+"""Custom functions of PyTorch itself, which have nodes of Python: those of parallel training, and a distribution's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.rules.vocabulary import mixing
 
 
 def each_through(node: NodeView) -> Sends:
@@ -24,4 +25,9 @@ def _values(cotangent: Cotangent) -> Callable[[], Tensor]:
     return lambda: cotangent.values
 
 
-RULES: dict[str, Rule] = {"_DDPSinkBackward": each_through}
+def dirichlet(node: NodeView) -> Sends:
+    """Samples of a Dirichlet distribution: the last dimension is mixed."""
+    return mixing(lambda v: [len(v.output().shape) - 1])(node)
+
+
+RULES: dict[str, Rule] = {"_DDPSinkBackward": each_through, "_DirichletBackward": dirichlet}

@@ -17,10 +17,10 @@ _FUNCTIONS = """
     Abs Acos Acosh Add Addcdiv Addcmul Angle Asin Asinh Atan Atan2 Atanh Ceil Celu Clamp ClampMax ClampMin Complex
     Conj ConjPhysical Copysign Cos Cosh Deg2Rad Digamma Div Elu Erf Erfc Erfinv Exp Exp2 Expm1 Floor Fmax Fmin Fmod
     Frac FusedDropout Hardshrink Hardsigmoid Hardswish Hardtanh Hypot I0 Ldexp LeakyRelu Lerp Lgamma Log Log10 Log1P
-    Log2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill Maximum Minimum Mish Mul NanToNum NativeDropout Neg
-    Polygamma Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round RreluWithNoise Rsqrt Rsub Sgn Sigmoid Sign
-    Silu Sin Sinc Sinh Softplus Softshrink SpecialEntr SpecialErfcx SpecialI0E SpecialI1 SpecialI1E SpecialLogNdtr
-    SpecialNdtri SpecialXlog1Py Sqrt Sub Tan Tanh Threshold Trunc Where Xlogy
+    Log2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill Maximum Minimum Mish Mul NanToNum NativeDropout Neg Polar
+    Polygamma Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round RreluWithNoise Rsqrt Rsub Sgn Sigmoid Sign Silu
+    Sin Sinc Sinh Softplus Softshrink SpecialEntr SpecialErfcx SpecialI0E SpecialI1 SpecialI1E SpecialLogNdtr
+    SpecialNdtri SpecialXlog1Py Sqrt StandardGamma Sub Tan Tanh Threshold Trunc Where Xlogy
 """
 # Nodes of a double backward pass: derivatives of derivatives.
 _DERIVATIVES = """
@@ -29,7 +29,9 @@ _DERIVATIVES = """
 """
 # Their backward kernels want the cotangent in the shape of the input exactly.
 _STRICT = """
-    BinaryCrossEntropy BinaryCrossEntropyWithLogits Gelu GeluBackward HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
+    BinaryCrossEntropy BinaryCrossEntropyWithLogits FakeQuantizePerChannelAffineCachemask
+    FakeQuantizePerTensorAffineCachemask FakeQuantizePerTensorAffineCachemaskTensorQparams FusedMovingAvgObsFqHelper
+    Gelu GeluBackward HuberLoss MseLoss SmoothL1Loss SoftMarginLoss
 """
 
 Formula = Callable[[NodeView, Tensor], Tensor]

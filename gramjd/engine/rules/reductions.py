@@ -62,18 +62,21 @@ def _loss_dims(node: NodeView) -> list[DimMap | None]:
     return [{d: (d if d == 0 else d + 1) for d in range(len(node.output().shape))}]
 
 
-def _cdist(node: NodeView) -> Sends:
-    """Batch dimensions that both operands have stay apart; broadcast ones go dense."""
-    lead = node.output().shape[:-2]
-    same = all(node.saved(name).shape[:-2] == lead for name in ("x1", "x2"))
-    return batch_leading(lambda v: len(lead))(node) if same else dense_fallback(node)
-
-
 def _cross(node: NodeView) -> Sends:
     """Cross product along one dimension, of operands that may broadcast."""
     shape = node.output().shape
     same = all(node.input(e).shape == shape for e in node.wanted)
     return mixing(lambda v: [v.dim()])(node) if same else dense_fallback(node)
+
+
+def renorm(node: NodeView) -> Sends:
+    """Slices along one dimension scaled down to a norm: each has its own."""
+    return apart(lambda v: [{v.dim(): v.dim()}])(node)
+
+
+def quantised(node: NodeView) -> Sends:
+    """Fake quantisation whose scale and zero point are learned, and shared by all samples."""
+    return apart(lambda v: [{d: d for d in range(len(v.output().shape))}, {}, {}])(node)
 
 
 def _fft(node: NodeView) -> list[int]:
@@ -85,11 +88,6 @@ def _same_lead(node: NodeView) -> Sends:
     return batch_leading(lambda v: min(len(v.output().shape), len(v.input(0).shape)))(node)
 
 
-def _matrices(node: NodeView) -> int:
-    """Batch dimensions of a decomposition of [*, p, q] matrices."""
-    return len(node.input(0).shape) - 2
-
-
 def _last_dims(count: int) -> Rule:
     """Pooling and resampling over the last `count` dimensions."""
     return mixing(lambda node: range(len(node.output().shape) - count, len(node.output().shape)), fresh=True)
@@ -99,7 +97,7 @@ _REDUCED = """
     Amax Amin Aminmax Kthvalue LinalgVectorNorm Logsumexp Max Median Min Mode Nanmedian Nansum Norm Prod Std StdMean Var
     VarMean
 """
-_ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort"
+_ALONG = "Cummax Cummin Cumprod Cumsum Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax Sort Topk"
 _PLANES = {
     1: "ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D UpsampleNearestExact1D",
     2: "AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D FractionalMaxPool2D MaxPool2D MaxPool2DWithIndices MaxUnpool2D "
@@ -113,8 +111,6 @@ _ATTENTION = """
     ScaledDotProductCudnnAttention ScaledDotProductEfficientAttention ScaledDotProductFlashAttention
     ScaledDotProductFlashAttentionForCpu ScaledDotProductFusedAttentionOverrideable
 """
-_SOLVED = "LinalgCholeskyEx LinalgInvEx LinalgMatrixExp LinalgQr LinalgSolveEx LinalgSolveTriangular"
-_DECOMPOSED = "LinalgDet LinalgEig LinalgEigh LinalgLuFactorEx LinalgPinv LinalgSlogdet LinalgSvd"
 
 RULES: dict[str, Rule] = {
     **named(_REDUCED, _reduction),
@@ -129,10 +125,9 @@ RULES: dict[str, Rule] = {
     **named(f"PixelShuffle PixelUnshuffle {_ATTENTION}", batch_leading(lambda node: 2)),
     **named("AffineGridGenerator Col2Im GridSampler2D GridSampler3D Im2Col", batch_leading(lambda node: 1)),
     **named("CtcLoss", apart(lambda node: [{0: 1}])),
-    **named("Cdist", _cdist),
-    **named(_SOLVED, batch_leading(lambda node: len(node.output().shape) - 2)),
-    **named(_DECOMPOSED, batch_leading(_matrices)),
     **named("FftC2C FftC2R FftR2C", mixing(_fft)),
     **named("LinalgCross", _cross),
+    **named("Renorm", renorm),
+    **named("FakeQuantizeLearnablePerChannelAffine FakeQuantizeLearnablePerTensorAffine", quantised),
     **named("ViewAsComplex ViewAsReal", _same_lead),
 }

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import layout as layouts
-from gramjd.engine.autograd import pull
 from gramjd.engine.cotangent import Cotangent, index_tensor, reduce_to
 from gramjd.engine.isometry import Isometry, Part, Permute, View
 from gramjd.engine.layout import Layout, Owners
-from gramjd.engine.node import NodeView, Rule, Sends
+from gramjd.engine.node import NodeView, Rule, Sends, UnsavedError
 from gramjd.engine.rules.copies import by_forward, copies
+from gramjd.engine.rules.strided import Strided
 from gramjd.engine.rules.vocabulary import CUTS, apart, each, gathered, mixing, named, permuted, reshape_like, whole
+from gramjd.engine.watch import watched
 
 
 def _transposed(node: NodeView) -> list[int]:
@@ -182,16 +183,18 @@ def _narrowed(c: Cotangent, dim: int, start: int, length: int, target: Sequence[
 def _starts(node: NodeView, dim: int) -> list[int]:
     """Where each operand of cat begins.
 
-    Lengths of operands that lead nowhere are known to the node alone: it is sent positions as a cotangent.
+    Lengths of operands that lead nowhere are known to the node alone: it is watched as it cuts a cotangent.
     """
     lengths = [0 if target is None else target.shape[dim] if target.shape != (0,) else 0 for target in node.inputs]
     shape = node.output().shape
     if sum(lengths) == shape[dim]:
         return [sum(lengths[:edge]) for edge in range(len(lengths))]
     node.reads_data = True
-    ladder = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
-    found = pull(node.handle, [ladder[None]])
-    return [int(part.flatten()[0]) if part is not None and part.numel() else 0 for part in found]
+    seen = watched(node.handle, shape, node.output().dtype)
+    if seen is None:
+        raise UnsavedError("lengths of its operands")
+    stride = max(1, Strided.row_major(shape).strides[dim])
+    return [0 if part is None else part.storage_offset() // stride for part in seen.results]
 
 
 # -- moves ------------------------------------------------------------------------------------------------------------
@@ -255,13 +258,6 @@ def pad(node: NodeView) -> Sends:
     return apart(lambda _: [{d: d for d in range(len(shape)) if shape[d] == target[d]}])(node)
 
 
-def unfold(node: NodeView) -> Sends:
-    """Windows along one dimension, laid out in a new last one."""
-    count = len(node.input(0).shape)
-    dim = node.dim("dimension", of=count)
-    return apart(lambda _: [{d: d for d in range(count) if d != dim}])(node)
-
-
 # -- isometries: what a factor may pass through -----------------------------------------------------------------------
 
 MakeIsometry = Callable[[NodeView, int], Isometry]
@@ -322,6 +318,5 @@ RULES: dict[str, Rule] = {
     **named("Flip", flip),
     **named("Roll", roll),
     **named("ConstantPadNd", pad),
-    **named("Unfold", unfold),
     **named("Tril Triu", mixing(lambda node: [len(node.output().shape) - d for d in (1, 2)])),
 }

@@ -7,7 +7,7 @@ function that calls the node (or a formula) on the stacked rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch import Tensor
 from gramjd.engine import layout as layouts
 from gramjd.engine._torch import is_python
 from gramjd.engine.autograd import direct
-from gramjd.engine.cotangent import Cotangent, add_rows
+from gramjd.engine.cotangent import Cotangent, add_rows, densify
 from gramjd.engine.layout import Layout, Owners
-from gramjd.engine.node import NodeView, Overwrite, Rule, Sends
+from gramjd.engine.node import NodeView, Overwrite, Rule, Send, Sends
 from gramjd.kernels.cost import IN_CACHE, chunk
 from gramjd.kernels.symmetric import even
 
@@ -227,7 +227,8 @@ def reshape_like(node: NodeView, cotangent: Cotangent) -> Sends:
 def apart(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = False) -> Rule:
     """An operation that acts apart on each index of some dimensions and mixes the others.
 
-    `maps` gives for each edge which output dimension is which input dimension; the node itself is called. `fresh` says
+    `maps` gives for each edge which output dimension is which input dimension; the node itself is called. An operand
+    that lacks the batch axis, which the samples share, gets a row per sample; the others keep the axis. `fresh` says
     that the node puts its results into new memory, whatever it is given.
     """
 
@@ -239,16 +240,35 @@ def apart(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = Fal
 
 
 def _apart(node: NodeView, given: list[DimMap | None], shape: tuple[int, ...], fresh: bool) -> Sends:
-    per_edge = given + [None] * (len(node.inputs) - len(given))
-    wanted = [per_edge[e] for e in node.wanted]
-    common = {d for d in range(len(shape)) if all(m is not None and d in m for m in wanted)}
-    arrived = [(nr, node.keep_only(c, common, MIXES)) for nr, queue in node.arrivals.items() for c in queue]
+    maps = {e: (given[e] if e < len(given) else None) or {} for e in node.wanted}
+    arrived = [(nr, c) for nr, queue in node.arrivals.items() for c in queue]
+    where: set[int] = set()
+    for _, c in arrived:
+        found = layouts.diagonal_dims(c.layout, shape)
+        where |= set(range(len(shape))) if found is None else found
+    lacking: dict[frozenset[int], list[int]] = {}
+    for edge, kept in maps.items():
+        lacking.setdefault(frozenset(where - set(kept)), []).append(edge)
+    if frozenset() not in lacking:
+        common = set(range(len(shape))).intersection(*maps.values())
+        kept_only = [(nr, node.keep_only(c, common, MIXES)) for nr, c in arrived]
+        yield from _apart_at(node, kept_only, {e: {d: kept[d] for d in common} for e, kept in maps.items()}, fresh)
+        return
+    for dims, edges in lacking.items():
+        # An operand that the others share has rows of its own; they lose no batch axis by that.
+        spread = [(nr, densify(c, set(dims), node.charge) if dims else c) for nr, c in arrived]
+        for send in _apart_at(node, spread, {e: maps[e] for e in edges}, fresh):
+            yield send._replace(sums=bool(dims))
+
+
+def _apart_at(
+    node: NodeView, arrived: Sequence[tuple[int, Cotangent]], maps: dict[int, DimMap], fresh: bool
+) -> Iterator[Send]:
     cotangents = [c for _, c in arrived]
     results = node.once(lambda: node.call([_rows_at(arrived, nr) for nr in range(len(node.outputs))]))
-    for edge in node.wanted:
-        kept = {d: e for d, e in (per_edge[edge] or {}).items() if d in common}
+    for edge, kept in maps.items():
         for cotangent, values in zip(cotangents, unstacked(cotangents, _entry(results, edge)), strict=True):
-            layout = layouts.carry(cotangent.layout, shape, node.input(edge).shape, kept)
+            layout = layouts.carry(cotangent.layout, cotangent.shape, node.input(edge).shape, kept)
             yield node.send(edge, layout, values, donated=fresh)
 
 
