@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gramjd import explain, gramian, register_rule
 from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.node import NodeView, Rule, Sends
-from gramjd.engine.rules import TABLE
+from gramjd.engine.rules import CUSTOM, TABLE
 from gramjd.engine.rules.vocabulary import each, mixing, pointwise
 from gramjd.errors import DenseRowsWarning, RuleError
 from tests.oracle import oracle_gramian, relative_error
@@ -71,10 +71,11 @@ def scaled_rule(node: NodeView, c: Cotangent) -> Sends:
 
 @pytest.fixture(autouse=True)
 def _table() -> Iterator[None]:
-    before = dict(TABLE)
+    before = [dict(kept) for kept in (TABLE, CUSTOM)]
     yield
-    TABLE.clear()
-    TABLE.update(before)
+    for kept, was in zip((TABLE, CUSTOM), before, strict=True):
+        kept.clear()
+        kept.update(was)
 
 
 class Net(nn.Module):
