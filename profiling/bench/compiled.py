@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from gramjd.profiling.timing import ratio, spread
 from gramjd.text_table import aligned, digits
 
 RATE = 1e-4
+AT_LEAST = 0.01  # seconds of a contender per round
 
 
 class Work(NamedTuple):
@@ -247,12 +249,20 @@ def _interleaved(
     end = time.perf_counter() + seconds
     for n in range(rounds):
         for name in names[n % len(names) :] + names[: n % len(names)]:
-            start = clock()
-            steps[name]()
-            times[name].append(clock() - start)
+            times[name].append(_steady(steps[name], clock))
         if n >= 5 and time.perf_counter() > end:
             break
     return times
+
+
+def _steady(step: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The median of a few calls: a quick one after slow ones would mostly pay for caches that those left cold."""
+    spent: list[float] = []
+    while sum(spent) < AT_LEAST or not spent:
+        start = clock()
+        step()
+        spent.append(clock() - start)
+    return statistics.median(spent)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

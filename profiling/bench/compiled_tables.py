@@ -1,0 +1,63 @@
+"""The table of compiled steps, from what `compiled` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gramjd.text_table import markdown, short
+
+# What stands in the table beside the plain steps: heading to contender.
+SHOWN = {
+    "Mean, eager": "Mean reuse eager",
+    "graph": "Mean reuse graph",
+    "compiled": "Mean reuse compiled",
+    "compiled, backward": "Mean backward compiled",
+    "UPGrad, eager": "UPGrad reuse eager",
+    "graph ": "UPGrad reuse graph",
+    "compiled ": "UPGrad reuse compiled",
+}
+
+
+def compiled_steps(results: Mapping[str, Any]) -> str:
+    """Ratios to the plain eager step; then over plain compiled: time, memory; seconds to compile and when they pay."""
+    return "\n\n".join(_one(results[name]) for name in sorted(results))
+
+
+def _one(found: Mapping[str, Any]) -> str:
+    headings = [heading.strip() for heading in SHOWN]
+    first = [["case", "plain, ms", "plain compiled", *headings]]
+    second = [["case", "time", "memory", "seconds to compile", "pays after steps"]]
+    for name, case in found["cases"].items():
+        plain = short(case["plain"]["milliseconds"]["median"])
+        first.append([name, plain, _ratio(case, "plain compiled"), *(_ratio(case, one) for one in SHOWN.values())])
+        second.append([name, *_over_compiled(case)])
+    facts = found["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    clock = "CPU time of one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    placed = f"{facts['date']}; {facts['cpu']}, {facts['system']}; {clock}; {versions}."
+    return (
+        f"{markdown(first)}\n\nThe step with Mean and reuse, compiled, over the plain step compiled:\n\n"
+        f"{markdown(second)}\n\n{placed}"
+    )
+
+
+def _ratio(case: Mapping[str, Any], contender: str) -> str:
+    result = case.get(contender)
+    if result is None:
+        return ""
+    return "refused" if "refused" in result else f"{result['ratio']['median']:.2f}"
+
+
+def _over_compiled(case: Mapping[str, Any]) -> list[str]:
+    mine, plain, eager = (
+        case.get(n, {"refused": ""}) for n in ("Mean reuse compiled", "plain compiled", SHOWN["Mean, eager"])
+    )
+    if "refused" in mine or "refused" in plain or "refused" in eager:
+        return ["", "", "", ""]
+    time = mine["milliseconds"]["median"] / plain["milliseconds"]["median"]
+    memory = mine["peak_bytes"] / max(1, plain["peak_bytes"])
+    saved = eager["milliseconds"]["median"] - mine["milliseconds"]["median"]
+    seconds = mine["seconds_to_compile"]
+    pays = f"{1e3 * seconds / saved:,.0f}" if saved > 0 else "never"
+    return [f"{time:.2f}", f"{memory:.2f}", short(seconds), pays]
