@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation.solvers import small
 from gramjd.aggregation.solvers.interior import interior, optimality_error
 from gramjd.aggregation.solvers.nonnegative import nonnegative, root
 from gramjd.aggregation.solvers.pivoting import pivot
@@ -63,6 +64,8 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None
         return U.clone()
     if (method or ("adaptive" if G.device.type == "cpu" else "fixed")) == "fixed":
         return _fixed(*cosines_unseen(G, ridge), U)
+    if G.device.type == "cpu" and (W := small.project(G, U, ridge)) is not None:
+        return W
     with one_thread_if_small(len(G), G.device):
         return _adaptive(cosines(G, ridge), U, tol)
 
