@@ -7,28 +7,13 @@
    A guess of what is positive comes from the caller or, with `sweeps`, from coordinate descent from zero; a sweep costs
    a fraction of a round. Source: see pivoting.py; for the sweeps, Hildreth, A quadratic programming procedure (1957). */
 
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "_lanes.h"
 
-#define LANES 8
 #define MOST 64 /* losses */
 #define STRIDE 65 /* of rows of L: of a power of two, all would share a few places of the cache */
 #define SLACK 1e-11
 #define PATIENCE 3
 #define ROUNDS 60
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__)
-#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-
-typedef double vec __attribute__((vector_size(8 * LANES)));
 
 typedef struct {
     vec q[MOST], free[MOST], x[MOST], y[MOST], inverse[MOST], L[MOST * STRIDE];
@@ -200,7 +185,7 @@ static PyObject *py_exchange(PyObject *self, PyObject *args) {
     else if (!memory || !rows || !luck)
         PyErr_NoMemory();
     else {
-        Work *w = (Work *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+        Work *w = aligned(memory);
         Py_BEGIN_ALLOW_THREADS
         exchange(A.buf, Q.buf, free_.buf, X.buf, missed.buf, (int)m, (int)r, tol, sweeps, w, rows, luck);
         Py_END_ALLOW_THREADS

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramjd.aggregation.solvers import small
 from gramjd.aggregation.solvers.interior import interior, optimality_error
-from gramjd.aggregation.solvers.nonnegative import nonnegative, root
+from gramjd.aggregation.solvers.nonnegative import nonnegative, one_by_one, root
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.rounding import EPS, KNOWN, residual, room
 from gramjd.aggregation.solvers.scaling import Cosines, cosines, cosines_unseen
@@ -89,12 +89,15 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
         return U.clone()
     if cone.factor is not None and (mu := _all_others(cone.factor, V)) is not None:
         return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
-    S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
     if cone.factor is None:
-        mu = _singular(cone.C, V, Q, S)
+        mu = _singular(cone, V, Q)
     else:
-        mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
+        mu = pivot(cone.C, Q, _guess(cone, V, Q) > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
     return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
+
+
+def _guess(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
+    return -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
 
 
 def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
@@ -115,18 +118,35 @@ def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
     return W / (W * V).sum(1, keepdim=True) * (1 - V)
 
 
-def _singular(C: Tensor, V: Tensor, Q: Tensor, S: Tensor) -> Tensor:
-    """Multipliers for singular cosines, from the guess `S`.
+def _singular(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
+    """Multipliers for singular cosines, on a factor with as many columns as their rank.
 
     Of a low rank there are never many that are positive, so they are found one after the other; a guess that has more
     of them than the rank is worth nothing. Else regular problems nearby come first.
     """
-    A = root(C)
-    if _LOW * A.shape[1] > len(C):
-        return _proximal(C, Q, S)
+    A, m = root(cone.C), len(cone.C)
+    if 2 * A.shape[1] > m and len(V) > 1 and (mu := _balanced(cone.C, A, V)) is not None:
+        return mu
+    if one_by_one(A, len(V)):
+        return nonnegative(A, V @ A, torch.zeros_like(Q), room(m), V.sum(1))
+    S = _guess(cone, V, Q)
+    if _LOW * A.shape[1] > m:
+        return _proximal(cone.C, Q, S)
     mu = S.clamp_min(0)
     mu[(mu > 0).sum(1) > A.shape[1]] = 0
-    return nonnegative(A, V @ A, mu, room(len(C)), V.sum(1))
+    return nonnegative(A, V @ A, mu, room(m), V.sum(1))
+
+
+def _balanced(C: Tensor, A: Tensor, V: Tensor) -> Tensor | None:
+    """Multipliers where some positive multiples `w` of all gradients cancel, so that nothing but zero suits them all.
+
+    Every projection is zero then, and one w serves all rows: the least multiple of it that reaches `V` [r, m].
+    """
+    one = torch.ones_like(V[:1])
+    w = one + nonnegative(A, one @ A, torch.zeros_like(one), room(len(C)), one.sum(1))
+    if float((w @ C).abs().amax()) > 0.5 * KNOWN * len(C) * EPS * float(w.sum()):
+        return None
+    return ((V / w).amax(1, keepdim=True) * w - V).clamp_min(0)
 
 
 def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gramjd.aggregation.solvers.rounding import EPS
+from gramjd.aggregation.solvers import native
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN
 from gramjd.aggregation.solvers.subsets import of_similar_size
 
 # The d above at first: dependent rows share what they have to give as they shared it before, to a part of 1e-8. And at
@@ -30,6 +32,7 @@ _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
 _SHARE = 0.3  # of the largest violation: those above it are freed together
 _REGULAR = 1e-5  # the root of the least pivot, from which on a subset of the cosines is factored as it stands
+_LONG = 4e10  # operations, from which on a row after the other would take longer than all of them together
 _EQUAL = 1 - 1e-6  # what differs by less does so by rounding: equal rows are treated alike
 _ARC = (1.0, 0.5, 0.2, 0.1, 0.03)
 
@@ -52,6 +55,31 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     >>> nonnegative(A, B, torch.zeros(1, 2).double(), 1e-15, torch.ones(1).double()).sum()
     tensor(1., dtype=torch.float64)
     """
+    if (found := _compiled(A, B, room, size)) is not None:
+        X, wrong = found
+        if len(wrong):
+            X[wrong] = _by_tensors(A, B[wrong], X[wrong], room, size[wrong])
+        return X
+    return _by_tensors(A, B, X, room, size)
+
+
+def one_by_one(A: Tensor, n: int) -> bool:
+    """Returns True if n rows are solved for by the compiled form: where there is one, and it does not take long."""
+    m, r = A.shape
+    return native.FACTORED is not None and A.device.type == "cpu" and 0 < n * r * r * (3 * r + m) <= _LONG
+
+
+def _compiled(A: Tensor, B: Tensor, room: float, size: Tensor) -> tuple[Tensor, Tensor] | None:
+    """X [n, m], and the rows of it that are not the answer; None where nothing was compiled, or it would take long."""
+    if not one_by_one(A, len(B)):
+        return None
+    X, missed = native.nearest(A.numpy(), B.numpy(), room, size.numpy())
+    wrong = np.flatnonzero(~(missed <= KNOWN * room * (size.numpy() + X.sum(1))))
+    X[~np.isfinite(X).all(1)] = 0
+    return torch.from_numpy(X), torch.from_numpy(wrong)
+
+
+def _by_tensors(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> Tensor:
     X, C = X.clone(), A @ A.mT
     never = torch.zeros_like(X, dtype=torch.bool)
     pull, before = torch.full_like(size, _PULL), torch.full_like(size, torch.inf)
