@@ -184,6 +184,7 @@ static double nearest(Dual *q, double room, double size) {
         for (int j = 0; j < q->m; j++) {
             total += q->x[j];
             q->s[j] = dot(q->A + (size_t)j * q->p, q->y, q->p);
+            total += 0 * q->s[j]; /* NaN, if that is none of the finite numbers */
             if (!q->skip[j] && q->s[j] < least) least = q->s[j], next = j;
         }
         if (!isfinite(total)) return INFINITY;

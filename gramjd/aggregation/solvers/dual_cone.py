@@ -18,13 +18,14 @@ from gramjd.aggregation.solvers.nonnegative import nonnegative, one_by_one, root
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.rounding import EPS, KNOWN, residual, room
 from gramjd.aggregation.solvers.scaling import Cosines, cosines, cosines_unseen
-from gramjd.aggregation.solvers.splitting import guess
+from gramjd.aggregation.solvers.splitting import guess, rough
 from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
 _PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-8)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
+_ROUGH = 1e-2  # the least tol that such iterations reach in less time than the exact answer takes
 _LOW = 3  # a rank below this part of m is low
 _FEW = 4  # up to here the signs of V C are as good a guess as it takes
 
@@ -92,12 +93,20 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
     if cone.factor is None:
         mu = _singular(cone, V, Q)
     else:
-        mu = pivot(cone.C, Q, _guess(cone, V, Q) > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
+        S, reached = _guess(cone, V, Q, tol)
+        if reached:
+            return U + S.clamp_min(0) * size * cone.inverse_norms
+        mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
     return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
 
 
-def _guess(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
-    return -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
+def _guess(cone: Cosines, V: Tensor, Q: Tensor, tol: float | None = None) -> tuple[Tensor, bool]:
+    """About the multipliers [r, m] where it is positive, and True if that is as near as `tol` asks for."""
+    if len(cone.C) <= _FEW:
+        return -Q, False
+    if tol is not None and tol >= _ROUGH:
+        return rough(cone.C, V, cone.penalty, tol)
+    return guess(cone.C, V, cone.penalty), False
 
 
 def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
@@ -129,7 +138,7 @@ def _singular(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
         return mu
     if one_by_one(A, len(V)):
         return nonnegative(A, V @ A, torch.zeros_like(Q), room(m), V.sum(1))
-    S = _guess(cone, V, Q)
+    S, _ = _guess(cone, V, Q)
     if _LOW * A.shape[1] > m:
         return _proximal(cone.C, Q, S)
     mu = S.clamp_min(0)

@@ -32,7 +32,8 @@ _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
 _SHARE = 0.3  # of the largest violation: those above it are freed together
 _REGULAR = 1e-5  # the root of the least pivot, from which on a subset of the cosines is factored as it stands
-_LONG = 4e10  # operations, from which on a row after the other would take longer than all of them together
+_LONG, _LONG_UNEVEN = 6e9, 1e12  # operations, from which on a row after the other takes longer than all together
+_UNEVEN = 1e-6
 _EQUAL = 1 - 1e-6  # what differs by less does so by rounding: equal rows are treated alike
 _ARC = (1.0, 0.5, 0.2, 0.1, 0.03)
 
@@ -64,9 +65,17 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
 
 
 def one_by_one(A: Tensor, n: int) -> bool:
-    """Returns True if n rows are solved for by the compiled form: where there is one, and it does not take long."""
+    """Returns True if n rows are solved for by the compiled form: where there is one, and it does not take longer.
+
+    The tensors here do all rows together, which is quicker for many large ones, unless their steps get stuck where the
+    columns of `A` [m, r] are of very different lengths, as those of `root` are close to singular.
+    """
     m, r = A.shape
-    return native.FACTORED is not None and A.device.type == "cpu" and 0 < n * r * r * (3 * r + m) <= _LONG
+    if native.FACTORED is None or A.device.type != "cpu" or not (n and m and r):
+        return False
+    squares = A.square().sum(0)
+    uneven = float(squares.amin()) < _UNEVEN * float(squares.amax())
+    return n * r * r * (3 * r + m) <= (_LONG_UNEVEN if uneven else _LONG)
 
 
 def _compiled(A: Tensor, B: Tensor, room: float, size: Tensor) -> tuple[Tensor, Tensor] | None:

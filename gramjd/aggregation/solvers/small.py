@@ -77,4 +77,3 @@ def project(G: Tensor, U: Tensor, ridge: float = 0.0) -> Tensor | None:
     mu /= norms
     mu += lower
     return torch.from_numpy(mu)
-
