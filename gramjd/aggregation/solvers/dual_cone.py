@@ -1,8 +1,9 @@
 """Projections of combinations of gradients onto the dual cone of all gradients, in Gramian form.
 
-`argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: splitting guesses
-which constraints bind (a matrix product per iteration, for all rows together), pivoting makes that exact, and least
-squares on a factor of the cosines do the rows that are left over, and all of a low rank; an answer has passed the
+`argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: up to 64 regular
+gradients are left to `small`. Of more, splitting guesses which constraints bind (a matrix product per iteration, for
+all rows together), and pivoting makes that exact. Least squares on a factor of the cosines do the rows that are left
+over, and all where the cosines are close to singular; an answer has passed the
 optimality test, or an error is raised. `fixed`, for other devices: the interior-point method alone, without a look at
 any value, so that the host never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
 """
