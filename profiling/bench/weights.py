@@ -1,5 +1,7 @@
 """Time weightings beside TorchJD's and one `eigh` of the same Gramian, all taking turns in one process.
 
+Times are those of the CPU, of one thread: on an idle machine the same as by the clock.
+
     python -m gramjd.profiling.bench weights --json profiling/results/weights.json
 
 Gramians are those of small networks, at their start and trained, and drawn ones (see `gramians`). `error` is that of
@@ -69,7 +71,9 @@ def measure(weighting: Compared, G: Tensor, *, seconds: float, theirs: bool = Tr
     steps = {name: _kept(answers, failures, name, call, G) for name, call in calls.items()}
     D = G.double()
     steps["eigh"] = lambda: torch.linalg.eigh(D)
-    times = interleave(steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1)
+    times = interleave(
+        steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1, clock=time.process_time
+    )
     for name, found in times.items():
         results[name] = {"ms": digits(1e3 * spread(found).median), "rounds": len(found)}
         if name in answers:

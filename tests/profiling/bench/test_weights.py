@@ -125,5 +125,11 @@ def test_gramians_close_to_singular(name):
     assert -1e-13 < values[0] < 1e-6 * values[-1]
     found = singular.measure(name, 40, seconds=0.0)
     assert found["rank"] <= RANKS[name]
-    assert found["contenders"]["exact"]["optimality"] <= 1e-8
+    assert found["contenders"]["exact"]["roundings"] <= 8
     assert set(found["contenders"]) == {"exact", "random"}
+
+
+def test_weights_that_are_not_exact_are_not_timed(monkeypatch):
+    monkeypatch.setattr(singular, "exact_upgrad", lambda G: torch.eye(len(G)).double())
+    with pytest.raises(InexactError, match="roundings"):
+        singular.measure("sum zero", 12, seconds=0.0)
