@@ -219,3 +219,24 @@ def test_tol_leaves_out_what_is_only_needed_for_the_last_digits(monkeypatch):
         assert (UPGrad(tol=tol)(G) >= 1 / 128).all()
     with pytest.raises(TypeError):
         UPGrad(tol=1e-4)(G)
+
+
+@compiled
+def test_it_can_be_interrupted():
+    """A signal that has arrived stops it after a row: the handler's exception comes out."""
+    import signal
+
+    def stop(*_):
+        raise InterruptedError("enough")
+
+    A = randn(0, 300, 300).numpy()
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        with pytest.raises(InterruptedError, match="enough"):
+            for _ in range(1000):
+                native.nearest(A, A, 1e-14, np.ones(300))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

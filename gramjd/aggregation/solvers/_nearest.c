@@ -203,7 +203,8 @@ static double nearest(Dual *q, double room, double size) {
     return worst;
 }
 
-/* All rows of B [n, r]; the buffers of A and B are not padded yet. 0 if there is no memory for it. */
+/* All rows of B [n, r]; the buffers of A and B are not padded yet. False with an exception if there is no memory, or if
+   the user interrupts: many rows of hundreds of columns can take minutes. */
 static int solve(const double *A, const double *B, const double *size, double room, double *X, double *missed, int m,
                  int n, int r) {
     size_t p = (size_t)(r + LANES - 1) / LANES * LANES, most = (m > r ? m : r) + LANES;
@@ -211,19 +212,24 @@ static int solve(const double *A, const double *B, const double *size, double ro
     double *memory = malloc(numbers * sizeof(double) + 64), *rows = aligned(memory);
     int *binds = malloc((r + 1) * sizeof(int));
     char *skip = malloc(m);
-    if (memory && binds && skip) {
+    int done = memory && binds && skip;
+    if (!done) {
+        PyErr_NoMemory();
+    } else {
         memset(rows, 0, numbers * sizeof(double));
         double *J = rows + m * p, *R = J + r * p, *b = R + r * p, *rest = b + p, *scalars = rest + 4 * p;
         for (int j = 0; j < m; j++) memcpy(rows + j * p, A + (size_t)j * r, r * sizeof(double));
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; done && i < n; i++) {
             memcpy(b, B + (size_t)i * r, r * sizeof(double));
             Dual q = {.A = rows, .b = b, .J = J, .R = R, .y = rest, .d = rest + p, .z = rest + 2 * p, .v = rest + 3 * p,
                       .s = scalars, .x = X + (size_t)i * m,
                       .binds = binds, .skip = skip, .m = m, .r = r, .p = (int)p};
+            Py_BEGIN_ALLOW_THREADS
             missed[i] = nearest(&q, room, size[i]);
+            Py_END_ALLOW_THREADS
+            done = PyErr_CheckSignals() == 0;
         }
     }
-    int done = memory && binds && skip;
     free(memory), free(binds), free(skip);
     return done;
 }
@@ -239,15 +245,11 @@ static PyObject *py_nearest(PyObject *self, PyObject *args) {
     int fits = n > 0 && m > 0 && r > 0 && n < INT32_MAX && m < INT32_MAX / LANES && r < INT32_MAX / LANES &&
                missed.len == n * number && size.len == n * number && X.len == n * m * number &&
                A.len == m * r * number && B.len == n * r * number;
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS
-        done = solve(A.buf, B.buf, size.buf, room, X.buf, missed.buf, (int)m, (int)n, (int)r);
-        Py_END_ALLOW_THREADS
-    }
+    if (fits) done = solve(A.buf, B.buf, size.buf, room, X.buf, missed.buf, (int)m, (int)n, (int)r);
     PyBuffer_Release(&A), PyBuffer_Release(&B), PyBuffer_Release(&size), PyBuffer_Release(&X);
     PyBuffer_Release(&missed);
     if (!fits) return PyErr_Format(PyExc_ValueError, "nearest: the buffers are not of one problem");
-    return done ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    return done ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyMethodDef methods[] = {
