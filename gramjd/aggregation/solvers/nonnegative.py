@@ -8,6 +8,8 @@ no harm, and no set of rows has to be independent.
 The method is that of Lawson and Hanson, started from a guess: solve on the entries that are free, go there as far as
 all of x stays nonnegative, and free what is violated once nothing is in the way. Every step lowers the objective.
 Source: Lawson and Hanson, Solving least squares problems (1974), chapter 23.
+
+Where `_nearest.c` was compiled, it does this from the other side, in the dual, and the rows that it leaves are done here.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     """`X >= 0` [n, m] minimising `|X A + B|^2`, row by row.
 
     With `Y = (X A + B) A^T` it ends at `Y >= -e` and, where X is positive, `|Y| <= e`, for
-    `e = room (size + sum_j X_j)`.
+    `e = room (size + sum_j X_j)`, or at most `rounding.KNOWN` times that from the compiled form.
 
     Args:
         A: [m, r] in float64, rows of about unit length.
