@@ -55,6 +55,7 @@ def interleave(
     at_least: float = 0.0,
     fewest: int = FEWEST,
     device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time every step once per round, in one process, each round starting with another step.
 
@@ -69,6 +70,7 @@ def interleave(
             would otherwise mostly pay for the caches that a slow one before it left cold.
         fewest: rounds that are taken whatever they cost.
         device: waited for before each clock reading when it is a GPU.
+        clock: in seconds; `time.process_time` leaves out what other programs take of a CPU that is shared.
 
     Returns:
         Name to its times in seconds, one a round.
@@ -84,22 +86,22 @@ def interleave(
             break
         shift = done % len(names)
         for name in names[shift:] + names[:shift]:
-            times[name].append(_repeated(steps[name], at_least, torch.device(device)))
+            times[name].append(_repeated(steps[name], at_least, torch.device(device), clock))
     return times
 
 
-def _repeated(step: Callable[[], object], at_least: float, device: torch.device) -> float:
-    times = [_clock(step, device)]
+def _repeated(step: Callable[[], object], at_least: float, device: torch.device, clock: Callable[[], float]) -> float:
+    times = [_timed(step, device, clock)]
     while sum(times) < at_least:
-        times.append(_clock(step, device))
+        times.append(_timed(step, device, clock))
     return spread(times).median
 
 
-def _clock(step: Callable[[], object], device: torch.device) -> float:
+def _timed(step: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start

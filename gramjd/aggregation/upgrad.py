@@ -26,8 +26,11 @@ class UPGrad(Weighting):
     Args:
         preference: the positive `p`, [m], one number per loss; None for the mean, `p = 1/m`. It is used as it
             stands: `p = 1` sums the projections.
-        tol: None for weights exact in float64; or a relative accuracy, such as 1e-4: each projected gradient is then
-            off by about `tol` times the gradient's length, for less time. `w >= p` holds without error either way.
+        tol: None for weights exact in float64; or an accuracy: each projected gradient may then be off by about `tol`
+            times the gradient's length. `w >= p` holds without error either way. It can save time from 1e-2 on and
+            for more than 64 losses. On the Gramians of networks, m = 128 to 512: 1e-2 takes 0.5 to 1.2 times as long
+            as the exact weights and leaves the update off by 0.6 % or less, 0.1 takes 0.2 to 0.7 times as long, and
+            its update is off by up to 20 %.
         ridge: added to the diagonal of `G`, in units of its trace; 0 for the definition. The implementation published
             with the paper adds 1e-4. Weights stay smaller where gradients nearly cancel, and the update may conflict
             with gradients that are short beside the others.

@@ -92,30 +92,31 @@ def _train(model: nn.Module, network: Network, images: Tensor, labels: Tensor) -
         optimizer.step()
 
 
-def _randn(seed: int, *shape: int) -> Tensor:
+def randn(seed: int, *shape: int) -> Tensor:
+    """Drawn from a normal distribution in float64, the same for each seed."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def random(m: int) -> Tensor:
     """Independent gradients in many dimensions: half of the pairs conflict, all of them a little."""
-    return _randn(m, m, 4 * m)
+    return randn(m, m, 4 * m)
 
 
 def conflicting(m: int) -> Tensor:
     """Gradients that nearly cancel in the sum: hardly any direction improves all losses."""
-    J = _randn(m, m, 4 * m)
+    J = randn(m, m, 4 * m)
     return J - 0.9 * J.mean(0)
 
 
 def correlated(m: int) -> Tensor:
     """Six common factors of either sign carry most of each gradient, whose lengths span orders of magnitude."""
-    J = 0.3 * _randn(m, m, 4 * m) + _randn(m + 1, m, 6) @ _randn(m + 2, 6, 4 * m) / 6**0.5
-    return J * torch.exp(2 * _randn(m + 3, m, 1))
+    J = 0.3 * randn(m, m, 4 * m) + randn(m + 1, m, 6) @ randn(m + 2, 6, 4 * m) / 6**0.5
+    return J * torch.exp(2 * randn(m + 3, m, 1))
 
 
 def low_rank(m: int) -> Tensor:
     """Fewer dimensions than losses, and a direction that serves all of them."""
-    J = _randn(m, m, m // 4 + 2)
+    J = randn(m, m, m // 4 + 2)
     J[:, 0] = 0.3 * J[:, 0].abs() + 0.1
     return J
 

@@ -1,10 +1,13 @@
 """Time weightings beside TorchJD's and one `eigh` of the same Gramian, all taking turns in one process.
 
+Times are those of the CPU, of one thread: on an idle machine the same as by the clock.
+
     python -m gramjd.profiling.bench weights --json profiling/results/weights.json
 
 Gramians are those of small networks, at their start and trained, and drawn ones (see `gramians`). `error` is that of
 the update, `|J^T (w - w*)| / |J^T w*|`, from weights `w*` that have passed the optimality test; TorchJD adds a ridge
 or stops early. Where TorchJD takes minutes (UPGrad from m = 512 on) it is left out, unless `--with-slow` is given.
+Gramians close to singular (see `singular`) take turns with a drawn one of the same size.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation import UPGrad
-from gramjd.errors import GramjdError
+from gramjd.profiling.bench import singular
 from gramjd.profiling.bench.gramians import FAMILIES, drawn, network_gramians
-from gramjd.profiling.bench.weightings import WEIGHTINGS, Compared
+from gramjd.profiling.bench.singular import SINGULAR
+from gramjd.profiling.bench.weightings import WEIGHTINGS, Compared, exact_weights
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import RefusalError
@@ -32,16 +36,14 @@ from gramjd.profiling.timing import interleave, spread
 from gramjd.text_table import digits
 
 PACKAGES = ("torch", "gramjd", "torchjd", "quadprog", "cvxpy")
-SIZES = (8, 16, 32, 64, 128, 256, 512)
+SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 OTHERS_SIZES = (32, 128, 256)
+LARGE_SIZES = (1024, 2048, 4096)
 LARGE = ("MLP, trained", "random", "low rank")
+LARGEST = 2048  # of all but random ones, without --with-slow
+SINGULAR_SIZES = (66, 200, 512)
 SLOW = 256  # the largest m of TorchJD's UPGrad without --with-slow
-OPTIMAL = 1e-8
 _ROUNDS, _REPEATED = 21, 0.1
-
-
-class InexactError(GramjdError, RuntimeError):
-    """What should be exact weights failed the optimality test, so that no error measured from them means anything."""
 
 
 def measure(weighting: Compared, G: Tensor, *, seconds: float, theirs: bool = True) -> dict[str, dict[str, Any]]:
@@ -69,7 +71,9 @@ def measure(weighting: Compared, G: Tensor, *, seconds: float, theirs: bool = Tr
     steps = {name: _kept(answers, failures, name, call, G) for name, call in calls.items()}
     D = G.double()
     steps["eigh"] = lambda: torch.linalg.eigh(D)
-    times = interleave(steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1)
+    times = interleave(
+        steps, rounds=_ROUNDS, warmup=0, seconds=seconds, at_least=_REPEATED, fewest=1, clock=time.process_time
+    )
     for name, found in times.items():
         results[name] = {"ms": digits(1e3 * spread(found).median), "rounds": len(found)}
         if name in answers:
@@ -77,19 +81,6 @@ def measure(weighting: Compared, G: Tensor, *, seconds: float, theirs: bool = Tr
     results.update({name: {"refused": text} for name, text in failures.items()})
     results["exact"]["optimality"] = digits(residual)
     return results
-
-
-def exact_weights(weighting: Compared, G: Tensor) -> tuple[Tensor, float]:
-    """The weights [m] in float64, and how far they are from optimal.
-
-    Raises:
-        InexactError: further than `OPTIMAL`.
-    """
-    W = weighting.exact(G)
-    residual = weighting.residual(G, W)
-    if not residual <= OPTIMAL:
-        raise InexactError(f"optimality is missed by {residual:.1e}, allowed is {OPTIMAL:.0e}: report this as a bug")
-    return (W.mean(0) if W.ndim == 2 else W), residual
 
 
 def update_error(G: Tensor, w: Tensor, exact: Tensor) -> float | None:
@@ -105,17 +96,17 @@ def update_error(G: Tensor, w: Tensor, exact: Tensor) -> float | None:
 
 
 def large(G: Tensor) -> dict[str, float]:
-    """Milliseconds of one exact UPGrad, and in a second call the most bytes of tensors alive beyond `G`."""
+    """Milliseconds of the CPU for one exact UPGrad, and in a second call the most bytes of tensors alive beyond `G`."""
     weigh = UPGrad()
-    start = time.perf_counter()
+    start = time.process_time()
     weigh(G)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     return {"ms": digits(1e3 * elapsed), "peak_bytes": peak_bytes(lambda: weigh(G))}
 
 
 def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure everything, smallest first; a row at a time."""
-    networks = network_gramians(max(*args.sizes, *args.others_sizes, args.large or 0))
+    networks = network_gramians(max(*args.sizes, *args.others_sizes, *args.large, 0))
     for name, sizes in {"UPGrad": args.sizes, **dict.fromkeys(list(WEIGHTINGS)[1:], args.others_sizes)}.items():
         # The rest are quick or refused: a part of the time will do.
         seconds = args.seconds if name == "UPGrad" else args.seconds / 4
@@ -123,9 +114,13 @@ def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for title, G in _gramians(networks, m):
                 found = measure(WEIGHTINGS[name], G, seconds=seconds, theirs=m <= SLOW or args.with_slow)
                 yield {"weighting": name, "gradients": title, "m": m, "contenders": found}
-    for title, G in _gramians(networks, args.large or 0):
-        if args.large and (title in LARGE or args.with_slow):
-            yield {"weighting": "UPGrad", "gradients": title, "m": args.large, "contenders": {"exact": large(G)}}
+    for m in args.singular_sizes:
+        for title in SINGULAR:
+            yield singular.measure(title, m, args.seconds)
+    for m in args.large:
+        for title, G in _gramians(networks, m):
+            if args.with_slow or (title in LARGE and (m <= LARGEST or title == "random")):
+                yield {"weighting": "UPGrad", "gradients": title, "m": m, "contenders": {"exact": large(G)}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results here")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of losses for UPGrad")
     parser.add_argument("--others-sizes", type=int, nargs="+", default=OTHERS_SIZES, help="and for the rest")
-    parser.add_argument("--large", type=int, default=1024, help="m for time and memory of UPGrad; 0 for none")
+    parser.add_argument("--singular-sizes", type=int, nargs="*", default=SINGULAR_SIZES, help="those close to singular")
+    parser.add_argument("--large", type=int, nargs="*", default=LARGE_SIZES, help="m for time and memory of UPGrad")
     parser.add_argument("--seconds", type=float, default=1.2, help="time for a Gramian's rounds, of which one is done")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--with-slow", action="store_true", help=f"TorchJD above m = {SLOW} too; all large Gramians")

@@ -6,12 +6,18 @@ import quadprog
 import torch
 from hypothesis import given, settings
 
-from gramjd.aggregation.solvers import dual_cone
+from gramjd.aggregation.solvers import dual_cone, native
 from gramjd.aggregation.solvers.interior import interior
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.errors import AggregatorError
 
 from .optimality import KINDS, assert_optimal, jacobian, jacobians
+
+
+@pytest.fixture
+def tensors_only(monkeypatch):
+    """As where nothing was compiled."""
+    monkeypatch.setattr(native, "COMPILED", None)
 
 
 def eye(m):
@@ -105,7 +111,7 @@ def test_pivoting_from_the_worst_of_guesses(m):
         torch.testing.assert_close(pivot(C, C, start > 0), exact, rtol=1e-9, atol=1e-9)
 
 
-def test_an_answer_that_misses_the_accuracy_is_never_returned(monkeypatch):
+def test_an_answer_that_misses_the_accuracy_is_never_returned(tensors_only, monkeypatch):
     import sys
 
     module = sys.modules["gramjd.aggregation.solvers.dual_cone"]
@@ -118,7 +124,7 @@ def test_an_answer_that_misses_the_accuracy_is_never_returned(monkeypatch):
 
 
 @pytest.mark.parametrize("m", [2, 3, 9, 40])
-def test_gradients_that_all_bind_need_no_guess(monkeypatch, m):
+def test_gradients_that_all_bind_need_no_guess(tensors_only, monkeypatch, m):
     """Gradients to the corners of a simplex, nearly: each projection is orthogonal to all other gradients."""
     import sys
 
@@ -133,7 +139,7 @@ def test_gradients_that_all_bind_need_no_guess(monkeypatch, m):
     assert (W > 0).all()
 
 
-def test_least_squares_take_over_where_pivoting_gives_up(monkeypatch):
+def test_least_squares_take_over_where_pivoting_gives_up(tensors_only, monkeypatch):
     import sys
 
     module = sys.modules["gramjd.aggregation.solvers.dual_cone"]

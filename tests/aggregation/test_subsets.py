@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gramjd.aggregation.solvers import subsets
+from gramjd.aggregation.solvers import native, subsets
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.subsets import shared_view, solve_general, solve_on
 
@@ -87,6 +87,7 @@ def test_descent_from_a_start_where_exchanges_go_in_circles(seed, monkeypatch):
 
     # Nothing but descent: give up on exchanges at once.
     module = sys.modules["gramjd.aggregation.solvers.pivoting"]
+    monkeypatch.setattr(native, "COMPILED", None)
     m = 30
     A = cosines_of("half space", m, seed) + 1e-5 * torch.eye(m, dtype=torch.float64)
     g = torch.Generator().manual_seed(seed)

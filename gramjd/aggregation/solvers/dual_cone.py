@@ -1,8 +1,9 @@
 """Projections of combinations of gradients onto the dual cone of all gradients, in Gramian form.
 
-`argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: splitting guesses
-which constraints bind (a matrix product per iteration, for all rows together), pivoting makes that exact, and least
-squares on a factor of the cosines do the rows that are left over, and all of a low rank; an answer has passed the
+`argmin {v^T G v : v >= u}` for many u that share one G, by one of two methods. `adaptive`, for a CPU: up to 64 regular
+gradients are left to `small`. Of more, splitting guesses which constraints bind (a matrix product per iteration, for
+all rows together), and pivoting makes that exact. Least squares on a factor of the cosines do the rows that are left
+over, and all where the cosines are close to singular; an answer has passed the
 optimality test, or an error is raised. `fixed`, for other devices: the interior-point method alone, without a look at
 any value, so that the host never waits for the device; it cannot raise, and answers NaN to what is no Gramian.
 """
@@ -12,18 +13,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gramjd.aggregation.solvers import small
 from gramjd.aggregation.solvers.interior import interior, optimality_error
-from gramjd.aggregation.solvers.nonnegative import nonnegative, root
+from gramjd.aggregation.solvers.nonnegative import nonnegative, one_by_one, root
 from gramjd.aggregation.solvers.pivoting import pivot
 from gramjd.aggregation.solvers.rounding import EPS, KNOWN, residual, room
 from gramjd.aggregation.solvers.scaling import Cosines, cosines, cosines_unseen
-from gramjd.aggregation.solvers.splitting import guess
+from gramjd.aggregation.solvers.splitting import guess, rough
 from gramjd.aggregation.solvers.threads import one_thread_if_small
 from gramjd.errors import AggregatorError
 
 _ACCURACY = 1e-9
 _PROXIMAL = (1e-3, 1e-5, 1e-7, 1e-8, 1e-8)
 _SMOOTH = 0.5  # a geometric mean of the eigenvalues from which on conjugate gradients are quick
+_ROUGH = 1e-2  # the least tol that such iterations reach in less time than the exact answer takes
 _LOW = 3  # a rank below this part of m is low
 _FEW = 4  # up to here the signs of V C are as good a guess as it takes
 
@@ -63,6 +66,8 @@ def dual_cone(G: Tensor, U: Tensor, tol: float | None = None, method: str | None
         return U.clone()
     if (method or ("adaptive" if G.device.type == "cpu" else "fixed")) == "fixed":
         return _fixed(*cosines_unseen(G, ridge), U)
+    if G.device.type == "cpu" and (W := small.project(G, U, ridge)) is not None:
+        return W
     with one_thread_if_small(len(G), G.device):
         return _adaptive(cosines(G, ridge), U, tol)
 
@@ -86,12 +91,23 @@ def _adaptive(cone: Cosines, U: Tensor, tol: float | None) -> Tensor:
         return U.clone()
     if cone.factor is not None and (mu := _all_others(cone.factor, V)) is not None:
         return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
-    S = -Q if len(cone.C) <= _FEW else guess(cone.C, V, cone.penalty)
     if cone.factor is None:
-        mu = _singular(cone.C, V, Q, S)
+        mu = _singular(cone, V, Q)
     else:
+        S, reached = _guess(cone, V, Q, tol)
+        if reached:
+            return U + S.clamp_min(0) * size * cone.inverse_norms
         mu = pivot(cone.C, Q, S > 0, 0.25 * (tol or 0.0), cone.typical > _SMOOTH)
     return U + _certified(cone, V, Q, mu, tol) * size * cone.inverse_norms
+
+
+def _guess(cone: Cosines, V: Tensor, Q: Tensor, tol: float | None = None) -> tuple[Tensor, bool]:
+    """About the multipliers [r, m] where it is positive, and True if that is as near as `tol` asks for."""
+    if len(cone.C) <= _FEW:
+        return -Q, False
+    if tol is not None and tol >= _ROUGH:
+        return rough(cone.C, V, cone.penalty, tol)
+    return guess(cone.C, V, cone.penalty), False
 
 
 def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
@@ -112,18 +128,35 @@ def _all_others(L: Tensor, V: Tensor) -> Tensor | None:
     return W / (W * V).sum(1, keepdim=True) * (1 - V)
 
 
-def _singular(C: Tensor, V: Tensor, Q: Tensor, S: Tensor) -> Tensor:
-    """Multipliers for singular cosines, from the guess `S`.
+def _singular(cone: Cosines, V: Tensor, Q: Tensor) -> Tensor:
+    """Multipliers for singular cosines, on a factor with as many columns as their rank.
 
     Of a low rank there are never many that are positive, so they are found one after the other; a guess that has more
     of them than the rank is worth nothing. Else regular problems nearby come first.
     """
-    A = root(C)
-    if _LOW * A.shape[1] > len(C):
-        return _proximal(C, Q, S)
+    A, m = root(cone.C), len(cone.C)
+    if 2 * A.shape[1] > m and len(V) > 1 and (mu := _balanced(cone.C, A, V)) is not None:
+        return mu
+    if one_by_one(A, len(V)):
+        return nonnegative(A, V @ A, torch.zeros_like(Q), room(m), V.sum(1))
+    S, _ = _guess(cone, V, Q)
+    if _LOW * A.shape[1] > m:
+        return _proximal(cone.C, Q, S)
     mu = S.clamp_min(0)
     mu[(mu > 0).sum(1) > A.shape[1]] = 0
-    return nonnegative(A, V @ A, mu, room(len(C)), V.sum(1))
+    return nonnegative(A, V @ A, mu, room(m), V.sum(1))
+
+
+def _balanced(C: Tensor, A: Tensor, V: Tensor) -> Tensor | None:
+    """Multipliers where some positive multiples `w` of all gradients cancel, so that nothing but zero suits them all.
+
+    Every projection is zero then, and one w serves all rows: the least multiple of it that reaches `V` [r, m].
+    """
+    one = torch.ones_like(V[:1])
+    w = one + nonnegative(A, one @ A, torch.zeros_like(one), room(len(C)), one.sum(1))
+    if float((w @ C).abs().amax()) > 0.5 * KNOWN * len(C) * EPS * float(w.sum()):
+        return None
+    return ((V / w).amax(1, keepdim=True) * w - V).clamp_min(0)
 
 
 def _proximal(C: Tensor, Q: Tensor, S: Tensor) -> Tensor:

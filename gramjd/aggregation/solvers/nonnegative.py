@@ -8,17 +8,21 @@ no harm, and no set of rows has to be independent.
 The method is that of Lawson and Hanson, started from a guess: solve on the entries that are free, go there as far as
 all of x stays nonnegative, and free what is violated once nothing is in the way. Every step lowers the objective.
 Source: Lawson and Hanson, Solving least squares problems (1974), chapter 23.
+
+Where `_nearest.c` was compiled, it does this from the other side, in the dual; rows that it leaves are done here.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gramjd.aggregation.solvers.rounding import EPS
+from gramjd.aggregation.solvers import native
+from gramjd.aggregation.solvers.rounding import EPS, KNOWN
 from gramjd.aggregation.solvers.subsets import of_similar_size
 
 # The d above at first: dependent rows share what they have to give as they shared it before, to a part of 1e-8. And at
@@ -30,6 +34,8 @@ _BOLD = 20  # rounds that free several entries at once, and go along arcs
 _ROUNDS = 10  # in all: so many per unknown, and some
 _SHARE = 0.3  # of the largest violation: those above it are freed together
 _REGULAR = 1e-5  # the root of the least pivot, from which on a subset of the cosines is factored as it stands
+_LONG, _LONG_UNEVEN = 6e9, 1e12  # operations, from which on a row after the other takes longer than all together
+_UNEVEN = 1e-6
 _EQUAL = 1 - 1e-6  # what differs by less does so by rounding: equal rows are treated alike
 _ARC = (1.0, 0.5, 0.2, 0.1, 0.03)
 
@@ -38,7 +44,7 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     """`X >= 0` [n, m] minimising `|X A + B|^2`, row by row.
 
     With `Y = (X A + B) A^T` it ends at `Y >= -e` and, where X is positive, `|Y| <= e`, for
-    `e = room (size + sum_j X_j)`.
+    `e = room (size + sum_j X_j)`, or at most `rounding.KNOWN` times that from the compiled form.
 
     Args:
         A: [m, r] in float64, rows of about unit length.
@@ -52,6 +58,39 @@ def nonnegative(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> T
     >>> nonnegative(A, B, torch.zeros(1, 2).double(), 1e-15, torch.ones(1).double()).sum()
     tensor(1., dtype=torch.float64)
     """
+    if (found := _compiled(A, B, room, size)) is not None:
+        X, wrong = found
+        if len(wrong):
+            X[wrong] = _by_tensors(A, B[wrong], X[wrong], room, size[wrong])
+        return X
+    return _by_tensors(A, B, X, room, size)
+
+
+def one_by_one(A: Tensor, n: int) -> bool:
+    """Returns True if n rows are solved for by the compiled form: where there is one, and it does not take longer.
+
+    The tensors here do all rows together, which is quicker for many large ones, unless their steps get stuck where the
+    columns of `A` [m, r] are of very different lengths, as those of `root` are close to singular.
+    """
+    m, r = A.shape
+    if native.FACTORED is None or A.device.type != "cpu" or not (n and m and r):
+        return False
+    squares = A.square().sum(0)
+    uneven = float(squares.amin()) < _UNEVEN * float(squares.amax())
+    return n * r * r * (3 * r + m) <= (_LONG_UNEVEN if uneven else _LONG)
+
+
+def _compiled(A: Tensor, B: Tensor, room: float, size: Tensor) -> tuple[Tensor, Tensor] | None:
+    """X [n, m], and the rows of it that are not the answer; None where nothing was compiled, or it would take long."""
+    if not one_by_one(A, len(B)):
+        return None
+    X, missed = native.nearest(A.numpy(), B.numpy(), room, size.numpy())
+    wrong = np.flatnonzero(~(missed <= KNOWN * room * (size.numpy() + X.sum(1))))
+    X[~np.isfinite(X).all(1)] = 0
+    return torch.from_numpy(X), torch.from_numpy(wrong)
+
+
+def _by_tensors(A: Tensor, B: Tensor, X: Tensor, room: float, size: Tensor) -> Tensor:
     X, C = X.clone(), A @ A.mT
     never = torch.zeros_like(X, dtype=torch.bool)
     pull, before = torch.full_like(size, _PULL), torch.full_like(size, torch.inf)

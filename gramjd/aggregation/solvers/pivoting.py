@@ -12,9 +12,11 @@ simple constraints (1982), and Nocedal and Wright, Numerical optimization (2006)
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gramjd.aggregation.solvers import native
 from gramjd.aggregation.solvers.subsets import shared_view, solve_general, solve_on
 
 _SLACK = 1e-11
@@ -32,8 +34,11 @@ def pivot(
     rounds comes back as good as it got: the caller has to look. `smooth` says that conjugate gradients are quick on
     `A`; `start` [r, m] is a nonnegative X from which descent begins, where that is what it takes.
     """
-    X, rows = _exchange_blocks(A, Q, free, tol, smooth)
-    X = X.clamp_min(0)
+    if A.device.type == "cpu" and len(Q) and native.serves(len(A)):
+        X, rows = _compiled(A, Q, free, tol)
+    else:
+        X, rows = _exchange_blocks(A, Q, free, tol, smooth)
+        X = X.clamp_min(0)
     if not len(rows):
         return X
     q, x = Q[rows], (X if start is None else start)[rows]
@@ -47,6 +52,12 @@ def pivot(
         if not len(rows):
             break
     return X
+
+
+def _compiled(A: Tensor, Q: Tensor, free: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """X [r, m], and the rows that have to be found otherwise."""
+    found = native.exchange(A.numpy(), Q.numpy(), free.numpy(), tol)
+    return torch.from_numpy(found.X), torch.from_numpy(np.isinf(found.missed).nonzero()[0])
 
 
 def _exchange_blocks(A: Tensor, Q: Tensor, free: Tensor, tol: float, smooth: bool) -> tuple[Tensor, Tensor]:

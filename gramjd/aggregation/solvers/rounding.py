@@ -12,6 +12,8 @@ EPS = torch.finfo(torch.float64).eps
 
 # An exact answer is one of a Gramian whose entries are known to so many roundings per loss.
 KNOWN = 8
+# Below this smallest pivot cosines are treated as singular: a solve could lose more than half of the digits.
+SINGULAR = 1e-8
 
 
 def room(m: int) -> float:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation._check import STRAY, asymmetry_limit, explain_bad_values, underflow
+from gramjd.aggregation.solvers.rounding import SINGULAR
 from gramjd.errors import AggregatorError
 
-# Below this smallest pivot the cosines are treated as singular: a solve could lose more than half of the digits.
-_SINGULAR = 1e-8
 # A negative eigenvalue beyond this part of the largest one is no rounding, not even in bfloat16.
 _INDEFINITE = 0.05
 _LADDER = tuple(_INDEFINITE * 4.0**-k for k in range(24))
@@ -65,7 +64,7 @@ def cosines(G: Tensor, ridge: float = 0.0) -> Cosines:
     asymmetry_, shortest, failed, pivot, penalty, typical = facts.tolist()
     if not (asymmetry_ <= asymmetry_limit(G.dtype) and (shortest > 0 or float(_stray(H, norms, G.dtype)) <= STRAY)):
         raise explain_bad_values(G.detach(), norms)
-    if not failed and pivot >= _SINGULAR:
+    if not failed and pivot >= SINGULAR:
         return Cosines(C, norms, penalty, typical, L)
     return _repaired(C, norms)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gramjd.cli import main
-from gramjd.profiling.bench import gramians, weightings, weights
+from gramjd.profiling.bench import gramians, singular, weightings, weights
 from gramjd.profiling.bench.__main__ import BENCHMARKS
-from gramjd.profiling.bench.weightings import WEIGHTINGS
-from gramjd.profiling.bench.weights import InexactError, exact_weights, measure, update_error
+from gramjd.profiling.bench.weightings import WEIGHTINGS, InexactError, exact_weights
+from gramjd.profiling.bench.weights import measure, update_error
 from gramjd.profiling.methods import RefusalError
 
 TWO = torch.tensor([[1.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)  # of the gradients (1, 0) and (-1, 1)
@@ -74,9 +74,9 @@ def test_torchjd_takes_its_turn(quick):
     pytest.importorskip("torchjd")
     pytest.importorskip("quadprog")
     found = measure(WEIGHTINGS["UPGrad"], gramians.drawn("random", 6), seconds=0.01)
-    assert set(found) == {"exact", "tol=1e-4", "torchjd", "eigh"}
+    assert set(found) == {"exact", "tol=1e-2", "torchjd", "eigh"}
     assert found["exact"]["error"] < 1e-9
-    assert found["tol=1e-4"]["error"] < 1e-3
+    assert found["tol=1e-2"]["error"] < 1e-3
     assert 1e-6 < found["torchjd"]["error"] < 0.05
     assert all(outcome["ms"] > 0 and outcome["rounds"] >= 1 for outcome in found.values())
     assert "torchjd" not in measure(WEIGHTINGS["UPGrad"], TWO, seconds=0.0, theirs=False)
@@ -98,13 +98,38 @@ def test_refusals_are_reported(quick, monkeypatch):
 
 def test_report(quick, tmp_path, capsys):
     path = tmp_path / "weights.json"
-    sizes = ["--sizes", "4", "--others-sizes", "3", "--large", "6"]
+    sizes = ["--sizes", "4", "--others-sizes", "3", "--large", "6", "5", "--singular-sizes", "7"]
     assert main(["weights", *sizes, "--seconds", "0", "--json", str(path)], BENCHMARKS) == 0
     report = json.loads(path.read_text())
     assert report["environment"]["threads"] == 1
     assert set(report["products"]) == {"gramjd", "others"}
     rows = report["results"]
     gradients = len(gramians.FAMILIES) + 2 * len(gramians.NETWORKS)
-    assert [row["m"] for row in rows] == [4] * gradients + [3] * 3 * gradients + [6] * len(weights.LARGE)
-    assert rows[-1]["contenders"]["exact"]["peak_bytes"] >= 8 * 6 * 6
+    assert [row["m"] for row in rows] == [4] * gradients + [3] * 3 * gradients + [7] * len(singular.SINGULAR) + [
+        m for m in (6, 5) for _ in weights.LARGE
+    ]
+    assert rows[-1]["contenders"]["exact"]["peak_bytes"] >= 8 * 5 * 5
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+
+RANKS = {"smooth kernel": 40, "polynomials": 30, "few dimensions": 5, "sum zero": 39, "opposed": 40, "physics": 40}
+
+
+@pytest.mark.parametrize("name", singular.SINGULAR)
+def test_gramians_close_to_singular(name):
+    G = singular.SINGULAR[name](40)
+    assert G.shape == (40, 40)
+    assert torch.equal(G, singular.SINGULAR[name](40))
+    lengths = G.diagonal().sqrt()
+    values = torch.linalg.eigvalsh(G / torch.outer(lengths, lengths))
+    assert -1e-13 < values[0] < 1e-6 * values[-1]
+    found = singular.measure(name, 40, seconds=0.0)
+    assert found["rank"] <= RANKS[name]
+    assert found["contenders"]["exact"]["roundings"] <= 8
+    assert set(found["contenders"]) == {"exact", "random"}
+
+
+def test_weights_that_are_not_exact_are_not_timed(monkeypatch):
+    monkeypatch.setattr(singular, "exact_upgrad", lambda G: torch.eye(len(G)).double())
+    with pytest.raises(InexactError, match="roundings"):
+        singular.measure("sum zero", 12, seconds=0.0)
