@@ -55,7 +55,7 @@ def interleave(
     at_least: float = 0.0,
     fewest: int = FEWEST,
     device: torch.device | str = "cpu",
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Time every step once per round, in one process, each round starting with another step.
 
@@ -70,7 +70,8 @@ def interleave(
             would otherwise mostly pay for the caches that a slow one before it left cold.
         fewest: rounds that are taken whatever they cost.
         device: waited for before each clock reading when it is a GPU.
-        clock: in seconds; `time.process_time` leaves out what other programs take of a CPU that is shared.
+        clock: in seconds, None for `time.perf_counter`; `time.process_time` leaves out what other programs take of a
+            CPU that is shared.
 
     Returns:
         Name to its times in seconds, one a round.
@@ -86,7 +87,7 @@ def interleave(
             break
         shift = done % len(names)
         for name in names[shift:] + names[:shift]:
-            times[name].append(_repeated(steps[name], at_least, torch.device(device), clock))
+            times[name].append(_repeated(steps[name], at_least, torch.device(device), clock or time.perf_counter))
     return times
 
 

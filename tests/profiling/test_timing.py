@@ -57,6 +57,13 @@ def test_quick_steps_are_repeated_within_a_round(clock):
     assert clock.calls.count("slow") == 2
 
 
+def test_a_clock_of_ones_own(clock):
+    """It is read before and after a step, and nothing else is."""
+    ticks = iter(range(100))
+    times = interleave({"a": clock.step("a", 5.0)}, rounds=3, warmup=0, clock=lambda: float(next(ticks)))
+    assert times == {"a": [1.0, 1.0, 1.0]}
+
+
 def test_real_clock():
     times = interleave({"a": lambda: sum(range(1000))}, rounds=3, warmup=0)["a"]
     assert len(times) == 3
