@@ -38,6 +38,9 @@ VIEWS = {
 def simplified(graph: fx.GraphModule, shorter: bool) -> fx.GraphModule:
     """The graph with plain inputs and outputs and without dead code; `shorter`: with fewer calls for the same."""
     graph.graph.set_codegen(CodeGen())
+    for node in reversed(graph.graph.nodes):
+        if str(node.target).startswith("profiler."):  # ranges of an optimizer's step, that a recording would show
+            graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code(_has_effect)
     if not shorter:
         written = _written(graph)  # a compiler may choose other strides

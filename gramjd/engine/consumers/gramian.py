@@ -143,6 +143,9 @@ class Gramian(Total):
             if columns is not None:
                 self.value[theirs, mine] += block.T
             return
+        if columns is None and (turned := span(owners[::-1])) is not None:
+            self.value[turned, turned] += block.flip((0, 1)).T  # as tasks are met, the last one first
+            return
         block = mirrored(block) if columns is None else block
         block = self._live(self._live(block, owners).T, other).T
         a, b = self._on_device(owners[owners >= 0]), self._on_device(other[other >= 0])
