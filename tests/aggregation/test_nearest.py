@@ -133,6 +133,30 @@ def test_both_forms_give_the_same_update(weighting, kind, tensors_only, monkeypa
     torch.testing.assert_close(weighting.aggregate(J), by_tensors, rtol=1e-7, atol=1e-6 * float(scale))
 
 
+@pytest.mark.parametrize("weighting", [UPGrad(), DualProj(), MGDA()], ids=repr)
+@pytest.mark.parametrize(("distinct", "dimensions"), [(4, 3), (12, 30), (40, 20)])
+def test_equal_gradients_have_equal_weights_in_any_order(weighting, distinct, dimensions):
+    """Each distinct gradient stands there one to three times."""
+    places = torch.arange(distinct).repeat_interleave(torch.arange(distinct) % 3 + 1)
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(1))
+    J = randn(distinct, distinct, dimensions)
+    J = (J - 0.8 * J.mean(0))[places]
+    w, shuffled = weighting(J @ J.mT), weighting(J[order] @ J[order].mT)
+    mean = torch.zeros(distinct).double().scatter_reduce(0, places, w, "mean", include_self=False)
+    torch.testing.assert_close(w, mean[places], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(shuffled, w[order], rtol=1e-6, atol=1e-8)
+
+
+@compiled
+def test_nearly_equal_rows_are_not_equal():
+    A = np.array([[1.0, 0.0], [1.0, 1e-7], [-1.0, 0.0]])
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    X, _ = native.nearest(A, np.array([[-1.0, -1e-7]]), 1e-15, np.ones(1))
+    np.testing.assert_allclose(X[0], [0, 1, 0], atol=1e-8)
+    X, _ = native.nearest(np.repeat(A, 2, 0), np.array([[-1.0, -1e-7]]), 1e-15, np.ones(1))
+    np.testing.assert_allclose(X[0], [0, 0, 0.5, 0.5, 0, 0], atol=1e-8)
+
+
 @pytest.mark.parametrize("m", [5, 40, 100])
 def test_gradients_that_cancel_are_all_projected_to_zero(m, monkeypatch):
     """Positive multiples of them do, so only zero is in the cone: one solution serves all rows."""

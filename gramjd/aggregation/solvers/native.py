@@ -60,6 +60,8 @@ def exchange(
 def nearest(A: NDArray[np.float64], B: NDArray[np.float64], room: float, size: NDArray[np.float64]) -> Exchanged:
     """`X >= 0` minimising `|X A + B|^2` row by row: as `nonnegative.nonnegative`, from nothing.
 
+    Which of several equal rows of `A` it takes depends on their order; they share it evenly in what is returned.
+
     Args:
         A: [m, r] in float64, rows of about unit length, m and r above 0.
         B: [n, r] in float64, n above 0.
@@ -68,4 +70,18 @@ def nearest(A: NDArray[np.float64], B: NDArray[np.float64], room: float, size: N
     """
     X, missed = np.empty((len(B), len(A))), np.empty(len(B))
     FACTORED.nearest(*map(np.ascontiguousarray, (A, B, size)), X, missed, room)
-    return Exchanged(X, missed)
+    return Exchanged(_evenly(A, X, room), missed)
+
+
+def _evenly(A: NDArray[np.float64], X: NDArray[np.float64], room: float) -> NDArray[np.float64]:
+    """X [n, m] with the mean over each set of equal rows of `A` [m, r], which moves `X A A^T` by rounding only."""
+    C = A @ A.T
+    # Equal rows are neighbours once sorted by any one number that each row of C has.
+    order = np.argsort(C @ np.sqrt(2.0 + np.arange(len(A))), kind="stable")
+    other = np.abs(np.diff(C[order], axis=0)).max(1) > room
+    if other.all():
+        return X
+    which = np.empty(len(A), np.int64)
+    which[order] = np.concatenate([[0], np.cumsum(other)])
+    same = (which[:, None] == which).astype(np.float64)
+    return X @ (same / same.sum(1, keepdims=True))
