@@ -28,6 +28,7 @@ from gramjd.compiled.trace import trace
 from gramjd.engine import _torch
 from gramjd.errors import InputError
 from gramjd.experiments.networks import cifar_net
+from gramjd.profiling.bench.compiled_tables import compiled_steps
 from gramjd.profiling.bench.models import GPT, MultiTask, PooledEncoder, mlp, vgg
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
@@ -292,4 +293,5 @@ def run(args: argparse.Namespace) -> int:
         known.setdefault(f"threads {args.threads}", {"environment": environment, "cases": {}})["cases"][name] = found
         if args.json:
             args.json.write_text(json.dumps(known, indent=1) + "\n")
+    print(f"\n{compiled_steps(known)}")
     return 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gramjd.cli import main
-from gramjd.profiling.bench import compiled
+from gramjd.profiling.bench import compiled, compiled_tables
 from gramjd.profiling.bench.__main__ import BENCHMARKS
 
 
@@ -33,4 +33,22 @@ def test_the_smallest_case(tmp_path, capsys) -> None:
     assert set(found["cases"]["tiny-32"]) == set(wanted.split(","))
     assert found["cases"]["tiny-32"]["plain"]["ratio"]["median"] == 1.0
     assert "products" in found["environment"]
-    assert "Mean reuse graph" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Mean reuse graph" in said
+    assert "| tiny-32 |" in said
+
+
+def test_when_compiling_has_paid() -> None:
+    def result(milliseconds: float, seconds: float, peak: int) -> dict:
+        spread = {"median": milliseconds}
+        return {"milliseconds": spread, "ratio": spread, "seconds_to_compile": seconds, "peak_bytes": peak}
+
+    case = {
+        "plain": result(1.0, 0.0, 10),
+        "plain compiled": result(0.5, 1.0, 10),
+        "Mean reuse eager": result(3.0, 0.0, 10),
+        "Mean reuse compiled": result(1.0, 4.0, 15),
+    }
+    facts = {"threads": 1, "versions": {"torch": "2"}, "date": "today", "cpu": "a CPU", "system": "Linux"}
+    said = compiled_tables.compiled_steps({"threads 1": {"environment": facts, "cases": {"small": case}}})
+    assert "| small | 2.00 | 1.50 | 4.00 | 2,000 |" in said  # over plain compiled: time, memory; seconds, steps
