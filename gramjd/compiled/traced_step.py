@@ -51,6 +51,8 @@ class TracedStep:
         self.step, self.held, self.steps = step, held, steps
         self.backend = current_backend()
         self.places = held.places
+        # An optimizer would go on with these if another parameter took the place of one.
+        self._originals = [place.tensor for place in held.parameters]
         self.state = held.state() if steps else []
         self._rates = rates(step.optimizer) if steps else []
         device = next((place.tensor.device for place in held.parameters), None)
@@ -151,8 +153,9 @@ class TracedStep:
     # -- running ------------------------------------------------------------------------------------------------------
 
     def holds(self) -> bool:
-        """Returns True if nothing that the graph was decided by has changed."""
-        return self._traced.holds()
+        """Returns True if the same parameters are trained, and nothing that the graph was decided by has changed."""
+        same = all(place.tensor is p for place, p in zip(self.held.parameters, self._originals, strict=True))
+        return same and self._traced.holds()
 
     def _settings(self) -> Any:
         stack = plainly()
@@ -223,7 +226,7 @@ class TracedStep:
 
     def _checked(self, batch: Batch, eager: Callable[[Tensor], Any]) -> tuple[Any, Tensor, Tensor]:
         parameters = [place.tensor for place in self.held.parameters]
-        held = [*parameters, *[place.tensor for place in (*self.held.buffers, *self.held.state())]]
+        held = [*parameters, *[place.tensor for place in (*self.held.buffers, *self.held.state())], *batch.tensors]
         gradients = [p.grad for p in parameters]
         try:
             buffers = [place.tensor for place in self.held.buffers]

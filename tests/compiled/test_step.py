@@ -170,6 +170,32 @@ def test_loaded_states_are_used() -> None:
     assert_same_training(network(), cross, batches(8), OPTIMIZERS["adam"], between=between, tolerance=1e-4)
 
 
+def test_a_parameter_that_is_exchanged_makes_another_graph() -> None:
+    def between(n: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if n == 4:  # the optimizer goes on with the one that is gone
+            model[0].weight = nn.Parameter(model[0].weight.detach() + 1)  # type: ignore[index, union-attr]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        assert_same_training(network(), cross, batches(7), OPTIMIZERS["momentum"], between=between, graphs=0)
+
+
+def test_a_batch_that_is_written_to() -> None:
+    def losses_of(model: nn.Module) -> Callable[..., Tensor]:
+        return lambda x, y: cross_entropy(model(x.mul_(2)), y, reduction="none")
+
+    model = network()
+    other = copy.deepcopy(model)
+    step = gramjd.compile(losses_of(model), model, mode="graph")
+    for x, y in batches(4):
+        mine, theirs = x.clone(), x.clone()
+        result = step(mine, y)
+        expected = gramjd.gram_backward(losses_of(other)(theirs, y))
+        torch.testing.assert_close(result.gramian, expected.gramian)
+        torch.testing.assert_close(mine, theirs)
+    assert step.graphs == 1
+
+
 class Counting(nn.Module):
     """Makes another tensor of its buffer in every pass."""
 
