@@ -116,8 +116,7 @@ def _watched(node: NodeView) -> Watched | None:
 
 def edited(node: NodeView) -> Sends:
     """An operation in place on a part of a tensor: edge 0 is that tensor, the others are the operation's operands."""
-    # Several cotangents are made dense: results of their rows, taken together and apart again, were found wrong.
-    edit = _edit_of(node) if len(node.cotangents()) == 1 else None
+    edit = _edit_of(node)
     return dense_fallback(node) if edit is None else _edited(node, edit)
 
 

@@ -75,7 +75,8 @@ class Strided(NamedTuple):
 
     def rows(self, memory: Tensor) -> Tensor:
         """[K, *sizes] of memory [K, addresses]."""
-        return memory.as_strided((len(memory), *self.sizes), (memory.stride(0), *self.strides), self.offset)
+        begin = memory.storage_offset() + self.offset  # the rows may themselves be some of others
+        return memory.as_strided((len(memory), *self.sizes), (memory.stride(0), *self.strides), begin)
 
 
 def laid_out(values: Tensor, base: Strided, size: int, fresh: bool) -> Tensor:
