@@ -6,13 +6,13 @@ storages that are alive are added up. What an operation takes inside itself and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gramjd.compiled.held import unchanged
 from gramjd.engine import _torch, compute
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.factor import Gathered
@@ -52,7 +52,8 @@ def counted_step(work: Work) -> Counted:
         work: from `gramjd.profiling.target.build`.
     """
     try:
-        with _unchanged(work.model), _torch.fake_tensors() as paper:
+        modules = list(work.model.modules()) if work.model is not None else []
+        with unchanged(modules), _torch.fake_tensors() as paper:
             return _counted(work, _Bytes(paper))
     except Exception:  # whatever stops a model on paper: if it is a fault of the model, it will show again
         return _counted(work, _Bytes())
@@ -134,17 +135,3 @@ class _Bytes(_torch.TorchDispatchMode):
 
     def _alive(self, address: int) -> bool:
         return address in self.made and not self.made[address][0].expired()
-
-
-@contextmanager
-def _unchanged(model: nn.Module | None) -> Iterator[None]:
-    """Give modules back what they had: a forward pass may keep tensors, and those without numbers are of no use."""
-    own = [vars(module) for module in model.modules()] if model is not None else []
-    kept = [*own, *(value for names in own for value in names.values() if isinstance(value, dict))]
-    before = [dict(names) for names in kept]
-    try:
-        yield
-    finally:
-        for names, was in zip(kept, before, strict=True):
-            names.clear()
-            names.update(was)
