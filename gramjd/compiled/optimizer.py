@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gramjd.engine import _torch
+from gramjd.kernels.tracing import TraceError
 
 # Calls with a scale, and what is computed for them: (self, other operands, scale) to what is added to self.
 SCALED: dict[str, tuple[str, Callable[..., Tensor]]] = {
@@ -54,6 +55,9 @@ def traceable(
         leaves: for the id of each parameter the tensor in its place.
         state: for the id of each tensor of the state the one in its place.
         rates: one per group, instead of the number.
+
+    Raises:
+        TraceError: the optimizer changes something else than tensors in place.
     """
     groups, own = optimizer.param_groups, optimizer.state
     optimizer.param_groups = [_group(group, leaves, rate) for group, rate in zip(groups, rates, strict=True)]
@@ -72,10 +76,6 @@ def traceable(
         vars(optimizer).update(counted)
 
 
-class UnsteppableError(Exception):
-    """The optimizer changes something else than tensors in place."""
-
-
 def _group(group: Mapping[str, Any], leaves: Mapping[int, Tensor], rate: Tensor) -> dict[str, Any]:
     found = {**group, "params": [leaves[id(p)] for p in group["params"]], "lr": rate}
     found.update({name: True for name in ("capturable",) if name in group})
@@ -89,7 +89,7 @@ def _check(state: Mapping[Any, Mapping[str, Any]], before: Mapping[Any, Mapping[
         for name in values.keys() | was.keys():
             old, new = was.get(name), values.get(name)
             if old is not new and not (isinstance(new, (int, float, bool)) and old == new):
-                raise UnsteppableError(f"replaces `{name}` of its state in every step")
+                raise TraceError(f"replaces `{name}` of its state in every step")
 
 
 def rates(optimizer: torch.optim.Optimizer | None) -> list[float]:

@@ -60,7 +60,7 @@ class CompiledStep:
         self.update, self.mode, self.max_graphs, self.check_every = update, mode, max_graphs, check_every
         self.tasks, self.shared = tasks, shared
         self.handle = Handle(self.aggregator)
-        self._outside: Outside | None = None
+        self.outside: Outside | None = None
         self._seen: OrderedDict[Hashable, str] = OrderedDict()
         self._graphs: dict[Hashable, TracedStep] = {}
         self._said: set[str] = set()
@@ -91,17 +91,17 @@ class CompiledStep:
         return len(self._graphs)
 
     def _key(self, batch: Batch) -> Hashable:
-        if self._outside is None:
-            self._outside = Outside(self.losses_fn, list(self.model.modules()))
-        held = self._outside.tensors()
-        return batch.key, ambient(), options(self.optimizer), self._outside.key(), tuple(map(described, held))
+        if self.outside is None:
+            self.outside = Outside(self.losses_fn, list(self.model.modules()))
+        held = self.outside.tensors()
+        return batch.key, ambient(), options(self.optimizer), self.outside.key(), tuple(map(described, held))
 
     def _without_graph(self, key: Hashable, batch: Batch, args: Any, kwargs: Any) -> StepResult:
         """The first step under these circumstances is eager; with the second there is a graph, or a reason why not."""
         self._graphs.pop(key, None)  # what it was decided by has changed
         reason = self._seen.get(key)
         if reason is None:
-            self._outside = None  # a first forward pass may make attributes
+            self.outside = None  # a first forward pass may make attributes
             result = self.eager(*args, **kwargs)
             self._note(self._key(batch))
             return result
@@ -123,18 +123,18 @@ class CompiledStep:
             self._seen.popitem(last=False)
         self._new_in_a_row += 1
         last, self._last = self._last, key
-        if self._new_in_a_row == PATIENCE and last is not None and self._outside is not None:
+        if self._new_in_a_row == PATIENCE and last is not None and self.outside is not None:
             parts = [part for part, a, b in zip(PARTS, key, last, strict=True) if a != b and part]
-            parts += self._outside.differing(key[3], last[3])
+            parts += self.outside.differing(key[3], last[3])
             self._say(f"finds other circumstances at every step: {', '.join(parts)}")
 
     def _compiled(self, key: Hashable, batch: Batch, args: Any, kwargs: Any) -> StepResult:
         """Trace, compile, and check the first step."""
         if isinstance(self.aggregator, Coordinatewise):
             raise TraceError(f"has an aggregator that works on the columns of the Jacobian, {self.aggregator!r}")
-        assert self._outside is not None, "the key was made of it"
+        assert self.outside is not None, "the key was made of it"
         graph = TracedStep.of(self, batch)
-        self._outside.keep()
+        self.outside.keep()
         result = StepResult(*graph.checked(batch, lambda w: self.eager(*args, **kwargs, _weights=w)))
         self._graphs[key] = graph
         return result

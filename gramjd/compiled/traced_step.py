@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gramjd.compiled import check
 from gramjd.compiled.guards import Batch
 from gramjd.compiled.held import Held, replaced, unchanged
-from gramjd.compiled.optimizer import UnsteppableError, rates, traceable
+from gramjd.compiled.optimizer import rates, traceable
 from gramjd.compiled.run import RUNNERS, draws
 from gramjd.compiled.simplify import reshaped
 from gramjd.compiled.trace import Traced, trace
@@ -83,7 +83,7 @@ class TracedStep:
             return cls(step, held, batch, False)
         try:
             return cls(step, held, batch, True)
-        except (TraceError, UnsteppableError):
+        except TraceError:
             return cls(step, held, batch, False)
 
     # -- tracing ------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class TracedStep:
             for n, place in enumerate(self.held.buffers)
             if not place.tensor.is_floating_point() and not place.tensor.is_complex()
         ]
-        modules = self.step._outside.modules if self.step._outside is not None else self.held.modules
+        modules = self.step.outside.modules if self.step.outside is not None else self.held.modules
 
         def program(*given: Tensor) -> list[Tensor]:
             with unchanged(modules, strict=True):

@@ -19,10 +19,7 @@ Aggregator = Callable[..., Tensor]
 
 
 class Handle:
-    """An aggregator under a number, which a graph can hold. Called with a Gramian, it is that operation.
-
-    The aggregator may be exchanged, as for a check.
-    """
+    """An aggregator under a number, which a graph can hold. Called with a Gramian, it is that operation."""
 
     _numbers = itertools.count()
 
