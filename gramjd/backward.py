@@ -21,6 +21,7 @@ from gramjd.engine.consumers.update import Kept
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
+from gramjd.options import as_choice
 
 Aggregator = Callable[..., Tensor]
 
@@ -119,8 +120,8 @@ def gram_backward(
     >>> w.grad
     tensor([0.8000, 2.4000])
     """
-    check_choice("update", update, UPDATES)
-    check_choice("nonfinite", nonfinite, NONFINITE)
+    as_choice(update, "update", UPDATES)
+    as_choice(nonfinite, "nonfinite", NONFINITE)
     strict = nonfinite == "raise"
     losses = as_given(losses)
     found, targets, memory_budget = as_losses(losses, strict), as_inputs(inputs), as_budget(memory_budget)
@@ -155,12 +156,6 @@ def gram_backward(
             else:
                 _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise unless an option has one of the values allowed."""
-    if value not in allowed:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
 def check_aggregator(aggregator: Aggregator) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from gramjd import options
 from gramjd.aggregation._look import may_look
 from gramjd.errors import AggregatorError
 
@@ -120,19 +122,5 @@ def check_length(vector: Tensor, name: str, m: int) -> None:
         raise AggregatorError(f"{name} has {len(vector)} entries, but the Gramian is {m} x {m}: give one per loss")
 
 
-def as_number(value: object, name: str, allowed: str, ok: Callable[[float], bool]) -> float:
-    """`value` as a float, if it is a number and `ok`; `allowed` says in words what `ok` checks.
-
-    >>> as_number(1, "rate", "above 0", lambda x: x > 0)
-    1.0
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(value):
-        raise AggregatorError(f"{name} must be a number {allowed}; got {value!r}")
-    return float(value)
-
-
-def as_count(value: object, name: str, least: int) -> int:
-    """`value`, if it is an int and no less than `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise AggregatorError(f"{name} must be an int, {least} or more; got {value!r}")
-    return value
+as_number = partial(options.as_number, error=AggregatorError)
+as_count = partial(options.as_count, error=AggregatorError)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gramjd.aggregation import Coordinatewise, UPGrad
-from gramjd.backward import UPDATES, GramStep, check_aggregator, check_choice, gram_backward
+from gramjd.backward import UPDATES, GramStep, check_aggregator, gram_backward
 from gramjd.compiled.guards import Batch, Outside, ambient, described, options
 from gramjd.compiled.run import MODES
 from gramjd.compiled.traced_step import TracedStep
@@ -20,6 +20,7 @@ from gramjd.errors import FallbackWarning, InputError, warn
 from gramjd.kernels.tracing import TraceError
 from gramjd.losses import Losses
 from gramjd.multitask import mtl_backward
+from gramjd.options import as_choice, as_count
 
 LossFunction = Callable[..., Losses]
 # Circumstances of which it is known that they were seen once, and new ones in a row until this is said.
@@ -221,8 +222,8 @@ def compile(
     >>> result.weights.shape, step.graphs
     (torch.Size([4]), 1)
     """
-    check_choice("update", update, UPDATES)
-    check_choice("mode", mode, MODES)
+    as_choice(update, "update", UPDATES)
+    as_choice(mode, "mode", MODES)
     if not callable(losses_fn):
         raise InputError(f"losses_fn is a {type(losses_fn).__name__}; expected a function from a batch to losses")
     if not isinstance(model, nn.Module):
@@ -231,9 +232,9 @@ def compile(
         )
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer, or None")
-    for name, number in (("max_graphs", max_graphs), ("check_every", check_every)):
-        if number is not None and not (isinstance(number, int) and not isinstance(number, bool) and number > 0):
-            raise InputError(f"{name} is {number!r}; expected a positive whole number")
+    as_count(max_graphs, "max_graphs", 1)
+    if check_every is not None:
+        as_count(check_every, "check_every", 1)
     if aggregator is not None and not isinstance(aggregator, Coordinatewise):
         check_aggregator(aggregator)
     if shared is not None and not (tasks and isinstance(shared, nn.Module)):

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gramjd.errors import InputError
-from gramjd.optim._options import as_choice, as_count, as_number
 from gramjd.optim.damping import ACCEPTED, Damping
 from gramjd.optim.jacobian import jacobian_of
 from gramjd.optim.parameters import Point, as_parameters, trained
 from gramjd.optim.residuals import Closure, Residuals, Weights, evaluate
 from gramjd.optim.systems import Direction, System, divisors_of, largest, system_of
+from gramjd.options import as_choice, as_count, as_number
 
 SOLVERS = ("auto", "gramian", "jacobian")
 SCALINGS = ("none", "tensor", "coordinate")

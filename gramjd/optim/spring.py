@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 from gramjd.aggregation.solvers.damped import solve_damped
 from gramjd.errors import AggregatorError
-from gramjd.optim._options import as_number
 from gramjd.optim.jacobian import Jacobian, jacobian_of
 from gramjd.optim.parameters import Point, as_parameters, trained
 from gramjd.optim.residuals import Closure, Weights, evaluate
 from gramjd.optim.systems import checked
+from gramjd.options import as_number
 
 
 class SPRINGStep(NamedTuple):

@@ -309,8 +309,8 @@ WRONG = {
     "optimizer": ({"optimizer": 0.1}, "optimizer is a float"),
     "model": ({"model": [1]}, "model is a list"),
     "losses_fn": ({"losses_fn": torch.ones(3)}, "losses_fn is a Tensor"),
-    "max_graphs": ({"max_graphs": 0}, "max_graphs is 0"),
-    "check_every": ({"check_every": True}, "check_every is True"),
+    "max_graphs": ({"max_graphs": 0}, "max_graphs must be an int, 1 or more; got 0"),
+    "check_every": ({"check_every": True}, "check_every must be an int, 1 or more; got True"),
     "shared": ({"shared": nn.Linear(1, 1)}, "tasks is False"),
 }
 
