@@ -114,6 +114,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
         # With one of the inner packages the whole library is loaded, so that gramjd.kernels.cost is there.
         {
             **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.multitask"),
+            "compiled": "gramjd.compiled.step",
             "errors": "gramjd.errors",
             "extend": "gramjd.extend",
             "optim": "gramjd.optim",
