@@ -219,7 +219,6 @@ def test_equal_orthogonal_gradients_are_averaged(weighting):
     "name",
     [
         "_batches",
-        "_check",
         "alignedmtl",
         "cagrad",
         "config",
