@@ -13,6 +13,7 @@ with x [g, b, T, i] and c [K, g, b, T, o]; R = K b rows. Four routes with one re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -161,9 +162,22 @@ def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return _product(x, c, dtype) if kernel is None and route == "product" else _run(route, x, c, dtype)
 
 
+def _at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Callable[..., Tensor] | None:
+    """The form with the fewest operations among those of one chunk, unless there is a kernel.
+
+    Calls cost nothing there, so that another route than the one chosen may be better.
+    """
+    e = extent(x, c)
+    if e.g > 1 or dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) is not None:
+        return None
+    fitting = [name for name in options(e) if name in AT_ONCE and AT_ONCE[name].fits(e)]
+    return AT_ONCE[min(fitting, key=lambda name: operations(name, e))].form if fitting else None
+
+
 @whole(
     "outer(str route, Tensor x, Tensor c, ScalarType dtype) -> Tensor",
     lambda route, x, c, dtype: square(c, dtype, c.shape[0], x.shape[1]),
+    _at_once,
 )
 def _run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
@@ -264,4 +278,39 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return G
 
 
+def _pairwise_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    _, K, b, T, i, o = extent(x, c)
+    X, C = x[0].to(dtype).reshape(b * T, i), c[:, 0].to(dtype).reshape(K * b * T, o)
+    inner = product(X, X.T).view(1, b, T, 1, b, T)
+    return (product(C, C.T).view(K, b, T, K, b, T) * inner).sum(2).sum(4).view(K * b, K * b)
+
+
+def _rows_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    _, K, b, T, i, o = extent(x, c)
+    X, C = x[0].to(dtype), c[:, 0].to(dtype)
+    if b == 1:
+        J = product(C[:, 0].mT.reshape(K * o, T), X[0]).view(K, o * i)
+        return (J * J).sum().view(1, 1) if K == 1 else gram(J)
+    return gram(torch.stack([torch.bmm(C[k].mT, X) for k in range(K)]).view(K * b, o * i))
+
+
+def _shared_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    _, K, _, T, _, o = extent(x, c)
+    X, C = x[0, 0].to(dtype), c[:, 0, 0].to(dtype)
+    moved = torch.matmul(product(X, X.T), C).reshape(K, T * o)
+    return product(moved, C.reshape(K, T * o).T)
+
+
+class AtOnce(NamedTuple):
+    """A route without chunks: returns True for extents of which one chunk is enough, and the operations."""
+
+    fits: Callable[[Extent], bool]
+    form: Callable[..., Tensor]
+
+
+AT_ONCE = {
+    "pairwise": AtOnce(lambda e: pairs(e) >= e.b, _pairwise_at_once),
+    "rows": AtOnce(lambda e: tile(e) == (e.o, e.i), _rows_at_once),
+    "shared": AtOnce(lambda e: e.K * e.T * e.o <= chunk(), _shared_at_once),
+}
 ROUTES = {"product": _product, "pairwise": _pairwise, "rows": _rows, "shared": _shared}

@@ -142,12 +142,16 @@ def constant(tensor: Tensor) -> Tensor:
 _library = torch.library.Library("gramjd", "DEF")
 
 
-def whole(schema: str, fake: Callable[..., Tensor]) -> Callable[[Function], Function]:
+def whole(
+    schema: str, fake: Callable[..., Tensor], at_once: Callable[..., Callable[..., Tensor] | None] | None = None
+) -> Callable[[Function], Function]:
     """A function that is one operation in a trace.
 
     Args:
         schema: its name and arguments as `torch.library` takes them, such as "gram(Tensor J) -> Tensor".
         fake: for the same arguments, an empty tensor like the result.
+        at_once: for the same arguments, a function with the same result whose operations are written down instead, if
+            they are few; else None.
     """
 
     def decorate(function: Function) -> Function:
@@ -159,7 +163,10 @@ def whole(schema: str, fake: Callable[..., Tensor]) -> Callable[[Function], Func
 
         @functools.wraps(function)
         def run(*args: Any) -> Any:
-            return function(*args) if tracing() is None else operation(*args)
+            if tracing() is None:
+                return function(*args)
+            form = None if at_once is None else at_once(*args)
+            return (form or operation)(*args)
 
         return run  # type: ignore[return-value]
 

@@ -21,6 +21,8 @@ from gramjd.engine.autograd import AUTOCAST
 from gramjd.kernels.dispatch import current_backend
 from gramjd.kernels.tracing import TraceError
 
+# Of the options of an optimizer those that are no part of a graph.
+FREE = frozenset(("params", "lr", "initial_lr"))
 PLAIN = (int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device)
 
 
@@ -163,11 +165,12 @@ def options(optimizer: torch.optim.Optimizer | None) -> Hashable:
     """Everything in the groups of an optimizer but parameters and rates."""
     if optimizer is None:
         return None
-    groups = [
-        (group, [name for name in group if name not in ("params", "lr", "initial_lr")])
-        for group in optimizer.param_groups
-    ]
-    return tuple([tuple([_option(group[name]) for name in names]) for group, names in groups])
+    return tuple(
+        [
+            tuple([value if type(value) in PLAIN else _option(value) for name, value in group.items() if name not in FREE])
+            for group in optimizer.param_groups
+        ]
+    )
 
 
 def _option(value: Any) -> Hashable:

@@ -28,7 +28,9 @@ def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runn
 
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
     """One compiled function. Random numbers are drawn from PyTorch's generator, in an order of its own."""
-    return _torch.compiled_graph(graph, inputs, {"fallback_random": True} if draws(graph) else {})
+    # On a CPU the calls between kernels would take longer than small kernels do: they are compiled, too.
+    options = {"cpp_wrapper": all(not t.is_cuda for t in inputs), "fallback_random": draws(graph)}
+    return _torch.compiled_graph(graph, inputs, options)
 
 
 def launched(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:

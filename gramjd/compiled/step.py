@@ -64,6 +64,7 @@ class CompiledStep:
         self.outside: Outside | None = None
         self._seen: OrderedDict[Hashable, str] = OrderedDict()
         self._graphs: dict[Hashable, TracedStep] = {}
+        self._latest: tuple[Hashable, TracedStep | None] = (None, None)
         self._said: set[str] = set()
         # Circumstances that were new, one after the other, and those of the last step.
         self._new_in_a_row, self._last = 0, None
@@ -80,8 +81,10 @@ class CompiledStep:
         except TraceError as error:
             self._say(str(error))
             return self.eager(*args, **kwargs)
-        graph = self._graphs.get(key)
+        # Mostly the circumstances of the step before: comparing is cheaper than to look for a hash.
+        graph = self._latest[1] if key == self._latest[0] else self._graphs.get(key)
         if graph is not None and graph.holds():
+            self._latest = key, graph
             self._new_in_a_row = 0
             return StepResult(*graph(batch))
         return self._without_graph(key, batch, args, kwargs)
@@ -99,6 +102,7 @@ class CompiledStep:
 
     def _without_graph(self, key: Hashable, batch: Batch, args: Any, kwargs: Any) -> StepResult:
         """The first step under these circumstances is eager; with the second there is a graph, or a reason why not."""
+        self._latest = None, None
         self._graphs.pop(key, None)  # what it was decided by has changed
         reason = self._seen.get(key)
         if reason is None:

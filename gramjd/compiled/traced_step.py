@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gramjd.compiled import check
 from gramjd.compiled.guards import Batch
@@ -69,6 +70,9 @@ class TracedStep:
             self._squared = True
             self._traced = self._trace(batch, inputs)
         self._run = self._runner(self._traced, inputs)
+        # Compiled code reads no setting; functions of this library do.
+        alone = step.mode == "default" and not _own_functions(self._traced.graph) and not any(map(torch.is_autocast_enabled, AUTOCAST))
+        self._settings: Callable[[], AbstractContextManager[Any]] = torch.no_grad if alone else self._with_settings
 
     @classmethod
     def of(cls, step: CompiledStep, batch: Batch) -> TracedStep:
@@ -147,7 +151,7 @@ class TracedStep:
         return [*[t.detach() for t in tensors], *[place.tensor for place in self.state], *self.rates, *batch.tensors]
 
     def _runner(self, traced: Traced, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Any]]:
-        with self._settings():
+        with self._with_settings():
             return RUNNERS[self.step.mode](traced.graph, inputs, len(self.places) + len(self.state))
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ class TracedStep:
         same = all(place.tensor is p for place, p in zip(self.held.parameters, self._originals, strict=True))
         return same and self._traced.holds()
 
-    def _settings(self) -> Any:
+    def _with_settings(self) -> AbstractContextManager[Any]:
         stack = plainly()
         stack.enter_context(use_backend(self.backend))
         stack.enter_context(library_fixed())
@@ -297,6 +301,12 @@ class TracedStep:
 
     def _described(self) -> str:
         return f"mode {self.step.mode!r}, {len(self._traced.graph.graph.nodes)} operations"
+
+
+def _own_functions(graph: fx.GraphModule) -> bool:
+    """Returns True if functions of this library are called besides the aggregator."""
+    called = {str(node.target) for node in graph.graph.nodes if str(node.target).startswith("gramjd.")}
+    return bool(called - {str(torch.ops.gramjd.weights.default)})
 
 
 def _flat(losses: Any) -> list[Tensor]:

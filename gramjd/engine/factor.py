@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.isometry import TRANSPOSED, Isometry, Region, region_of
-from gramjd.engine.layout import Owners
+from gramjd.engine.layout import Owners, span
 from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
 from gramjd.kernels import cross as crossing
 from gramjd.kernels import weighted as weighting
@@ -159,8 +159,11 @@ class Factor:
 
 def weights_of(owners: Owners, w: Tensor) -> Tensor:
     """The weight of each row's loss, shaped like `owners`; zero for rows of none."""
-    if owners.size == len(w) and (owners.reshape(-1) == np.arange(len(w))).all():
-        return w.view(owners.shape)
+    flat = owners.reshape(-1)
+    if (mine := span(flat)) is not None:
+        return w[mine].view(owners.shape)
+    if (turned := span(flat[::-1])) is not None:
+        return w[turned].flip(0).view(owners.shape)  # as tasks are met, the last one first
     weights = w.index_select(0, index_tensor(np.where(owners >= 0, owners, 0).reshape(-1), w.device))
     weights = weights.view(owners.shape)
     return weights if (owners >= 0).all() else weights * index_tensor(owners >= 0, w.device)

@@ -275,3 +275,15 @@ def overlay(a: Layout, b: Layout) -> Layout | None:
     if ((a.owners >= 0) & (b.owners >= 0) & (a.owners != b.owners)).any():
         return None
     return interned(Layout(a.pieces, np.where(a.owners >= 0, a.owners, b.owners)))
+
+
+def span(owners: Owners) -> slice | None:
+    """The losses as a slice, if they are neighbours in their order.
+
+    >>> span(np.array([3, 4, 5])), span(np.array([3, 5]))
+    (slice(3, 6, None), None)
+    """
+    if not owners.size or owners.ndim > 1 or owners[0] < 0:
+        return None
+    found = slice(int(owners[0]), int(owners[0]) + len(owners))
+    return found if (owners == np.arange(found.start, found.stop)).all() else None

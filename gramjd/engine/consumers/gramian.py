@@ -14,7 +14,7 @@ from torch import Tensor
 from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.factor import Factor
 from gramjd.engine.given import GivenRows
-from gramjd.engine.layout import Mask, Owners
+from gramjd.engine.layout import Mask, Owners, span
 from gramjd.engine.parameter import Jacobian, Part, stacked_rows, tied
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_rows
@@ -83,18 +83,6 @@ class Total(ABC):
         return index_tensor(index, self.device)
 
 
-def span(owners: Owners) -> slice | None:
-    """The losses as a slice, if they are neighbours in their order.
-
-    >>> span(np.array([3, 4, 5])), span(np.array([3, 5]))
-    (slice(3, 6, None), None)
-    """
-    if not owners.size or owners.ndim > 1 or owners[0] < 0:
-        return None
-    found = slice(int(owners[0]), int(owners[0]) + len(owners))
-    return found if (owners == np.arange(found.start, found.stop)).all() else None
-
-
 @dataclass(eq=False)
 class Gramian(Total):
     """`G = J J^T` [m, m], of which `value` holds the upper half."""
@@ -131,7 +119,7 @@ class Gramian(Total):
         """
         block = block.to(device=self.device, dtype=self.dtype)
         if columns is None and self._is_everyone(owners):
-            self.value += block
+            self.value.add_(block)
             return
         if block.ndim == 3:
             self._add_apart(owners, block)
@@ -139,12 +127,12 @@ class Gramian(Total):
         other = owners if columns is None else columns
         mine, theirs = span(owners), span(other)
         if mine is not None and theirs is not None:
-            self.value[mine, theirs] += block
+            self.value[mine, theirs].add_(block)
             if columns is not None:
-                self.value[theirs, mine] += block.T
+                self.value[theirs, mine].add_(block.T)
             return
         if columns is None and (turned := span(owners[::-1])) is not None:
-            self.value[turned, turned] += block.flip((0, 1)).T  # as tasks are met, the last one first
+            self.value[turned, turned].add_(block.flip((0, 1)).T)  # as tasks are met, the last one first
             return
         block = mirrored(block) if columns is None else block
         block = self._live(self._live(block, owners).T, other).T
