@@ -278,14 +278,14 @@ def _shared(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return G
 
 
-def _pairwise_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+def _pairwise_at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     _, K, b, T, i, o = extent(x, c)
     X, C = x[0].to(dtype).reshape(b * T, i), c[:, 0].to(dtype).reshape(K * b * T, o)
     inner = product(X, X.T).view(1, b, T, 1, b, T)
     return (product(C, C.T).view(K, b, T, K, b, T) * inner).sum(2).sum(4).view(K * b, K * b)
 
 
-def _rows_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+def _rows_at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     _, K, b, T, i, o = extent(x, c)
     X, C = x[0].to(dtype), c[:, 0].to(dtype)
     if b == 1:
@@ -294,7 +294,7 @@ def _rows_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     return gram(torch.stack([torch.bmm(C[k].mT, X) for k in range(K)]).view(K * b, o * i))
 
 
-def _shared_at_once(_: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+def _shared_at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     _, K, _, T, _, o = extent(x, c)
     X, C = x[0, 0].to(dtype), c[:, 0, 0].to(dtype)
     moved = torch.matmul(product(X, X.T), C).reshape(K, T * o)

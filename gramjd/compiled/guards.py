@@ -166,14 +166,13 @@ def options(optimizer: torch.optim.Optimizer | None) -> Hashable:
     if optimizer is None:
         return None
     return tuple(
-        [
-            tuple([value if type(value) in PLAIN else _option(value) for name, value in group.items() if name not in FREE])
-            for group in optimizer.param_groups
-        ]
+        [tuple([_option(group[name]) for name in group if name not in FREE]) for group in optimizer.param_groups]
     )
 
 
 def _option(value: Any) -> Hashable:
+    if type(value) in PLAIN:
+        return value
     if isinstance(value, (tuple, list)):
         return tuple([_option(one) for one in value])
     return id(value) if isinstance(value, Tensor) or not isinstance(value, PLAIN) else value

@@ -71,7 +71,8 @@ class TracedStep:
             self._traced = self._trace(batch, inputs)
         self._run = self._runner(self._traced, inputs)
         # Compiled code reads no setting; functions of this library do.
-        alone = step.mode == "default" and not _own_functions(self._traced.graph) and not any(map(torch.is_autocast_enabled, AUTOCAST))
+        casts = any(map(torch.is_autocast_enabled, AUTOCAST))
+        alone = step.mode == "default" and not casts and not _own_functions(self._traced.graph)
         self._settings: Callable[[], AbstractContextManager[Any]] = torch.no_grad if alone else self._with_settings
 
     @classmethod
