@@ -31,9 +31,10 @@ _OF_GRAPHS = {
     "modified by an inplace operation": "a tensor that the graph needs was modified in place after it was used: use "
     "the operation that returns a new tensor",
     "donated buffers": "a module that torch.compile compiled for several batch sizes frees what it saved after one "
-    "backward pass, and a step needs two. Call the module that is not compiled (`model._orig_mod`), or compile it with "
-    "torch.compile(model, dynamic=False). Do not switch torch._functorch.config.donated_buffer off where something was "
-    "compiled before: compiled code is taken from a cache, and its gradients are wrong then",
+    'backward pass, and a step needs two. Compile it with torch.compile(model, backend="gramjd"), or with '
+    "torch.compile(model, dynamic=False), or call the module that is not compiled (`model._orig_mod`). Do not switch "
+    "torch._functorch.config.donated_buffer off where something was compiled before: compiled code is taken from a "
+    "cache, and its gradients are wrong then",
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gramjd.engine import _torch
-from gramjd.engine.autograd import AUTOCAST
+from gramjd.engine.autograd import casts
 from gramjd.kernels.dispatch import current_backend
 from gramjd.kernels.tracing import TraceError
 
@@ -157,8 +157,7 @@ def _globals(function: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 def ambient() -> Hashable:
     """Settings of the process and the thread that decide what operations do."""
-    casts = tuple([torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in AUTOCAST])
-    return casts, current_backend(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    return tuple(casts()), current_backend(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
 
 
 def options(optimizer: torch.optim.Optimizer | None) -> Hashable:

@@ -17,7 +17,7 @@ Runner = Callable[..., Sequence[Any]]
 
 def draws(graph: fx.GraphModule) -> bool:
     """Returns True if random numbers are drawn."""
-    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
+    return any(_torch.draws(node.target, node.args, node.kwargs) for node in graph.graph.nodes)
 
 
 def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:

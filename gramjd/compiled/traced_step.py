@@ -18,7 +18,7 @@ from gramjd.compiled.simplify import reshaped
 from gramjd.compiled.trace import Traced, trace
 from gramjd.engine import _torch
 from gramjd.engine import graph as graphs
-from gramjd.engine.autograd import AUTOCAST, add_to_grad, plainly
+from gramjd.engine.autograd import add_to_grad, casts, plainly
 from gramjd.kernels.dispatch import current_backend, use_backend
 from gramjd.kernels.products import library_fixed
 from gramjd.kernels.tracing import TraceError
@@ -71,8 +71,7 @@ class TracedStep:
             self._traced = self._trace(batch, inputs)
         self._run = self._runner(self._traced, inputs)
         # Compiled code reads no setting; functions of this library do.
-        casts = any(map(torch.is_autocast_enabled, AUTOCAST))
-        alone = step.mode == "default" and not casts and not _own_functions(self._traced.graph)
+        alone = step.mode == "default" and not casts() and not _own_functions(self._traced.graph)
         self._settings: Callable[[], AbstractContextManager[Any]] = torch.no_grad if alone else self._with_settings
 
     @classmethod
@@ -297,7 +296,7 @@ class TracedStep:
 
     def _tolerance(self, parameters: Sequence[Tensor], losses: Sequence[Tensor]) -> float:
         used = {t.dtype for t in (*parameters, *losses)}
-        used |= {torch.get_autocast_dtype(d) for d in AUTOCAST if torch.is_autocast_enabled(d)}
+        used |= {dtype for _, dtype in casts()}
         return max(check.TOLERANCES.get(dtype, 0.0) for dtype in used)
 
     def _described(self) -> str:

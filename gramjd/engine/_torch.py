@@ -259,6 +259,77 @@ def compiled_graph(graph: Any, inputs: Sequence[Tensor], options: dict[str, Any]
     return found
 
 
+def compiled_with_backward(graph: Any, inputs: Sequence[Any], compiler: str) -> Callable[..., Any]:
+    """A graph of Dynamo's and its backward pass, compiled by one of its backends; the second may be asked for often."""
+    from torch._dynamo import lookup_backend
+
+    with _undonated():
+        found: Callable[..., Any] = lookup_backend(compiler)(graph, list(inputs))
+    return found
+
+
+@contextmanager
+def _undonated() -> Iterator[None]:
+    """Within the block what is compiled leaves alone what was saved for it.
+
+    It has a cache of its own: code from before may be taken for it otherwise, and overwrite what the next call reads.
+    """
+    from torch._functorch import config
+
+    settings: Any = torch.compiler.config
+    with config.patch(donated_buffer=False), settings.patch(cache_key_tag=f"{settings.cache_key_tag} kept"):
+        yield
+
+
+def gradients_of_compiled(
+    outputs: Sequence[Any], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` within a backward pass, which keeps a graph and makes one if that does.
+
+    For what `compiled_with_backward` made, and which refuses to keep its graph where this is not switched off.
+    """
+    keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+    with _undonated():
+        return torch.autograd.grad(
+            outputs,
+            inputs,
+            cotangents,
+            retain_graph=keeps,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+
+
+def draws(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Returns True if an operation draws random numbers; attention does not where nothing is dropped."""
+    if torch.Tag.nondeterministic_seeded not in getattr(operation, "tags", ()):
+        return False
+    names = [argument.name for argument in operation._schema.arguments]
+    place = names.index("dropout_p") if "dropout_p" in names else None
+    dropped = None if place is None else args[place] if place < len(args) else kwargs.get("dropout_p", 0.0)
+    return dropped is None or dropped > 0
+
+
+def fake_mode_of(values: Sequence[Any]) -> AbstractContextManager[Any]:
+    """The mode that tensors without numbers among the values belong to, or one that makes such tensors."""
+    modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
+    return modes[0] if modes else FakeTensorMode()
+
+
+def arguments_of(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Any, bool]]:
+    """What an operation is given, each with True if it is written to.
+
+    Batch norms in training write to running statistics, whether they say so or not.
+    """
+    found, trains = [], False
+    for n, argument in enumerate(operation._schema.arguments):
+        given = args[n] if n < len(args) else kwargs.get(argument.name)
+        trains = trains or (argument.name == "training" and bool(given))
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        found.append((given, writes, argument.name.startswith("running_")))
+    return [(given, writes or (trains and running)) for given, writes, running in found]
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -21,6 +21,11 @@ from gramjd.engine.graph import LEAF, Edge, Graph, edge_of
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 
+def casts() -> list[tuple[str, torch.dtype]]:
+    """The devices under autocast, each with the type that is cast to."""
+    return [(device, torch.get_autocast_dtype(device)) for device in AUTOCAST if torch.is_autocast_enabled(device)]
+
+
 def plainly() -> contextlib.ExitStack:
     """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
     stack = contextlib.ExitStack()

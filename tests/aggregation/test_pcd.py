@@ -34,7 +34,8 @@ def by_quadprog(J, tau, usual=None):
         try:
             d = quadprog.solve_qp(np.eye(C.shape[1]), H[0], (C / units[:, None]).T, b / units)[0]
         except ValueError:
-            return None
+            # Zero grants everyone nothing, so that without shares nothing contradicts: then it is rounding.
+            return None if b.any() else np.nan * H[0]
         if np.linalg.norm(d - H[0]) > 3e3 * max(0, *((b - C @ H[0]) / units)):
             return np.nan * d
     else:

@@ -1,4 +1,4 @@
-"""Custom functions of PyTorch itself, which have nodes of Python: those of parallel training, and a distribution's."""
+"""Custom functions of PyTorch itself, which have nodes of Python: of parallel training, samples, compiled modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.node import NodeView, Rule, Sends
-from gramjd.engine.rules.vocabulary import mixing
+from gramjd.engine.rules.vocabulary import dense_fallback, mixing
 
 
 def each_through(node: NodeView) -> Sends:
@@ -30,4 +30,17 @@ def dirichlet(node: NodeView) -> Sends:
     return mixing(lambda v: [len(v.output().shape) - 1])(node)
 
 
-RULES: dict[str, Rule] = {"_DDPSinkBackward": each_through, "_DirichletBackward": dirichlet}
+def compiled(node: NodeView) -> Sends:
+    """A module that torch.compile made one node of."""
+    return dense_fallback(
+        node,
+        'is a module that torch.compile compiled, whose layers cannot be seen (torch.compile(model, backend="gramjd") '
+        "keeps them visible)",
+    )
+
+
+RULES: dict[str, Rule] = {
+    "CompiledFunctionBackward": compiled,
+    "_DDPSinkBackward": each_through,
+    "_DirichletBackward": dirichlet,
+}

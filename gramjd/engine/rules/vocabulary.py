@@ -37,12 +37,9 @@ def named(text: str, entry: Entry) -> dict[str, Entry]:
 # -- any node ---------------------------------------------------------------------------------------------------------
 
 
-def dense_fallback(node: NodeView) -> Sends:
+def dense_fallback(node: NodeView, reason: str = "has no rule that keeps a batch axis") -> Sends:
     """Any node at all: m dense rows, the node called for each of them (vectorised where vmap can)."""
-    queues = {
-        nr: [node.densified(c, None, "has no rule that keeps a batch axis") for c in queue]
-        for nr, queue in node.arrivals.items()
-    }
+    queues = {nr: [node.densified(c, None, reason) for c in queue] for nr, queue in node.arrivals.items()}
     owners = np.unique(np.concatenate([c.layout.owners for queue in queues.values() for c in queue]))
     owners = owners[owners >= 0]
 
