@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gramjd.lazy import attributes
 
 if TYPE_CHECKING:
-    from gramjd._capture import capture
+    from gramjd.compiled.capture import capture
     from gramjd._explain import Explanation, explain
     from gramjd.aggregation import (
         CRMOGM,
@@ -91,7 +91,7 @@ _HOMES = {
     "Explanation": "gramjd._explain",
     "GramStep": "gramjd.backward",
     "StepResult": "gramjd.compiled.step",
-    "capture": "gramjd._capture",
+    "capture": "gramjd.compiled.capture",
     "compile": "gramjd.compiled.step",
     "explain": "gramjd._explain",
     "gradient_norms": "gramjd.gramians",

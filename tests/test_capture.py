@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gramjd
 from gramjd import backward
 from gramjd import losses as checks
-from gramjd._capture import check_like
+from gramjd.compiled.capture import check_like
 from gramjd.engine.cotangent import index_tensor
 from gramjd.errors import InputError
 

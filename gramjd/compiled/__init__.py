@@ -8,6 +8,7 @@ optimizer.py optimizers whose rate is a tensor
 weights.py   the aggregator as one operation of the graph
 check.py     a compiled step against an eager one
 run.py       the ways to run a graph
+capture.py   any step on a GPU as one CUDA graph, without a trace
 region.py    `torch.compile(model, backend="gramjd")`: a compiled model whose layers a walk sees
 step.py      `gramjd.compile`: first eager, then compiled, one graph per circumstance
 """

@@ -74,12 +74,22 @@ class Launched:
 
     def _record(self, held: Sequence[Tensor], data: Sequence[Tensor]) -> None:
         self._data = [tensor.detach().clone() for tensor in data]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with undone(held), torch.cuda.stream(stream):
-            for _ in range(self.warmup):
-                self.run(*held, *self._data)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._results = self.run(*held, *self._data)
+        self._graph, self._results = recorded(lambda: self.run(*held, *self._data), self.warmup, held)
+
+
+def recorded(run: Callable[[], Any], warmup: int, changed: Sequence[Tensor] = ()) -> tuple[Any, Any]:
+    """A CUDA graph of what a function does, and what it returned while it was recorded.
+
+    It is called `warmup` times first, for allocations and the choice of algorithms; `changed` have their numbers back
+    after that.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with undone(changed), torch.cuda.stream(stream):
+        for _ in range(warmup):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return graph, result

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gramjd.compiled.run import recorded
 from gramjd.errors import InputError
 
 Function = Callable[..., Any]
@@ -41,15 +42,7 @@ def capture(step: Function, *inputs: Tensor, warmup: int = 3) -> Function:
             where = tensor.device if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError(f"input {place} of the step is on {where}: capture needs CUDA tensors")
     held = [tensor.detach().clone() for tensor in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warmup):
-            step(*held)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step(*held)
+    graph, result = recorded(lambda: step(*held), warmup)
 
     def replay(*given: Tensor) -> Any:
         check_like(held, given)
