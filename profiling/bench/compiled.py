@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import time
 import warnings
@@ -28,6 +29,7 @@ from gramjd.compiled.trace import trace
 from gramjd.engine import _torch
 from gramjd.errors import InputError
 from gramjd.experiments.networks import cifar_net
+from gramjd.kernels import use_backend
 from gramjd.profiling.bench.compiled_tables import compiled_steps
 from gramjd.profiling.bench.models import GPT, MultiTask, PooledEncoder, mlp, vgg
 from gramjd.profiling.environment import describe, products_used
@@ -271,6 +273,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="by commas (default: all)")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="by commas (default: all)")
     parser.add_argument("--seconds", type=float, default=15.0, help="timed per case (default: 15)")
+    parser.add_argument(
+        "--backend", choices=("torch", "auto"), default="torch", help="products of gramjd's kernels (default: torch)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1, with CPU time)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the results to this file, case by case")
 
@@ -280,7 +285,9 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     for name in args.cases.split(","):
-        found = measure(name, args.seconds, args.contenders.split(","), args.threads)
+        with use_backend(args.backend):
+            found = measure(name, args.seconds, args.contenders.split(","), args.threads)
+            environment = {**describe(), "products": products_used(), "load": os.getloadavg()[0]}
         rows = [[name, "ratio", "ms", "compiled in s", "MB"]]
         for contender, result in found.items():
             if "refused" in result:
@@ -289,8 +296,8 @@ def run(args: argparse.Namespace) -> int:
             cells = result["ratio"]["median"], result["milliseconds"]["median"], result["seconds_to_compile"]
             rows.append([contender, *[f"{cell:.3g}" for cell in cells], f"{result['peak_bytes'] / 1e6:.1f}"])
         print(aligned(rows, "lrrrr"), flush=True)
-        environment = {**describe(), "products": products_used()}
-        known.setdefault(f"threads {args.threads}", {"environment": environment, "cases": {}})["cases"][name] = found
+        where = f"threads {args.threads}, {args.backend}"
+        known.setdefault(where, {"environment": environment, "cases": {}})["cases"][name] = found
         if args.json:
             args.json.write_text(json.dumps(known, indent=1) + "\n")
     print(f"\n{compiled_steps(known)}")

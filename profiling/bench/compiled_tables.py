@@ -35,7 +35,9 @@ def _one(found: Mapping[str, Any]) -> str:
     facts = found["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     clock = "CPU time of one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
-    placed = f"{facts['date']}; {facts['cpu']}, {facts['system']}; {clock}; {versions}."
+    products = f"products: gramjd {facts['products']['gramjd']}, others {facts['products']['others']}"
+    load = f"load of the machine: {facts['load']:.1f}"
+    placed = f"{facts['date']}; {facts['cpu']}, {facts['system']}; {clock}; {versions}; {products}; {load}."
     return (
         f"{markdown(first)}\n\nThe step with Mean and reuse, compiled, over the plain step compiled:\n\n"
         f"{markdown(second)}\n\n{placed}"

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from gramjd.profiling.bench import readme_figures
+from gramjd.profiling.bench.compiled_tables import compiled_steps
 from gramjd.profiling.bench.weightings import ROUGH
 from gramjd.text_table import filled, markdown, short
 
@@ -109,6 +110,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-time-torch": ("step_cpu_torch.json", step_time),
     "step-memory": ("step_cpu.json", step_memory),
+    "compiled": ("compiled_cpu.json", compiled_steps),
     "weights": ("weights.json", weights),
     "weights-singular": ("weights.json", weights_singular),
     "weights-others": ("weights.json", weights_others),

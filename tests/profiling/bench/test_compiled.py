@@ -29,7 +29,7 @@ def test_the_smallest_case(tmp_path, capsys) -> None:
             assert main(given, commands=BENCHMARKS, program="bench") == 0
     finally:
         torch.set_num_threads(threads)
-    found = json.loads(path.read_text())["threads 1"]
+    found = json.loads(path.read_text())["threads 1, torch"]
     assert set(found["cases"]["tiny-32"]) == set(wanted.split(","))
     assert found["cases"]["tiny-32"]["plain"]["ratio"]["median"] == 1.0
     assert "products" in found["environment"]
@@ -50,5 +50,6 @@ def test_when_compiling_has_paid() -> None:
         "Mean reuse compiled": result(1.0, 4.0, 15),
     }
     facts = {"threads": 1, "versions": {"torch": "2"}, "date": "today", "cpu": "a CPU", "system": "Linux"}
-    said = compiled_tables.compiled_steps({"threads 1": {"environment": facts, "cases": {"small": case}}})
+    facts |= {"products": {"gramjd": "torch", "others": "torch"}, "load": 0.5}
+    said = compiled_tables.compiled_steps({"threads 1, torch": {"environment": facts, "cases": {"small": case}}})
     assert "| small | 2.00 | 1.50 | 4.00 | 2,000 |" in said  # over plain compiled: time, memory; seconds, steps
