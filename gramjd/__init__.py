@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from gramjd.lazy import attributes
 
 if TYPE_CHECKING:
-    from gramjd.compiled.capture import capture
     from gramjd._explain import Explanation, explain
     from gramjd.aggregation import (
         CRMOGM,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         UPGrad,
     )
     from gramjd.backward import GramStep, gram_backward
+    from gramjd.compiled.capture import capture
     from gramjd.compiled.step import StepResult, compile
     from gramjd.extend import register_rule, unregister_rule
     from gramjd.gramians import gradient_norms, gramian

@@ -18,7 +18,7 @@ from gramjd.engine import compute
 from gramjd.engine._torch import profiler_runs, uncompiled
 from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
-from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
+from gramjd.errors import AggregatorError, FallbackWarning, InputError, RanksWarning, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
 from gramjd.options import as_choice
@@ -64,6 +64,8 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    group: Any = None,
+    across: str = "stack",
 ) -> GramStep: ...
 
 
@@ -79,6 +81,8 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    group: Any = None,
+    across: str = "stack",
 ) -> GramStep | None:
     """Add `J^T w` with `w = aggregator(J J^T)` to `.grad`, as `losses.backward(w)` would.
 
@@ -101,14 +105,22 @@ def gram_backward(
             default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
             plain training step needs.
         backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
+        group: a `torch.distributed` process group whose ranks all make this call, for one Gramian over the losses of
+            all of them, in the order of the ranks: `.grad` is then, on each, as one process with all losses would have
+            it. A rank may have another number of losses, or an empty tensor; pass `inputs` then. With
+            DistributedDataParallel pass the wrapper as `inputs`. Default: the losses of this process alone.
+        across: with a `group`, "stack" where each rank has losses of its own; "mean" where loss i is the mean over
+            ranks of each one's loss i, such as a task's on its part of the data: G is [m, m] then.
 
     Returns:
-        GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
+        GramStep(weights [m], gramian [m, m]), detached, with a `group` of all ranks' losses; None for a coordinatewise
+        aggregator, which makes neither.
 
     Raises:
         LossError, InputError, BudgetError, GraphError: as `gramian` does.
         AggregatorError: weights of the wrong type, shape, device or dtype, or not finite; or an aggregator that is
             known to take a Jacobian.
+        RankError: with a `group`, what any of its ranks raised, on all of them.
         RuntimeError: from PyTorch, or what a hook or a custom function raises.
         In every case `.grad` is left as it was, but for one: where the second pass itself fails, `.grad` that was None
         is None again, and one that held a gradient before keeps what was added to it until then.
@@ -120,6 +132,25 @@ def gram_backward(
     >>> w.grad
     tensor([0.8000, 2.4000])
     """
+    if group is not None:
+        from gramjd.distributed.step import group_backward
+
+        return group_backward(
+            losses,
+            aggregator,
+            group,
+            inputs=inputs,
+            gramian_inputs=gramian_inputs,
+            update=update,
+            nonfinite=nonfinite,
+            retain_graph=retain_graph,
+            memory_budget=memory_budget,
+            backend=backend,
+            across=across,
+        )
+    if across != "stack":
+        raise InputError(f"across is {across!r}, which is about the ranks of a `group`: give one")
+    _say_that_it_is_local()
     as_choice(update, "update", UPDATES)
     as_choice(nonfinite, "nonfinite", NONFINITE)
     strict = nonfinite == "raise"
@@ -156,6 +187,18 @@ def gram_backward(
             else:
                 _reuse(found, kept, weights, targets, retain_graph)
     return GramStep(weights, G)
+
+
+def _say_that_it_is_local() -> None:
+    """Say once that losses of other processes do not count, where there are any."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if torch.distributed.get_world_size() > 1:
+        warn(
+            "there are several processes, and the Gramian is that of the losses of this one: what conflicts with the "
+            "losses of another is not seen. Pass group=torch.distributed.group.WORLD for one Gramian over all of them",
+            RanksWarning,
+        )
 
 
 def check_aggregator(aggregator: Aggregator) -> None:

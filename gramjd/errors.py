@@ -24,6 +24,10 @@ class GraphError(GramjdError, RuntimeError):
     """The autograd graph cannot be walked: freed, edited in place, or holding a node that cannot be called."""
 
 
+class RankError(GramjdError, RuntimeError):
+    """A rank of a process group has failed, or the ranks disagree; every rank raises the same."""
+
+
 # What PyTorch says of a graph, and what is to be done.
 _OF_GRAPHS = {
     "backward through the graph a second time": "the graph was freed by an earlier backward pass: compute the losses "
@@ -82,6 +86,10 @@ class InputsWarning(UserWarning):
 
 class FallbackWarning(UserWarning):
     """Something that was asked for is done in another way: right, but slower."""
+
+
+class RanksWarning(UserWarning):
+    """There are several processes, and a step knows the losses of one of them."""
 
 
 # This package, and what keeps a compiler from looking into its functions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ def gramian(
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     backend: str | None = None,
+    group: Any = None,
 ) -> Tensor: ...
 
 
@@ -51,6 +52,7 @@ def gramian(
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     backend: str | None = None,
+    group: Any = None,
 ) -> Tensor | dict[Hashable, Tensor]:
     """`G = J J^T`, where row i of J is the gradient of loss i.
 
@@ -67,6 +69,8 @@ def gramian(
             and the largest temporary of a layer's products, default a tenth of what a plain training step needs.
         backend: "torch", "onednn", "triton" or "auto", as `gramjd.kernels.use_backend` explains; default: the one in
             force.
+        group: a `torch.distributed` process group whose ranks all make this call, for one Gramian [M, M] over the
+            losses of all of them, in the order of the ranks; as in `gram_backward`.
 
     Returns:
         G [m, m], symmetric, detached; [m, m'] with `other`. With `per_parameter` a dictionary from each input (its
@@ -78,6 +82,7 @@ def gramian(
             not allowed.
         GraphError: the graph was freed or edited, or has a node that cannot be walked.
         BudgetError: not even two losses fit the budget; with `other`, not all of them do.
+        RankError: with a `group`, what any of its ranks raised, on all of them.
 
     Source: Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, section 6.
 
@@ -92,6 +97,12 @@ def gramian(
     {'w': tensor([[ 4.,  0.],
             [ 0., 16.]])}
     """
+    if group is not None:
+        from gramjd.distributed.step import group_gramian
+
+        if other is not None or per_parameter:
+            raise InputError("`group` does not go together with `other` or `per_parameter`")
+        return group_gramian(losses, group, inputs, dtype=dtype, memory_budget=memory_budget, backend=backend)
     found, targets = as_losses(losses), as_inputs(inputs)
     dtype, memory_budget = as_dtype(dtype), as_budget(memory_budget)
     if other is not None:

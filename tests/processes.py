@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
-from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError
+from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError, RanksWarning
 
 
 def network() -> nn.Sequential:
@@ -59,6 +59,7 @@ def in_parallel(update: str, **options: bool) -> None:
     kinds = {w.category for w in caught}
     assert DenseRowsWarning not in kinds, [str(w.message) for w in caught]
     assert (FallbackWarning in kinds) == (update == "reuse")
+    assert RanksWarning in kinds
     torch.testing.assert_close([p.detach() for p in net.parameters()], reference(4, 0.1))
 
 

@@ -1,6 +1,9 @@
 """Every example runs, cut short, and does what it says."""
 
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,8 +25,12 @@ CHECKS = {
 }
 
 
+# Started by torchrun, with the number of ranks.
+ON_RANKS = {"data_parallel": 2}
+
+
 def test_every_example_is_checked():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(CHECKS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(CHECKS) | set(ON_RANKS)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -34,6 +41,14 @@ def test_example(name, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", ON_RANKS)
+def test_example_on_ranks(name):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ON_RANKS[name])]
+    done = subprocess.run([*command, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"accuracy (0\.9\d+|1\.0+) with 2 ranks", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("name", [*CHECKS, *ON_RANKS])
 def test_example_fits_a_screen(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60

@@ -1,0 +1,266 @@
+"""Scenes for `test_group.py`: each is run by every rank of a group, and fails by raising."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import gramjd
+from gramjd.errors import RankError
+from tests.oracle import oracle_gramian
+
+
+class Tied(nn.Module):
+    """A small language model: an embedding that is the head as well, attention, norms, and a bias that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 11)
+        self.head.weight = self.table.weight
+        self.idle = nn.Parameter(torch.zeros(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.layer(self.table(tokens)))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(12, 3))
+
+
+# Models with data of a rank: m samples each.
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int, torch.Generator], Tensor]]] = {
+    "mlp": (mlp, lambda net, m, g: net(torch.randn(m, 5, generator=g).double()).square().sum(1)),
+    "cnn": (cnn, lambda net, m, g: net(torch.randn(m, 2, 6, 6, generator=g).double()).square().sum(1)),
+    "tied": (
+        Tied,
+        lambda net, m, g: cross_entropy(
+            net(tokens := torch.randint(11, (m, 6), generator=g)).transpose(1, 2), tokens, reduction="none"
+        ).mean(1),
+    ),
+    "tasks": (
+        mlp,
+        lambda net, m, g: torch.stack(
+            [net(torch.randn(9, 5, generator=g).double())[:, k % 3].square().mean() for k in range(m)]
+        ),
+    ),
+}
+
+
+def losses_of(name: str, net: nn.Module, m: int, rank: int) -> Tensor:
+    if not m:
+        return torch.empty(0, dtype=torch.float64)
+    return MODELS[name][1](net, m, torch.Generator().manual_seed(100 + rank))
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name][0]().double()
+
+
+def expected(name: str, counts: Sequence[int]) -> tuple[Tensor, Tensor, dict[str, Tensor | None]]:
+    """Gramian, weights and gradients of one process that has the losses of all."""
+    net = network(name)
+    losses = torch.cat([losses_of(name, net, m, rank) for rank, m in enumerate(counts)])
+    G = oracle_gramian(losses, [p for p in net.parameters() if p.shape != (3,) or name != "tied"])
+    w = gramjd.UPGrad()(G)
+    losses.backward(w)
+    return G, w, {key: p.grad for key, p in net.named_parameters()}
+
+
+def agrees(name: str, counts: Sequence[int], update: str, wrapped: bool = False, **options: bool) -> None:
+    """Two steps on every rank are those of one process with all losses, to 1e-10; the second adds to `.grad`."""
+    G, w, gradients = expected(name, counts)
+    net = network(name)
+    model = DistributedDataParallel(net, **options) if wrapped else net
+    rank = dist.get_rank()
+    # Attention has another graph for one sample, so that the order of its parameters has to be given.
+    inputs = model if wrapped or 0 in counts or name == "tied" else None
+    for times in (1, 2):
+        losses = losses_of(name, model, counts[rank], rank)
+        step = gramjd.gram_backward(losses, inputs=inputs, update=update, group=dist.group.WORLD)
+        torch.testing.assert_close(step.gramian, G, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(step.weights, w, rtol=1e-8, atol=1e-10)
+        for key, p in net.named_parameters():
+            if gradients[key] is None:
+                assert p.grad is None or not p.grad.any(), key
+            else:
+                torch.testing.assert_close(p.grad, times * gradients[key], rtol=1e-9, atol=1e-11)
+    same = [torch.empty_like(step.weights) for _ in counts]
+    dist.all_gather(same, step.weights)
+    assert all(torch.equal(one, step.weights) for one in same), "the same bits on all ranks"
+
+
+def uneven(size: int) -> list[int]:
+    return [3, 1, 4, 2][:size]
+
+
+def of_means(update: str, wrapped: bool = False) -> None:
+    """Loss i is the mean over ranks: one process that has the mean losses."""
+    net = network("tasks")
+    ranks = range(size())
+    losses = torch.stack([losses_of("tasks", net, 3, rank) for rank in ranks]).mean(0)
+    G = oracle_gramian(losses, list(net.parameters()))
+    w = gramjd.UPGrad()(G)
+    losses.backward(w)
+    other = network("tasks")
+    model = DistributedDataParallel(other) if wrapped else other
+    step = gramjd.gram_backward(
+        losses_of("tasks", model, 3, dist.get_rank()),
+        inputs=model if wrapped else None,
+        update=update,
+        group=dist.group.WORLD,
+        across="mean",
+    )
+    torch.testing.assert_close(step.gramian, G, rtol=1e-10, atol=1e-12)
+    for p, q in zip(other.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+
+
+def gramian_only(name: str, counts: Sequence[int]) -> None:
+    net = network(name)
+    found = gramjd.gramian(losses_of(name, net, counts[dist.get_rank()], dist.get_rank()), group=dist.group.WORLD)
+    torch.testing.assert_close(found, expected(name, counts)[0], rtol=1e-10, atol=1e-12)
+
+
+def subgroup() -> None:
+    """Two of the ranks make a step by themselves."""
+    group = dist.new_group([1, 2])
+    if dist.get_rank() in (1, 2):
+        net = network("mlp")
+        rank = dist.get_rank(group)
+        found = gramjd.gramian(losses_of("mlp", net, 2 + rank, rank), group=group)
+        torch.testing.assert_close(found, expected("mlp", [2, 3])[0], rtol=1e-10, atol=1e-12)
+    else:
+        with pytest.raises(gramjd.errors.InputError, match="no member"):
+            gramjd.gramian(losses_of("mlp", network("mlp"), 2, 0), group=group)
+    dist.barrier()
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+def fails(words: str, take: Callable[[nn.Module], object]) -> None:
+    """Every rank raises the same RankError, nothing was written, and the next step is right."""
+    net = network("mlp")
+    with pytest.raises(RankError, match=words) as caught:
+        take(net)
+    said: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, str(caught.value))
+    assert len(set(said)) == 1, said
+    assert all(p.grad is None for p in net.parameters())
+    agrees("mlp", uneven(dist.get_world_size()), "backward")
+
+
+def not_finite(net: nn.Module) -> object:
+    losses = losses_of("mlp", net, 2, dist.get_rank())
+    return gramjd.gram_backward(losses / 0 if dist.get_rank() == 1 else losses, group=dist.group.WORLD)
+
+
+def another_structure(net: nn.Module) -> object:
+    if dist.get_rank() == 1:
+        net = nn.Sequential(*list(net)[:2])
+    losses = net(torch.randn(2, 5).double()).square().sum(1)
+    return gramjd.gram_backward(losses, group=dist.group.WORLD)
+
+
+def another_graph(net: nn.Module) -> object:
+    """The same parameters in another order: they have equal shapes, and would be taken for one another."""
+    layers = [nn.Linear(4, 4).double() for _ in range(2)]
+    layers = layers[::-1] if dist.get_rank() == 1 else layers
+    hidden = layers[0](torch.randn(2, 4).double())
+    hidden = hidden.relu() if dist.get_rank() == 1 else hidden.tanh()
+    return gramjd.gram_backward(layers[1](hidden).square().sum(1), group=dist.group.WORLD)
+
+
+class Refuses(torch.autograd.Function):
+    """A backward pass that fails, in the middle of the walk."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ValueError("no gradient here")
+
+
+def in_the_walk(net: nn.Module) -> object:
+    first, *rest = net
+    hidden = first(torch.randn(2, 5).double())
+    hidden = Refuses.apply(hidden) if dist.get_rank() == 1 else hidden * 1
+    for layer in rest:
+        hidden = layer(hidden)
+    return gramjd.gram_backward(hidden.square().sum(1), inputs=net, group=dist.group.WORLD)
+
+
+def in_the_weights(net: nn.Module) -> object:
+    def aggregator(G: Tensor) -> Tensor:
+        if dist.get_rank() == 1:
+            raise ArithmeticError("no weights here")
+        return G.new_ones(len(G))
+
+    return gramjd.gram_backward(losses_of("mlp", net, 2, dist.get_rank()), aggregator, group=dist.group.WORLD)
+
+
+def no_losses(net: nn.Module) -> object:
+    return gramjd.gram_backward(torch.empty(0), inputs=net, group=dist.group.WORLD)
+
+
+def bad_option(net: nn.Module) -> object:
+    update = "twice" if dist.get_rank() == 1 else "reuse"
+    return gramjd.gram_backward(losses_of("mlp", net, 2, dist.get_rank()), update=update, group=dist.group.WORLD)
+
+
+def size() -> int:
+    return dist.get_world_size()
+
+
+SCENES: dict[str, Callable[[], None]] = {
+    **{
+        f"{name}_{update}": (lambda name=name, update=update: agrees(name, uneven(size()), update))
+        for name in MODELS
+        for update in ("backward", "reuse")
+    },
+    "empty_rank": lambda: agrees("mlp", [2, 0, 3, 1][: size()], "reuse"),
+    "empty_first": lambda: agrees("tied", [0, 2, 3, 1][: size()], "backward"),
+    "wrapped": lambda: agrees("mlp", uneven(size()), "backward", wrapped=True),
+    "wrapped_reuse": lambda: agrees("mlp", uneven(size()), "reuse", wrapped=True),
+    "wrapped_static": lambda: agrees("mlp", uneven(size()), "backward", wrapped=True, static_graph=True),
+    "wrapped_views": lambda: agrees("mlp", uneven(size()), "backward", wrapped=True, gradient_as_bucket_view=True),
+    "wrapped_unused": lambda: agrees("tied", uneven(size()), "backward", wrapped=True, find_unused_parameters=True),
+    "means": lambda: of_means("backward"),
+    "means_reuse": lambda: of_means("reuse"),
+    "means_wrapped": lambda: of_means("backward", wrapped=True),
+    "gramian": lambda: gramian_only("cnn", uneven(size())),
+    "subgroup": subgroup,
+    "not_finite": lambda: fails("rank 1: LossError: losses has NaN", not_finite),
+    "another_structure": lambda: fails("disagree about the number of parameters: rank 0 has 6", another_structure),
+    "another_graph": lambda: fails("disagree about the graph of the losses", another_graph),
+    "in_the_walk": lambda: fails("rank 1: ValueError: no gradient here", in_the_walk),
+    "in_the_weights": lambda: fails("rank 1: ArithmeticError: no weights", in_the_weights),
+    "no_losses": lambda: fails("no rank has a loss", no_losses),
+    "bad_option": lambda: fails("rank 1: InputError: update is 'twice'", bad_option),
+}
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo", timeout=timedelta(seconds=150))
+    try:
+        for scene in sys.argv[1:]:
+            SCENES[scene]()
+            dist.barrier()
+    finally:
+        dist.destroy_process_group()
