@@ -14,6 +14,7 @@ from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.isometry import separate
 from gramjd.engine.layout import Owners
 from gramjd.engine.parameter import Jacobian
+from gramjd.engine.segments import by_loss
 from gramjd.kernels.products import product
 
 
@@ -34,7 +35,8 @@ class Rectangle:
         kept = self._held.pop(id(self._sides[1].targets[edge]), None)
         if kept is None:
             return
-        for f, h in itertools.product(kept.factors, jacobian.factors):
+        mine, theirs = ([one for f in side.factors for one in by_loss([f])] for side in (kept, jacobian))
+        for f, h in itertools.product(mine, theirs):
             block = _inner(f, h, kept.shape, self.value.dtype)
             if block is not None:
                 self._add(_owners(f), _owners(h), block)

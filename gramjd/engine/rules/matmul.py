@@ -53,7 +53,7 @@ def _gradient(node: NodeView, side: Side, c: Cotangent) -> Send | SendFactor:
     kept = 3 - summed
     # Factors hold real numbers.
     real = not node.output().dtype.is_complex
-    if kept not in own and 0 not in own and real and node.parametric(side.edge):
+    if kept not in own and 0 not in own and real and (node.parametric(side.edge) or summed in own):
         return _outer(node, side, c, summed)
     if summed in own:
         return _rows(node, side, c, summed)
@@ -142,7 +142,9 @@ def _outer(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | Send
     matrix = (o, i) if side.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
     owners = c.layout.owners.reshape(-1)
-    return node.send_factor(side.edge, owners, partial(_make, owners, shape, node.name, not side.left), x, cs)
+    build = partial(_make, owners, shape, node.name, not side.left)
+    sent = node.send_factor(side.edge, owners, build, x, cs)
+    return sent._replace(donated=True, sums=True) if isinstance(sent, Send) else sent
 
 
 def _make(owners: Owners, shape: tuple[int, ...], name: str, flipped: bool, x: Tensor, c: Tensor) -> Outer:
