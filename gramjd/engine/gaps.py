@@ -57,8 +57,8 @@ def filled(layout: Layout, shape: Shape) -> Layout:
     """The layout with its gaps given to owners next to them, where that makes a batch axis shorter.
 
     Owners per token that were known by an index are owners per sample then, as they are everywhere else in the model:
-    whatever comes next is planned once and not for each pattern of gaps. Layouts with few owned slices stay as they are:
-    those of one sample each, and those of a rarely used branch.
+    whatever comes next is planned once and not for each pattern of gaps. Layouts with few owned slices stay as they
+    are: those of one sample each, and those of a rarely used branch.
     """
     return _filled(layout, tuple(shape)) if layout.gaps and layout.losses > 1 else layout
 

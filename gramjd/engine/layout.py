@@ -271,4 +271,3 @@ def gather(layout: Layout, shape: Shape, dim: int, index: Owners) -> Layout | No
     before, after, owners = parts
     axis = 1 + sum(p.diagonal for p in before)
     return rejoin(before, after, np.take(owners, index, axis=axis))
-

@@ -124,6 +124,20 @@ def route_of(part: Part, device: str, dtype: torch.dtype) -> tuple[str, int]:
     return name, 2 * ragged.operations(name, extents, known)
 
 
+def plan_of(factor: Factor, device: str, dtype: torch.dtype) -> tuple[str, int]:
+    """Route and floating-point operations of a factor's own products, its rows added up by loss."""
+    part = by_loss([factor])
+    if len(part) == 1:
+        return part[0].plan(device, dtype)
+    if isinstance(factor, Outer):
+        return route_of(part, device, dtype)
+    plans = [one.plan(device, dtype) for one in part]
+    rows = sum(len(one.owners) for one in part)
+    # Products of rows of two factors take as many operations as those of the same number of rows of one.
+    own = sum(len(one.owners) ** 2 for one in part)
+    return plans[0][0], sum(operations for _, operations in plans) * rows**2 // own
+
+
 def _is_head(factor: Factor) -> bool:
     return isinstance(factor, Outer) and not factor.flipped and factor.x.shape[0] == 1
 

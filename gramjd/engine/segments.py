@@ -61,9 +61,12 @@ def repeated(owners: Owners) -> bool:
     return bool(counts[0]) or int(counts.max()) > 1
 
 
-def losses_of(owners: Owners) -> int:
-    """How many losses own rows."""
-    return int(np.unique(owners[owners >= 0]).size)
+def described(factor: Factor) -> str:
+    """The rows in words, as `explain` prints them."""
+    if type(factor) not in _KINDS or not repeated(factor.owners):
+        return factor.describe()
+    live = factor.owners[factor.owners >= 0]
+    return f"{len(np.unique(live))} losses, {len(live)} slices"
 
 
 def rows_by_loss(factor: Factor, owners: Owners, dtype: torch.dtype | None = None) -> Tensor:
@@ -134,12 +137,50 @@ def _alike(counts: Owners, work: int) -> list[Owners]:
     return [group for group in groups if len(group)]
 
 
+class Groups(NamedTuple):
+    """Slices by group and loss: `index [g, b, L]` as in `Pairs`, the `owners [b]`, and how many slices there are."""
+
+    index: Owners
+    owners: Owners
+    slices: int
+
+    def wasteful(self, work: int) -> bool:
+        """Returns True if padding is most of the work, and more than a factor per group costs; `work`: per slice."""
+        padding = self.index.size - self.slices
+        return padding > self.slices and padding * work > len(self.index) * LEAST
+
+
+def by_group(owners: Owners, group: Owners, g: int) -> Groups:
+    """Slices with `owners [K, P]`, of which those at position p are of `group[p]`, in one row per loss for all groups.
+
+    >>> by_group(np.array([[5, 3, 3, -1]]), np.array([0, 0, 1, 1]), 2).index.tolist()
+    [[[1], [0]], [[2], [-1]]]
+    """
+    flat = owners.reshape(-1)
+    live = np.flatnonzero(flat >= 0)
+    losses, place = np.unique(flat[live], return_inverse=True)
+    cell = np.tile(group, len(owners))[live] * len(losses) + place.reshape(-1)
+    order, counts = np.argsort(cell, kind="stable"), np.bincount(cell, minlength=g * len(losses))
+    step = np.arange(max(1, int(counts.max(initial=0))))
+    at = (np.cumsum(counts) - counts)[:, None] + step
+    index = np.where(step < counts[:, None], live[order[at.clip(max=len(order) - 1)]], -1)
+    return Groups(index.reshape(g, len(losses), -1), losses, len(live))
+
+
+def of_groups(groups: Groups, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """x [g, b, L, i] and c [1, g, b, L, o] for the positions x [P, i] and c [K, P, o]."""
+    index = groups.index.reshape(-1, groups.index.shape[2])
+    found = _at(x, 0, np.where(index >= 0, index % max(1, len(x)), -1), padded=True)
+    rows = _at(c.flatten(0, 1), 0, index, padded=True)
+    return found.view(*groups.index.shape, -1), rows.view(1, *groups.index.shape, -1)
+
+
 # -- the same for each kind -------------------------------------------------------------------------------------------
 
 
 def _at(t: Tensor, axis: int, index: Owners, padded: bool = False) -> Tensor:
     """[.., n, L, ..]: slices of an axis, those numbered -1 zero if `padded`, else anything finite of the same row."""
-    flat = np.where(index >= 0, index, index[:, :1]).reshape(-1)
+    flat = np.where(index >= 0, index, index[:, :1]).clip(0).reshape(-1)
     if len(flat) == t.shape[axis] and (flat == np.arange(len(flat))).all():
         found = t
     else:

@@ -20,8 +20,8 @@ from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.cotangent import Cotangent, by_loss, densify, index_tensor
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.factor import Factor
-from gramjd.engine.given import GivenRows
 from gramjd.engine.gaps import overlay
+from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph, edge_of, read
 from gramjd.engine.hooks import Hooks, at_edge
 from gramjd.engine.layout import Mask, Owners, Piece, canonical

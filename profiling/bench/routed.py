@@ -3,8 +3,8 @@
     python -m gramjd.profiling.bench.routed [NAME ..]
 
 Per case a line: CPU time of a Gramian and of the naive m backward passes, both over that of one backward pass of the
-mean, taken in turns in one process, the median of their ratios; the multiply-adds that `explain` plans; the most
-stacked rows of any use. Cases named `dense-*` are the same without routing, to compare with.
+mean, taken in turns in one process, the median of their ratios; the multiply-adds that `explain` plans for the
+Gramian's products; the bytes of stacked rows. Cases named `dense-*` are the same without routing, to compare with.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 import gramjd
+from gramjd.engine import compute
 
 ROUNDS = 7
 Step = Callable[[], Tensor]
@@ -93,9 +95,9 @@ def mixtral(B: int, T: int, implementation: str, d: int = 128) -> Step:
     """Losses [B] of a Mixtral of transformers with two layers and four experts, two per token."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {"vocab_size": 64, "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    config = MixtralConfig(**sizes, **heads, attn_implementation="sdpa", use_cache=False)
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = MixtralConfig(**sizes, attn_implementation="sdpa", use_cache=False)
     config._experts_implementation = implementation
     model, ids = MixtralForCausalLM(config), torch.randint(64, (B, T))
 
@@ -124,14 +126,14 @@ CASES: dict[str, Callable[[], Step]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """Of one case: CPU milliseconds of a backward pass, and of the others over it."""
+    """Of one case: CPU milliseconds of a backward pass, those of the others over it, and what `explain` plans."""
 
     m: int
     plain: float
     gramian: float
     naive: float
     operations: int
-    stacked: int
+    stacked_bytes: int
 
 
 def ways(parameters: Sequence[Tensor]) -> Mapping[str, Callable[[Tensor], object]]:
@@ -150,7 +152,7 @@ def ways(parameters: Sequence[Tensor]) -> Mapping[str, Callable[[Tensor], object
 def measure(losses: Step, rounds: int = ROUNDS) -> Found:
     """Ratios within a round; the median of them."""
     told = gramjd.explain(losses())
-    parameters = _leaves(losses())
+    parameters = list(compute.read([losses()], None).targets.values())
     found: dict[str, list[float]] = {name: [] for name in ways(parameters)}
     for _ in range(rounds + WARM):
         for name, work in ways(parameters).items():
@@ -160,21 +162,8 @@ def measure(losses: Step, rounds: int = ROUNDS) -> Found:
             found[name].append(time.process_time() - start)
     plain, gramian, naive = (found[name][WARM:] for name in ("plain", "gramian", "naive"))
     ratios = [statistics.median(a / b for a, b in zip(some, plain, strict=True)) for some in (gramian, naive)]
-    stacked = max(use.bytes // max(1, 4 * use.shape[-1]) for use in told.uses)
-    return Found(told.losses, 1e3 * statistics.median(plain), *ratios, told.operations // 2, stacked)
-
-
-def _leaves(losses: Tensor) -> list[Tensor]:
-    found, stack, seen = {}, [losses.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        stack += [child for child, _ in node.next_functions]
-    return list(found.values())
+    spent = 1e3 * statistics.median(plain)
+    return Found(told.losses, spent, ratios[0], ratios[1], told.operations // 2, told.row_bytes)
 
 
 def main(names: Sequence[str]) -> None:
@@ -187,7 +176,7 @@ def main(names: Sequence[str]) -> None:
             one = measure(CASES[name]())
         print(
             f"{name:22} m {one.m:3}  plain {one.plain:8.2f} ms  gramian {one.gramian:8.1f}x  naive {one.naive:6.1f}x  "
-            f"{one.operations:.3g} multiply-adds",
+            f"{one.operations:.3g} multiply-adds  {one.stacked_bytes:.3g} B in rows",
             flush=True,
         )
 

@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gramjd.engine import layout as layouts
-from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.cotangent import Cotangent, densify
 from gramjd.engine.factor import Outer
+from gramjd.engine.gaps import compatible
 from gramjd.engine.layout import Layout, Owners, Piece, canonical
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
 from gramjd.engine.rules.vocabulary import CUTS, MIXES, dense_fallback, each, named, of_real, overwrite
+from gramjd.engine.segments import Groups, by_group, of_groups
 from gramjd.kernels.products import product as product_of
 
 Load = Callable[[], Tensor]
@@ -55,6 +58,8 @@ def _gradient(node: NodeView, side: Side, c: Cotangent) -> Send | SendFactor:
     real = not node.output().dtype.is_complex
     if kept not in own and 0 not in own and real and (node.parametric(side.edge) or summed in own):
         return _outer(node, side, c, summed)
+    if kept not in own and own >= {0, summed} and real and node.parametric(side.edge):
+        return _outer_of_groups(node, side, c, summed)
     if summed in own:
         return _rows(node, side, c, summed)
     return _product(node, side, c, kept)
@@ -147,6 +152,43 @@ def _outer(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | Send
     return sent._replace(donated=True, sums=True) if isinstance(sent, Send) else sent
 
 
+def _outer_of_groups(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | SendFactor:
+    """The same where a matrix per group has slices of any loss, such as experts with a number of places each."""
+    g, L = c.shape[0], c.shape[summed]
+    o = c.shape[3 - summed]
+    turned = layouts.carry(c.layout, c.shape, (g, L, o), {0: 0, summed: 1})
+    parts = layouts.along(turned, (g * L, o), 0)
+    assert parts is not None, "made whole by the caller"
+    groups = by_group(parts[2], np.arange(g).repeat(L), g)
+    i = math.prod(node.input(side.edge).shape) // (g * o)
+
+    def load() -> tuple[Tensor, Tensor]:
+        other = side.other()
+        x = (other.mT if side.left else other).reshape(g * L, i)
+        return x, _scaled((c.values.mT if side.left else c.values).reshape(-1, g * L, o), side.scale)
+
+    return factor_of_groups(node, side.edge, groups, (o, i), not side.left, load, c.dtype)
+
+
+def factor_of_groups(
+    node: NodeView,
+    edge: int,
+    groups: Groups,
+    sizes: tuple[int, int],
+    flipped: bool,
+    load: Callable[[], tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> Send | SendFactor:
+    """The factor of matrices [g, o, i] (`flipped`: [g, i, o]), of which `load` gives x [P, i] and c [K, P, o]."""
+    o, i = sizes
+    both = node.once(lambda: of_groups(groups, *load()))
+    x = Operand((*groups.index.shape, i), dtype, lambda: both()[0])
+    cs = Operand((1, *groups.index.shape, o), dtype, lambda: both()[1])
+    shape = (len(groups.index), *((i, o) if flipped else (o, i)))
+    build = partial(_make, groups.owners, shape if len(groups.index) > 1 else shape[1:], node.name, flipped)
+    return node.send_factor(edge, groups.owners, build, x, cs)
+
+
 def _make(owners: Owners, shape: tuple[int, ...], name: str, flipped: bool, x: Tensor, c: Tensor) -> Outer:
     return Outer(owners, shape, name, x, c, flipped)
 
@@ -160,17 +202,17 @@ def outer_of(node: NodeView, edge: int, c: Cotangent, o: int, i: int, other: Loa
 
 
 def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
-    """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
-    cut = layouts.split(c.layout, c.shape)
-    assert cut is not None, "made whole by the caller"
-    pieces, owners = cut
-    g, p, q = c.shape
+    """A batch axis is summed over on the way to something that is no parameter: a product for each slice.
+
+    Where losses own many slices, those are rows of zeros and theirs first, and one product sums over each.
+    """
+    pieces, moved = _moved(c, summed)
     target = node.input(side.edge).shape
+    rows = len(compatible(moved)[1])
+    if rows < len(moved) and rows * math.prod(c.shape) <= len(moved) * math.prod(target):
+        return _product(node, side, densify(c, {summed}, node.charge), 3 - summed)._replace(sums=True)
+    g, p, q = c.shape
     axis = axis_of(c, summed)
-    axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == summed]
-    stay = [a for a in range(owners.ndim - 1) if a not in axes]
-    moved = owners.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
-    moved = moved.reshape(owners.shape[0] * axis.b, *moved.shape[1 + len(axes) :])
     i = math.prod(target) // (g * (p if side.left else q))
     inner = (g, p, i) if side.left else (g, i, q)
     layout = _rest_layout(pieces, moved, inner, side.left)
@@ -184,6 +226,17 @@ def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
         return _scaled(J.transpose(1, 2).reshape(len(moved), *target), side.scale)
 
     return Send(side.edge, layout, compute, donated=True, sums=True)
+
+
+def _moved(c: Cotangent, dim: int) -> tuple[list[Piece], Owners]:
+    """The pieces, and the owners [R, *] of rows that slices along a dimension would be."""
+    cut = layouts.split(c.layout, c.shape)
+    assert cut is not None, "made whole by the caller"
+    pieces, owners = cut
+    axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == dim]
+    stay = [a for a in range(owners.ndim - 1) if a not in axes]
+    moved = owners.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
+    return pieces, moved.reshape(-1, *moved.shape[1 + len(axes) :])
 
 
 def _rest_layout(pieces: list[Piece], owners: Owners, inner: tuple[int, int, int], left: bool) -> Layout:
