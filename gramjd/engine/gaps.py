@@ -130,7 +130,7 @@ def distinct(owners: Owners) -> tuple[Owners, Owners]:
         key = flat[u].tobytes()
         if key not in seen:
             seen[key] = len(kept)
-            kept.append(u)
+            kept.append(int(u))
         place[u] = seen[key]
     return place, np.ascontiguousarray(owners[kept])
 

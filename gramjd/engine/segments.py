@@ -31,11 +31,11 @@ PADDED, LEAST = 0.25, 1 << 21
 class Pairs(NamedTuple):
     """Which slices of a batch axis each row of a factor sums over.
 
-    `index [n, L]`: the slices, from number 0 on, -1 where a row has fewer. `owners [K n]` of the rows. `apart`: K
+    `places [n, L]`: the slices, from number 0 on, -1 where a row has fewer. `owners [K n]` of the rows. `apart`: K
     stacked rows are slices, too, numbered `k b + n`, and the rows are not stacked.
     """
 
-    index: Owners
+    places: Owners
     owners: Owners
     apart: bool
 
@@ -116,9 +116,9 @@ def _kinds(owners: Owners) -> tuple[Owners, Owners, Mask]:
     """The distinct columns, which of them each column is, and which of them own anything."""
     if len(owners) == 1:
         one, which = np.unique(owners[0], return_inverse=True)
-        return one[None], which, one >= 0
+        return one[None], which.reshape(-1), np.asarray(one >= 0)
     kinds, which = np.unique(owners, axis=1, return_inverse=True)
-    return kinds, which.reshape(-1), (kinds >= 0).any(axis=0)
+    return kinds, which.reshape(-1), np.asarray((kinds >= 0).any(axis=0))
 
 
 def _alike(counts: Owners, work: int) -> list[Owners]:
@@ -138,22 +138,22 @@ def _alike(counts: Owners, work: int) -> list[Owners]:
 
 
 class Groups(NamedTuple):
-    """Slices by group and loss: `index [g, b, L]` as in `Pairs`, the `owners [b]`, and how many slices there are."""
+    """Slices by group and loss: `places [g, b, L]` as in `Pairs`, the `owners [b]`, and how many slices there are."""
 
-    index: Owners
+    places: Owners
     owners: Owners
     slices: int
 
     def wasteful(self, work: int) -> bool:
         """Returns True if padding is most of the work, and more than a factor per group costs; `work`: per slice."""
-        padding = self.index.size - self.slices
-        return padding > self.slices and padding * work > len(self.index) * LEAST
+        padding = self.places.size - self.slices
+        return padding > self.slices and padding * work > len(self.places) * LEAST
 
 
 def by_group(owners: Owners, group: Owners, g: int) -> Groups:
     """Slices with `owners [K, P]`, of which those at position p are of `group[p]`, in one row per loss for all groups.
 
-    >>> by_group(np.array([[5, 3, 3, -1]]), np.array([0, 0, 1, 1]), 2).index.tolist()
+    >>> by_group(np.array([[5, 3, 3, -1]]), np.array([0, 0, 1, 1]), 2).places.tolist()
     [[[1], [0]], [[2], [-1]]]
     """
     flat = owners.reshape(-1)
@@ -169,10 +169,10 @@ def by_group(owners: Owners, group: Owners, g: int) -> Groups:
 
 def of_groups(groups: Groups, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """x [g, b, L, i] and c [1, g, b, L, o] for the positions x [P, i] and c [K, P, o]."""
-    index = groups.index.reshape(-1, groups.index.shape[2])
+    index = groups.places.reshape(-1, groups.places.shape[2])
     found = _at(x, 0, np.where(index >= 0, index % max(1, len(x)), -1), padded=True)
     rows = _at(c.flatten(0, 1), 0, index, padded=True)
-    return found.view(*groups.index.shape, -1), rows.view(1, *groups.index.shape, -1)
+    return found.view(*groups.places.shape, -1), rows.view(1, *groups.places.shape, -1)
 
 
 # -- the same for each kind -------------------------------------------------------------------------------------------
@@ -196,12 +196,12 @@ def _slices(c: Tensor, axis: int, pairs: Pairs) -> Tensor:
     """Of cotangents with stacked rows first and a batch axis: [K, .., n, L, ..], K = 1 for rows that are slices."""
     if pairs.apart:
         c = c.movedim(0, axis - 1).flatten(axis - 1, axis).unsqueeze(0)
-    return _at(c, axis, pairs.index, padded=True)
+    return _at(c, axis, pairs.places, padded=True)
 
 
 def _shared(pairs: Pairs, b: int) -> Owners:
     """The slices of what all stacked rows share."""
-    return np.where(pairs.index >= 0, pairs.index % b, -1)
+    return np.where(pairs.places >= 0, pairs.places % b, -1)
 
 
 def _outer(factor: Outer, pairs: Pairs) -> Factor:

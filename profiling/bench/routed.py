@@ -95,9 +95,10 @@ def mixtral(B: int, T: int, implementation: str, d: int = 128) -> Step:
     """Losses [B] of a Mixtral of transformers with two layers and four experts, two per token."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"attn_implementation": "sdpa", "use_cache": False, "vocab_size": 64}
+    sizes |= {"hidden_size": d, "intermediate_size": 2 * d, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    config = MixtralConfig(**sizes, attn_implementation="sdpa", use_cache=False)
+    config = MixtralConfig(**sizes)
     config._experts_implementation = implementation
     model, ids = MixtralForCausalLM(config), torch.randint(64, (B, T))
 

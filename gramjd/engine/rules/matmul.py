@@ -182,10 +182,10 @@ def factor_of_groups(
     """The factor of matrices [g, o, i] (`flipped`: [g, i, o]), of which `load` gives x [P, i] and c [K, P, o]."""
     o, i = sizes
     both = node.once(lambda: of_groups(groups, *load()))
-    x = Operand((*groups.index.shape, i), dtype, lambda: both()[0])
-    cs = Operand((1, *groups.index.shape, o), dtype, lambda: both()[1])
-    shape = (len(groups.index), *((i, o) if flipped else (o, i)))
-    build = partial(_make, groups.owners, shape if len(groups.index) > 1 else shape[1:], node.name, flipped)
+    x = Operand((*groups.places.shape, i), dtype, lambda: both()[0])
+    cs = Operand((1, *groups.places.shape, o), dtype, lambda: both()[1])
+    shape = (len(groups.places), *((i, o) if flipped else (o, i)))
+    build = partial(_make, groups.owners, shape if len(groups.places) > 1 else shape[1:], node.name, flipped)
     return node.send_factor(edge, groups.owners, build, x, cs)
 
 
