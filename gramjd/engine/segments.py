@@ -87,7 +87,7 @@ def rows_by_loss(factor: Factor, owners: Owners, dtype: torch.dtype | None = Non
 
 
 def _grouped(factor: Factor) -> list[Factor]:
-    if type(factor) not in _KINDS or not repeated(factor.owners):
+    if type(factor) not in _KINDS or not repeated(factor.owners) or not (factor.owners >= 0).any():
         return [factor]
     kind = _KINDS[type(factor)]
     return [kind.pick(factor, pairs) for pairs in _pairs(factor, kind.work(factor))]
@@ -163,8 +163,8 @@ def by_group(owners: Owners, group: Owners, g: int) -> Groups:
     order, counts = np.argsort(cell, kind="stable"), np.bincount(cell, minlength=g * len(losses))
     step = np.arange(max(1, int(counts.max(initial=0))))
     at = (np.cumsum(counts) - counts)[:, None] + step
-    index = np.where(step < counts[:, None], live[order[at.clip(max=len(order) - 1)]], -1)
-    return Groups(index.reshape(g, len(losses), -1), losses, len(live))
+    places = np.where(step < counts[:, None], live[order[at.clip(max=len(order) - 1)]], -1)
+    return Groups(places.reshape(g, len(losses), len(step)), losses, len(live))
 
 
 def of_groups(groups: Groups, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
