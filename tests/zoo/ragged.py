@@ -14,6 +14,7 @@ OWNER = torch.arange(B).repeat_interleave(T).view(B, T)
 # Five tokens, none, one and three; and one that keeps most.
 KEPT = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 1, 1, 0]]).bool()
 MOST = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+PLACES = tuple(KEPT.nonzero()[[3, 7, 0, 8, 1, 5, 2, 6]].T)
 
 
 def hidden(*shape: int) -> Tensor:
@@ -148,6 +149,12 @@ def computed_weight() -> Tensor:
     return pooled(F.linear(hidden()[KEPT], param(4, D).tanh(), param(4)), OWNER[KEPT])
 
 
+def placed(layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Places that are known beforehand, in no order."""
+    x = nn.Linear(1, 3)(torch.randn(B, T, 3, 3, 1)).tanh()
+    return pooled(layer(x[PLACES]).flatten(1), PLACES[0])
+
+
 def alone() -> Tensor:
     """All tokens are of one sample; the others have what is theirs."""
     return pooled(nn.Linear(D, 3)(hidden(7)), torch.full((7,), 2))
@@ -185,6 +192,9 @@ add_ways(
         "shared-table": shared_table,
         "computed-weight": computed_weight,
         "alone": alone,
+        "placed": lambda: placed(nn.Linear(3, 2)),
+        "placed-frames": lambda: placed(lambda x: nn.Conv2d(3, 2, 2)(x.movedim(-1, 1))),
+        "placed-table": lambda: placed(lambda x: x.flatten(1) * nn.Embedding(B, 27)(PLACES[0])),
     },
 )
 add("ragged", None, {"places-computed": lambda: fit(places(computed=True))})
