@@ -15,6 +15,8 @@ from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical
 
 # The part of all slices that has to be owned for the gaps between them to be filled.
 MOSTLY = 0.5
+# Rows of which each is compared with all others; of more of them only equal ones are put together.
+MANY = 1 << 11
 
 
 def overlay(a: Layout, b: Layout) -> Layout | None:
@@ -123,32 +125,40 @@ def _longest_run(owners: Owners, axis: int) -> int:
 def distinct(owners: Owners) -> tuple[Owners, Owners]:
     """For each row its index among the distinct ones (-1 if it owns nothing), and those, in first-seen order."""
     flat = np.ascontiguousarray(owners).reshape(len(owners), -1)
+    live = np.flatnonzero((flat >= 0).any(axis=1))
+    if flat.shape[1] == 1:
+        _, first, which = np.unique(flat[live, 0], return_index=True, return_inverse=True)
+    else:
+        first, which = _first_seen([row.tobytes() for row in flat[live]])
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    place = np.full(len(flat), -1, dtype=np.int64)
+    place[live] = rank[which.reshape(-1)]
+    return place, np.ascontiguousarray(owners[live[first[order]]])
+
+
+def _first_seen(keys: Sequence[bytes]) -> tuple[Owners, Owners]:
+    """Where each distinct key comes first, and which of them each key is."""
     seen: dict[bytes, int] = {}
-    kept: list[int] = []
-    place = np.where((flat >= 0).any(axis=1), 0, -1)
-    for u in np.flatnonzero(place == 0):
-        key = flat[u].tobytes()
-        if key not in seen:
-            seen[key] = len(kept)
-            kept.append(int(u))
-        place[u] = seen[key]
-    return place, np.ascontiguousarray(owners[kept])
+    which = [seen.setdefault(key, len(seen)) for key in keys]
+    first = np.zeros(len(seen), dtype=np.int64)
+    first[which[::-1]] = np.arange(len(keys))[::-1]
+    return first, np.array(which, dtype=np.int64)
 
 
 def compatible(owners: Owners) -> tuple[Owners, Owners]:
     """As `distinct`, but rows whose owners agree wherever both own something are one row, which owns all of it."""
     place, kept = distinct(owners)
-    if len(kept) < 2 or kept.ndim == 1 or not (kept < 0).any():
+    if not 1 < len(kept) <= MANY or kept.ndim == 1 or not (kept < 0).any():
         return place, kept
-    hosts: list[Owners] = []
+    flat = kept.reshape(len(kept), -1)
+    hosts, count = np.empty_like(flat), 0
     into = np.empty(len(kept), dtype=np.int64)
-    for u, row in enumerate(kept):
-        for h, host in enumerate(hosts):
-            both = (host >= 0) & (row >= 0)
-            if (host[both] == row[both]).all():
-                hosts[h], into[u] = np.where(host >= 0, host, row), h
-                break
-        else:
-            into[u] = len(hosts)
-            hosts.append(row)
-    return np.where(place >= 0, into[place], -1), np.array(hosts).reshape(len(hosts), *kept.shape[1:])
+    for u, row in enumerate(flat):
+        known = hosts[:count]
+        fits = np.flatnonzero(((known == row) | (known < 0) | (row < 0)).all(axis=1))
+        into[u] = fits[0] if len(fits) else count
+        count += not len(fits)
+        hosts[into[u]] = np.where(row >= 0, row, hosts[into[u]] if len(fits) else -1)
+    return np.where(place >= 0, into[place], -1), hosts[:count].reshape(count, *kept.shape[1:])

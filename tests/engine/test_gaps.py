@@ -136,6 +136,13 @@ def test_distinct_by_hand(owners: list[list[int]]) -> None:
     assert len(kept) == len({tuple(row) for row in owners})
 
 
+def test_too_many_rows_to_compare_are_put_together_where_they_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaps, "MANY", 2)
+    place, kept = compatible(np.array([[0, -1], [-1, 1], [0, -1], [2, 1]]))
+    assert place.tolist() == [0, 1, 0, 2]
+    assert kept.tolist() == [[0, -1], [-1, 1], [2, 1]]
+
+
 @given(st.data(), SHAPES, seeds)
 def test_layouts_over_one_tensor_add_up_in_any_order(data: st.DataObject, shape: tuple[int, ...], seed: int) -> None:
     """Parts of one layout, each with gaps where the others have something."""

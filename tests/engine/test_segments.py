@@ -270,3 +270,38 @@ def test_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gramjd.gram_backward(losses, aggregator)
     for leaf, mine in zip(reached, expected, strict=True):
         torch.testing.assert_close(leaf.grad, mine, rtol=1e-9, atol=1e-12)
+
+
+# -- grouped products -------------------------------------------------------------------------------------------------
+
+GROUPED = [
+    case for name, case in CASES.items() if name.startswith("experts-") and not name.startswith("experts-batches")
+]
+
+
+@pytest.mark.parametrize("case", GROUPED, ids=lambda case: case.name)
+def test_groups_that_would_be_mostly_padding_are_factors_of_their_own(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments.Groups, "wasteful", lambda groups, work: True)
+    losses, inputs = case.make(torch.float32)
+    assert_close_gramian(gramjd.gramian(losses, inputs), oracle_gramian(losses, inputs), case.tol, case.name)
+
+
+@pytest.mark.parametrize("case", GROUPED, ids=lambda case: case.name)
+def test_releases_without_a_grouped_product(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the input receives is then a product per group."""
+    losses, inputs = case.make(torch.float32)
+    expected = oracle_gramian(losses, inputs)
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm")
+    assert_close_gramian(gramjd.gramian(losses, inputs), expected, case.tol, case.name)
+
+
+def test_when_groups_are_mostly_padding() -> None:
+    """A hundred slices of one loss in one of fifty groups, and one of another loss in each."""
+    owners, group = np.array([[0] * 100 + [1] * 50]), np.array([0] * 100 + list(range(50)))
+    groups = by_group(owners, group, 50)
+    assert groups.places.shape == (50, 2, 100)
+    assert groups.wasteful(work=1 << 20)
+    assert not groups.wasteful(work=1)
+    even = by_group(np.array([[0, 1] * 50]), np.repeat(np.arange(25), 4), 25)
+    assert even.places.size == even.slices
+    assert not even.wasteful(work=1 << 40)

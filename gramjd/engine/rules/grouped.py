@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,9 +13,9 @@ from torch.nn import functional
 from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, SendGraph, Sends
-from gramjd.engine.rules.matmul import bmm, factor_of_groups
+from gramjd.engine.rules.groups import factor_of_groups, groups_of
+from gramjd.engine.rules.matmul import bmm
 from gramjd.engine.rules.vocabulary import MIXES, dense_fallback, named
-from gramjd.engine.segments import by_group
 from gramjd.kernels.tracing import to_numpy
 
 Ends = tuple[int, ...]
@@ -58,9 +57,7 @@ def _inputs(node: NodeView, c: Cotangent, ends: Ends) -> Tensor:
 def _weights(node: NodeView, c: Cotangent, ends: Ends) -> Send | SendFactor | None:
     """The factor of all groups; None where padding them to one size would take more than their own products."""
     (n, o), (_, i, _) = c.shape, node.input(1).shape
-    parts = layouts.along(c.layout, (n, o), 0)
-    assert parts is not None, "made whole by the caller"
-    groups = by_group(parts[2], np.repeat(np.arange(len(ends)), np.diff((0, *ends))), len(ends))
+    groups = groups_of(c.layout, (n, o), [hi - lo for lo, hi in pairwise((0, *ends))])
     if groups.wasteful(i * o):
         return None
 

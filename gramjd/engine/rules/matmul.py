@@ -11,18 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent, densify
-from gramjd.engine.factor import Outer
 from gramjd.engine.gaps import compatible
 from gramjd.engine.layout import Layout, Owners, Piece, canonical
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
+from gramjd.engine.rules.groups import factor_of_groups, groups_of, make_outer
 from gramjd.engine.rules.vocabulary import CUTS, MIXES, dense_fallback, each, named, of_real, overwrite
-from gramjd.engine.segments import Groups, by_group, of_groups
 from gramjd.kernels.products import product as product_of
 
 Load = Callable[[], Tensor]
@@ -147,19 +145,16 @@ def _outer(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | Send
     matrix = (o, i) if side.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
     owners = c.layout.owners.reshape(-1)
-    build = partial(_make, owners, shape, node.name, not side.left)
+    build = partial(make_outer, owners, shape, node.name, not side.left)
     sent = node.send_factor(side.edge, owners, build, x, cs)
     return sent._replace(donated=True, sums=True) if isinstance(sent, Send) else sent
 
 
 def _outer_of_groups(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | SendFactor:
     """The same where a matrix per group has slices of any loss, such as experts with a number of places each."""
-    g, L = c.shape[0], c.shape[summed]
-    o = c.shape[3 - summed]
+    g, L, o = c.shape[0], c.shape[summed], c.shape[3 - summed]
     turned = layouts.carry(c.layout, c.shape, (g, L, o), {0: 0, summed: 1})
-    parts = layouts.along(turned, (g * L, o), 0)
-    assert parts is not None, "made whole by the caller"
-    groups = by_group(parts[2], np.arange(g).repeat(L), g)
+    groups = groups_of(turned, (g * L, o), [L] * g)
     i = math.prod(node.input(side.edge).shape) // (g * o)
 
     def load() -> tuple[Tensor, Tensor]:
@@ -170,35 +165,12 @@ def _outer_of_groups(node: NodeView, side: Side, c: Cotangent, summed: int) -> S
     return factor_of_groups(node, side.edge, groups, (o, i), not side.left, load, c.dtype)
 
 
-def factor_of_groups(
-    node: NodeView,
-    edge: int,
-    groups: Groups,
-    sizes: tuple[int, int],
-    flipped: bool,
-    load: Callable[[], tuple[Tensor, Tensor]],
-    dtype: torch.dtype,
-) -> Send | SendFactor:
-    """The factor of matrices [g, o, i] (`flipped`: [g, i, o]), of which `load` gives x [P, i] and c [K, P, o]."""
-    o, i = sizes
-    both = node.once(lambda: of_groups(groups, *load()))
-    x = Operand((*groups.places.shape, i), dtype, lambda: both()[0])
-    cs = Operand((1, *groups.places.shape, o), dtype, lambda: both()[1])
-    shape = (len(groups.places), *((i, o) if flipped else (o, i)))
-    build = partial(_make, groups.owners, shape if len(groups.places) > 1 else shape[1:], node.name, flipped)
-    return node.send_factor(edge, groups.owners, build, x, cs)
-
-
-def _make(owners: Owners, shape: tuple[int, ...], name: str, flipped: bool, x: Tensor, c: Tensor) -> Outer:
-    return Outer(owners, shape, name, x, c, flipped)
-
-
 def outer_of(node: NodeView, edge: int, c: Cotangent, o: int, i: int, other: Load) -> Send | SendFactor:
     """The factor of a parameter [o, i] from `other [1, L, i]` and a cotangent [K, 1, L, o]."""
     axis, owners = axis_of(c, 1), c.layout.owners.reshape(-1)
     x = Operand((1, axis.b, axis.T, i), c.dtype, lambda: unfolded(other(), 1, axis))
     cs = Operand((c.layout.stacked, 1, axis.b, axis.T, o), c.dtype, lambda: unfolded(c.values, 2, axis))
-    return node.send_factor(edge, owners, partial(_make, owners, (o, i), node.name, False), x, cs)
+    return node.send_factor(edge, owners, partial(make_outer, owners, (o, i), node.name, False), x, cs)
 
 
 def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
