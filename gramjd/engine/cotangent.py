@@ -171,12 +171,16 @@ def add_rows(out: Tensor, owner: Owners, values: Tensor) -> None:
 
 
 class _Spread(NamedTuple):
-    """Slices along the pieces `gone` become rows: the new layout, and which row each slice goes to."""
+    """Slices along the pieces `gone` become rows: the new layout, and which row each slice goes to.
+
+    `stays`: all slices of a row stay in that row, as where gaps were all that made them differ.
+    """
 
     layout: Layout
     sizes: tuple[int, ...]
     gone: tuple[int, ...]
     owner: Owners
+    stays: bool
 
 
 def densify(
@@ -190,6 +194,8 @@ def densify(
     plan = _spreading(layout, tuple(shape), None if dims is None else tuple(sorted(dims)))
     if plan is None:
         return cotangent
+    if plan.stays:
+        return cotangent.derived(plan.layout, cotangent.shape, lambda: cotangent.values, donated=cotangent.donated)
     count = plan.layout.stacked
     charge(count * math.prod(cotangent.shape) * cotangent.dtype.itemsize)
     return cotangent.derived(
@@ -218,12 +224,14 @@ def _spreading(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...] | N
     count = layout.stacked * math.prod(pieces[a].size for a in gone)
     owner, kept = compatible(spread.reshape(count, *spread.shape[1 + len(gone) :]))
     new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
-    return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner)
+    row = np.arange(count) // (count // layout.stacked)
+    stays = len(kept) == layout.stacked and bool(((owner < 0) | (owner == row)).all())
+    return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner, stays)
 
 
 def _spread(values: Tensor, plan: _Spread) -> Tensor:
     """`out[owner[k, g], .., g, ..] += values[k, .., g, ..]`, g running over the pieces `gone`."""
-    layout, sizes, gone, owner = plan
+    layout, sizes, gone, owner, _ = plan
     stacked, count = values.shape[0], layout.stacked
     out = torch.zeros(count, *sizes, dtype=values.dtype, device=values.device)
     lengths = [sizes[a] for a in gone]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from gramjd.engine.factor import Convolution, Factor, Gathered, Outer
 from gramjd.engine.isometry import View
 from gramjd.engine.layout import Mask, Owners
 
-Kind = TypeVar("Kind", Outer, Gathered)
 # Padding is free up to this part of a factor's positions, and up to this many multiply-adds: fewer cost less than the
 # calls for one more factor.
 PADDED, LEAST = 0.25, 1 << 21
@@ -105,10 +104,10 @@ def _pairs(factor: Factor, work: int) -> list[Pairs]:
     starts = np.cumsum(counts) - counts
     found = []
     for rows in _alike(np.where(live, counts, 0), work):
-        place = np.arange(counts[rows].max())
-        index = order[(starts[rows, None] + place).clip(max=len(order) - 1)]
-        index = np.where(place < counts[rows, None], index, -1)
-        found.append(Pairs(index, np.ascontiguousarray(kinds[:, rows]).reshape(-1), apart))
+        step = np.arange(counts[rows].max())
+        places = order[(starts[rows, None] + step).clip(max=len(order) - 1)]
+        places = np.where(step < counts[rows, None], places, -1)
+        found.append(Pairs(places, np.ascontiguousarray(kinds[:, rows]).reshape(-1), apart))
     return found
 
 

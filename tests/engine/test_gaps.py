@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gramjd.engine import gaps
-from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.cotangent import Cotangent, densify
 from gramjd.engine.gaps import compatible, distinct, filled, overlay
 from gramjd.engine.layout import Layout, Owners, Piece, canonical
 from tests.engine.layouts import SHAPES, dense_rows, expand, groups, is_canonical, pieces_of, rows_of, values_of
@@ -98,6 +98,18 @@ def test_tokens_by_time_are_filled_where_the_shape_tells() -> None:
     most = tokens([n % B if n else -1 for n in range(B * T)])
     assert filled(most, (B * T, 2)) is most
     assert filled(most, (T, B, 2)).structure == ((T, False), (B, True), (2, False))
+
+
+def test_slices_that_stay_in_their_row_are_not_copied() -> None:
+    """As in front of attention: positions mix, of which some belong to nobody."""
+    layout = canonical(
+        [Piece(B, True), Piece(T, True), Piece(2, False)], np.array([[n // T if n % 3 else -1 for n in range(B * T)]])
+    )
+    values = torch.arange(1.0, 1 + B * T * 2).view(1, B, T, 2) * torch.from_numpy(layout.owners >= 0).view(1, B, T, 1)
+    group = Cotangent.of(layout, values)
+    spread = densify(group, {1})
+    assert spread.layout is samples()
+    assert spread.values is values
 
 
 def test_one_owner_keeps_its_gaps() -> None:
