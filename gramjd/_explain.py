@@ -14,7 +14,8 @@ from gramjd.engine._torch import uncompiled
 from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.node import LostAxis
-from gramjd.engine.parameter import Jacobian
+from gramjd.engine.parameter import Jacobian, plan_of
+from gramjd.engine.segments import described
 from gramjd.errors import graph_errors
 from gramjd.kernels.products import current_products
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
@@ -127,8 +128,8 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
 
 def _use(factor: Factor, device: str, dtype: torch.dtype) -> Use:
     """All but which parameter it is of."""
-    route, operations = factor.plan(device, dtype)
-    return Use("", (), factor.operation, factor.describe(), route, operations, factor.nbytes)
+    route, operations = plan_of(factor, device, dtype)
+    return Use("", (), factor.operation, described(factor), route, operations, factor.nbytes)
 
 
 __all__: Sequence[str] = ["Explanation", "Use", "explain"]

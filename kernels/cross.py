@@ -66,6 +66,20 @@ def options(e: Extent, e2: Extent) -> tuple[str, ...]:
     return ("rows", "shared") if e.b == e2.b == 1 else ("rows", "pairwise")
 
 
+def operations(route: str, e: Extent, e2: Extent) -> int:
+    """Multiply-adds of a route."""
+    R, R2 = e.K * e.b, e2.K * e2.b
+    return (
+        e.g
+        * {
+            "product": e.b * e2.b * e.i + R * R2 * e.o,
+            "pairwise": e.b * e.T * e2.b * e2.T * e.i + R * e.T * R2 * e2.T * e.o,
+            "rows": (R * e.T + R2 * e2.T + R * R2) * e.i * e.o,
+            "shared": e.T * e2.T * (e.i + R2 * e.o) + R * R2 * e.T * e.o,
+        }[route]
+    )
+
+
 @kept
 def route(e: Extent, e2: Extent, known: Constants) -> str:
     """The quickest route whose temporaries fit (`cost.quickest`)."""

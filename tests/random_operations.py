@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tests.random_edits import EDITS
 from tests.random_layers import LAYERS, Needs, Run, axes
+from tests.random_routes import ROUTES
 
 if TYPE_CHECKING:
     from tests.strategies_graphs import Hand
@@ -243,6 +244,7 @@ def detached(h: Hand, x: Tensor) -> Tensor:
 OPERATIONS: dict[str, tuple[Needs, Run]] = {
     **LAYERS,
     **EDITS,
+    **ROUTES,
     "pointwise": (axes(0), pointwise),
     "with other": (axes(0), with_other),
     "with own mean": (axes(1), with_reduced),

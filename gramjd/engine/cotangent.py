@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gramjd.engine.gaps import compatible, distinct
 from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, split
 from gramjd.kernels.tracing import concretely, constant, donates, tracing
 
@@ -166,33 +167,20 @@ def add_rows(out: Tensor, owner: Owners, values: Tensor) -> None:
     out.index_add_(0, index_tensor(owner[live], out.device), values.to(out.dtype))
 
 
-def distinct(owners: Owners) -> tuple[Owners, Owners]:
-    """For each row its index among the distinct ones (-1 if it owns nothing), and those, in first-seen order."""
-    seen: dict[bytes, int] = {}
-    place = np.empty(len(owners), dtype=np.int64)
-    kept: list[Owners] = []
-    for u, row in enumerate(owners):
-        if not (row >= 0).any():
-            place[u] = -1
-            continue
-        key = row.tobytes()
-        if key not in seen:
-            seen[key] = len(kept)
-            kept.append(row)
-        place[u] = seen[key]
-    return place, np.array(kept, dtype=np.int64).reshape(len(kept), *owners.shape[1:])
-
-
 # -- batch axes that are given up -------------------------------------------------------------------------------------
 
 
 class _Spread(NamedTuple):
-    """Slices along the pieces `gone` become rows: the new layout, and which row each slice goes to."""
+    """Slices along the pieces `gone` become rows: the new layout, and which row each slice goes to.
+
+    `stays`: all slices of a row stay in that row, as where gaps were all that made them differ.
+    """
 
     layout: Layout
     sizes: tuple[int, ...]
     gone: tuple[int, ...]
     owner: Owners
+    stays: bool
 
 
 def densify(
@@ -206,6 +194,8 @@ def densify(
     plan = _spreading(layout, tuple(shape), None if dims is None else tuple(sorted(dims)))
     if plan is None:
         return cotangent
+    if plan.stays:
+        return cotangent.derived(plan.layout, cotangent.shape, lambda: cotangent.values, donated=cotangent.donated)
     count = plan.layout.stacked
     charge(count * math.prod(cotangent.shape) * cotangent.dtype.itemsize)
     return cotangent.derived(
@@ -232,14 +222,16 @@ def _spreading(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...] | N
     order = [1 + axes.index(a) for a in gone] + [1 + axes.index(a) for a in axes if a not in gone]
     spread = owners.transpose([0, *order])
     count = layout.stacked * math.prod(pieces[a].size for a in gone)
-    owner, kept = distinct(spread.reshape(count, *spread.shape[1 + len(gone) :]))
+    owner, kept = compatible(spread.reshape(count, *spread.shape[1 + len(gone) :]))
     new = canonical([Piece(p.size, p.diagonal and a not in gone) for a, p in enumerate(pieces)], kept)
-    return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner)
+    row = np.arange(count) // (count // layout.stacked)
+    stays = len(kept) == layout.stacked and bool(((owner < 0) | (owner == row)).all())
+    return _Spread(new, tuple(p.size for p in pieces), tuple(gone), owner, stays)
 
 
 def _spread(values: Tensor, plan: _Spread) -> Tensor:
     """`out[owner[k, g], .., g, ..] += values[k, .., g, ..]`, g running over the pieces `gone`."""
-    layout, sizes, gone, owner = plan
+    layout, sizes, gone, owner, _ = plan
     stacked, count = values.shape[0], layout.stacked
     out = torch.zeros(count, *sizes, dtype=values.dtype, device=values.device)
     lengths = [sizes[a] for a in gone]
@@ -282,17 +274,24 @@ def _reduced(values: Tensor, plan: _Reduction, shape: tuple[int, ...]) -> Tensor
     if plan.over:
         values = values.sum(dim=plan.over)
     values = values.reshape(plan.stacked, *shape)
-    return values if plan.live is None else values.index_select(0, index_tensor(plan.live, values.device))
+    if plan.owner is None:
+        return values
+    out = torch.zeros(plan.layout.stacked, *shape, dtype=values.dtype, device=values.device)
+    add_rows(out, plan.owner, values)
+    return out
 
 
 class _Reduction(NamedTuple):
-    """How to sum down: split into `sizes`, reorder, sum `over` the last ones; of `stacked` rows keep those `live`."""
+    """How to sum down: split into `sizes`, reorder, sum `over` the last ones.
+
+    Of the `stacked` rows that are left, row r goes to row `owner[r]` of the layout (None: each to its own).
+    """
 
     sizes: tuple[int, ...]
     order: tuple[int, ...]
     over: tuple[int, ...]
     stacked: int
-    live: Owners | None
+    owner: Owners | None
     layout: Layout
 
 
@@ -311,13 +310,13 @@ def _reduction(layout: Layout, full: tuple[int, ...], shape: tuple[int, ...]) ->
     moved = owners.transpose(order_of)
     count = math.prod(moved.shape[: 1 + len(gone)])
     moved = moved.reshape(count, *moved.shape[1 + len(gone) :])
-    owned = (moved >= 0).reshape(count, -1).any(axis=1)
-    live = None if owned.all() or not gone else np.flatnonzero(owned)
-    moved = moved if live is None else moved[live]
+    owner, kept = compatible(moved) if gone else (np.arange(count), moved)
+    alone = len(kept) == count and bool((owner == np.arange(count)).all())
     order = (0, *gone, *rest, *over)
     last = tuple(range(1 + len(gone) + len(rest), len(order)))
-    small = canonical([Piece(pieces[a - 1].size, pieces[a - 1].diagonal) for a in rest], moved)
-    return _Reduction((len(owners), *(p.size for p in pieces)), order, last, count, live, small)
+    small = canonical([Piece(pieces[a - 1].size, pieces[a - 1].diagonal) for a in rest], kept)
+    sizes = (len(owners), *(p.size for p in pieces))
+    return _Reduction(sizes, order, last, count, None if alone else owner, small)
 
 
 def by_loss(owners: Owners, numel: int) -> tuple[Layout, Callable[[Tensor], Tensor]]:

@@ -69,6 +69,11 @@ class Layout:
         return self.structure, self.owners.shape, self.owners.tobytes()
 
     @cached_property
+    def gaps(self) -> bool:
+        """Returns True if there are slices that no loss owns, which are zero."""
+        return bool((self.owners < 0).any())
+
+    @cached_property
     def losses(self) -> int:
         """How many distinct losses own something here."""
         return int(np.unique(self.owners[self.owners >= 0]).size)
@@ -232,13 +237,13 @@ def rejoin(before: list[Piece], after: list[Piece], owners: Owners) -> Layout | 
         return None
     axis = 1 + sum(p.diagonal for p in before)
     size = owners.shape[axis]
-    inner = _repeats(owners, axis)
+    inner = repeats(owners, axis)
     owners = np.take(owners, range(0, size, inner), axis=axis)
     middle = [Piece(size // inner, True), Piece(inner, False)]
     return canonical([*before, *middle, *after], owners)
 
 
-def _repeats(owners: Owners, axis: int) -> int:
+def repeats(owners: Owners, axis: int) -> int:
     """The largest run length r such that owners repeat in runs of r along the whole axis."""
     size = owners.shape[axis]
     if size < 2:
@@ -266,15 +271,6 @@ def gather(layout: Layout, shape: Shape, dim: int, index: Owners) -> Layout | No
     before, after, owners = parts
     axis = 1 + sum(p.diagonal for p in before)
     return rejoin(before, after, np.take(owners, index, axis=axis))
-
-
-def overlay(a: Layout, b: Layout) -> Layout | None:
-    """One layout for the sum of two, if no slice has two different owners."""
-    if a.structure != b.structure or a.owners.shape != b.owners.shape:
-        return None
-    if ((a.owners >= 0) & (b.owners >= 0) & (a.owners != b.owners)).any():
-        return None
-    return interned(Layout(a.pieces, np.where(a.owners >= 0, a.owners, b.owners)))
 
 
 def span(owners: Owners) -> slice | None:

@@ -22,6 +22,7 @@ from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Graph, Metadata, Node
 from gramjd.engine.hooks import through_node
 from gramjd.engine.layout import Layout, Owners, Shape
+from gramjd.engine.segments import rows_by_loss
 
 Message = Cotangent | Factor
 Value = TypeVar("Value")
@@ -279,15 +280,18 @@ class NodeView:
     def send_factor(
         self, edge: int, owners: Owners, build: Callable[..., Factor], *operands: Operand
     ) -> Send | SendFactor:
-        """A factor for a parameter; its rows for an edge that leads to none."""
+        """A factor for a parameter; for an edge that leads to none its rows, those of one loss added up."""
         if self.parametric(edge):
             return SendFactor(edge, owners, build, operands)
         shape = self.input(edge).shape
-        layout, sums = by_loss(owners, math.prod(shape))
-        self.charge(len(owners) * math.prod(shape) * max(o.dtype.itemsize for o in operands if not o.is_ids))
+        layout, _ = by_loss(owners, math.prod(shape))
+        if layout.stacked > 1:
+            itemsize = max(o.dtype.itemsize for o in operands if not o.is_ids)
+            self.charge(layout.stacked * math.prod(shape) * itemsize)
 
         def rows() -> Tensor:
-            return sums(build(*(o.compute() for o in operands)).materialise()).reshape(-1, *shape)
+            factor = build(*(o.compute() for o in operands))
+            return rows_by_loss(factor, layout.owners).reshape(-1, *shape)
 
         return Send(edge, layout, rows)
 

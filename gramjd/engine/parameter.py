@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.cotangent import by_loss
+from gramjd.engine.cotangent import by_loss as rows_of
 from gramjd.engine.factor import Factor, Gathered, Outer, chunks
 from gramjd.engine.given import GivenRows, united
 from gramjd.engine.isometry import separate
 from gramjd.engine.layout import Owners
+from gramjd.engine.segments import by_loss, rows_by_loss
+from gramjd.kernels import cost, outer, ragged
 
 Part = list[Factor]
 
@@ -59,7 +61,7 @@ class Jacobian:
         another way, rows are formed (in `dtype`) and are one group.
         """
         if len(self.factors) == 1:
-            return [self.factors]
+            return [by_loss(self.factors)]
         factors = [f.upright(self.shape) for f in self.factors]
         if all(isinstance(f, GivenRows) for f in factors):
             return [[rows] for rows in _given(factors)]
@@ -67,15 +69,16 @@ class Jacobian:
         if any(isinstance(f, GivenRows) for f in factors) or not separate(regions):
             return [[rows] for rows in _given([self._rows(f, dtype) for f in factors])]
         return [
-            _joined([f for f, mine in zip(factors, regions, strict=True) if mine == region])
+            by_loss(_joined([f for f, mine in zip(factors, regions, strict=True) if mine == region]))
             for region in dict.fromkeys(regions)
         ]
 
     def _rows(self, factor: Factor, dtype: torch.dtype) -> GivenRows:
         if isinstance(factor, GivenRows):
             return factor
-        layout, sums = by_loss(factor.owners, math.prod(self.shape))
-        values = sums(factor.materialise(torch.promote_types(factor.dtype, dtype))).reshape(-1, *self.shape)
+        layout, _ = rows_of(factor.owners, math.prod(self.shape))
+        wide = torch.promote_types(factor.dtype, dtype)
+        values = rows_by_loss(factor, layout.owners, wide).reshape(-1, *self.shape)
         return GivenRows(layout.owners, self.shape, factor.operation, values, layout)
 
 
@@ -98,13 +101,45 @@ def _joined(factors: Sequence[Factor]) -> Part:
     return joined
 
 
-def tied(part: Part) -> tuple[Gathered, Outer] | None:
-    """An embedding and a linear layer that use one table in one orientation: a product without [m, V, d] rows."""
-    tables = [f for f in part if isinstance(f, Gathered)]
-    heads = [f for f in part if isinstance(f, Outer) and not f.flipped and f.x.shape[0] == 1]
-    if len(part) != 2 or len(tables) != 1 or len(heads) != 1 or tables[0].shape != heads[0].shape:
-        return None
-    return tables[0], heads[0]
+def by_pairs(part: Part, dtype: torch.dtype) -> bool:
+    """Returns True if products of each pair of factors are quicker than those of all rows.
+
+    Rows of a table are never formed where a formula does without: never [m, V, d] rows of an embedding and a head that
+    use one table.
+    """
+    if len({f.shape for f in part}) > 1:
+        return False
+    if any(isinstance(f, Gathered) for f in part):
+        return all(isinstance(f, Gathered) or _is_head(f) for f in part)
+    if len({f.flipped if isinstance(f, Outer) else None for f in part}) > 1 or not isinstance(part[0], Outer):
+        return False
+    return route_of(part, part[0].device.type, dtype)[0] == "pairs"
+
+
+def route_of(part: Part, device: str, dtype: torch.dtype) -> tuple[str, int]:
+    """Route and floating-point operations for several products, such as those of losses with few and many tokens."""
+    extents = tuple(outer.extent(f.x, f.c) for f in part if isinstance(f, Outer))
+    known = cost.constants_of(device, dtype)
+    name = ragged.route(extents, known)
+    return name, 2 * ragged.operations(name, extents, known)
+
+
+def plan_of(factor: Factor, device: str, dtype: torch.dtype) -> tuple[str, int]:
+    """Route and floating-point operations of a factor's own products, its rows added up by loss."""
+    part = by_loss([factor])
+    if len(part) == 1:
+        return part[0].plan(device, dtype)
+    if isinstance(factor, Outer):
+        return route_of(part, device, dtype)
+    plans = [one.plan(device, dtype) for one in part]
+    rows = sum(len(one.owners) for one in part)
+    # Products of rows of two factors take as many operations as those of the same number of rows of one.
+    own = sum(len(one.owners) ** 2 for one in part)
+    return plans[0][0], sum(operations for _, operations in plans) * rows**2 // own
+
+
+def _is_head(factor: Factor) -> bool:
+    return isinstance(factor, Outer) and not factor.flipped and factor.x.shape[0] == 1
 
 
 def stacked_rows(part: Part, dtype: torch.dtype) -> Iterator[tuple[Owners, Tensor]]:

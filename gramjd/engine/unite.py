@@ -11,21 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gramjd.engine.cotangent import Charge, Cotangent, add_rows, densify, distinct, share_scope, unlimited
-from gramjd.engine.layout import Layout, Owners, interned, overlay, split
+from gramjd.engine.cotangent import Charge, Cotangent, add_rows, densify, share_scope, unlimited
+from gramjd.engine.gaps import distinct, filled, overlay
+from gramjd.engine.layout import Layout, Owners, interned, split
 from gramjd.kernels.cost import chunk
 
 
-def added(one: Cotangent, other: Cotangent) -> Cotangent:
-    """The sum of two cotangents of one layout, in the memory of one that is donated if there is one."""
-    if one.planned:
-        one.donated = True
-        return one
+def added(one: Cotangent, other: Cotangent, layout: Layout | None = None) -> Cotangent:
+    """The sum of two cotangents, in the memory of one that is donated if there is one.
+
+    `layout`: that of the sum; None where both have it already.
+    """
+    layout = one.layout if layout is None else layout
     for into, more in ((one, other), (other, one)):
-        if into.donated and into.values.is_contiguous():
-            into.values.add_(more.values)
+        if into.planned or (into.donated and into.values.is_contiguous()):
+            if not into.planned:
+                into.values.add_(more.values)
+            into.layout, into.donated = layout, True
             return into
-    return Cotangent.of(one.layout, one.values + other.values, operation=one.operation, donated=True)
+    return Cotangent.of(layout, one.values + other.values, operation=one.operation, donated=True)
 
 
 def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cotangent | None:
@@ -61,9 +65,15 @@ def appended(one: Cotangent, other: Cotangent, more: int, charge: Charge) -> Cot
 
 def unite(cotangents: Sequence[Cotangent], charge: Charge = unlimited) -> list[Cotangent]:
     """As few as possible: equal owners are added, equal structures stacked, one is spread where that is free."""
+    return [_filled(c) for c in _united(cotangents, charge)]
+
+
+def _united(cotangents: Sequence[Cotangent], charge: Charge) -> list[Cotangent]:
     if len(cotangents) < 2:
         return list(cotangents)
     share_scope(cotangents)
+    if any(c.layout.gaps for c in cotangents):
+        cotangents = _overlaid(cotangents)
     buckets: dict[object, list[Cotangent]] = {}
     for cotangent in cotangents:
         buckets.setdefault(cotangent.layout.structure, []).append(cotangent)
@@ -71,7 +81,13 @@ def unite(cotangents: Sequence[Cotangent], charge: Charge = unlimited) -> list[C
     return _absorb(united, charge) if len(united) > 1 else united
 
 
-def _overlaid(cotangents: list[Cotangent]) -> list[Cotangent]:
+def _filled(c: Cotangent) -> Cotangent:
+    """With gaps given away, once all that meets is there."""
+    layout = filled(c.layout, c.shape)
+    return c if layout is c.layout else c.derived(layout, c.shape, lambda: c.values, donated=c.donated)
+
+
+def _overlaid(cotangents: Sequence[Cotangent]) -> list[Cotangent]:
     """Add up those that own different slices, so that a batch that was cut and joined is one row again."""
     out: list[Cotangent] = []
     for mine in cotangents:
@@ -90,8 +106,6 @@ def _sum(layout: Layout, one: Cotangent, other: Cotangent) -> Cotangent:
 
 
 def _stack(given: list[Cotangent], charge: Charge) -> Cotangent:
-    if len(given) > 1 and any((c.layout.owners < 0).any() for c in given):
-        given = _overlaid(given)
     first = given[0]
     if len(given) == 1:
         return first

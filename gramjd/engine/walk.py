@@ -20,6 +20,7 @@ from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.cotangent import Cotangent, by_loss, densify, index_tensor
 from gramjd.engine.delivery import Delivery, FactorDelivery
 from gramjd.engine.factor import Factor
+from gramjd.engine.gaps import overlay
 from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph, edge_of, read
 from gramjd.engine.hooks import Hooks, at_edge
@@ -28,6 +29,7 @@ from gramjd.engine.memory import Meter
 from gramjd.engine.node import LostAxis, Message, NodeView, Overwrite, SendGraph, UnsavedError
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.rules.vocabulary import in_parts
+from gramjd.engine.segments import rows_by_loss
 from gramjd.engine.structure import Place, Structure, structured
 from gramjd.engine.unite import added, appended
 from gramjd.errors import GraphError
@@ -288,8 +290,9 @@ class Walk:
             for k, (mine, other) in enumerate(inbox):
                 if mine != nr or isinstance(other, Factor):
                     continue
-                if other.layout is message.layout:
-                    inbox[k] = nr, added(other, message)
+                layout = overlay(other.layout, message.layout)
+                if layout is not None:
+                    inbox[k] = nr, added(other, message, layout)
                     return
                 both = appended(other, message, self._waiting[n], self.meter.charge)
                 if both is not None:
@@ -305,12 +308,12 @@ class Walk:
         if isinstance(message, Cotangent):
             return message
         shape = self._structure.outputs[place[0]][place[1]].shape
-        if len(message.owners) > 1:
-            self.meter.charge(len(message.owners) * math.prod(shape) * message.dtype.itemsize)
-        layout, sums = by_loss(message.owners, math.prod(shape))
+        layout, _ = by_loss(message.owners, math.prod(shape))
+        if layout.stacked > 1:
+            self.meter.charge(layout.stacked * math.prod(shape) * message.dtype.itemsize)
         if not self.computes:
             return Cotangent(layout, shape, message.dtype)
-        return Cotangent.of(layout, sums(message.materialise()))
+        return Cotangent.of(layout, rows_by_loss(message, layout.owners))
 
 
 def _message_of(factor: Factor) -> Message:

@@ -66,7 +66,7 @@ def test_the_zoo_in_graphs(case: Case) -> None:
 
 def test_most_of_the_zoo_is_not_refused() -> None:
     refused = 0
-    some = QUICK[::32]
+    some = [case for case in QUICK if not case.name.startswith("ragged-")][::32]  # whose shapes depend on the data
     with single_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for case in some:

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gramjd.engine.cotangent import Cotangent
+from gramjd.engine.gaps import overlay
 from gramjd.engine.layout import (
     Layout,
     Piece,
@@ -21,7 +22,6 @@ from gramjd.engine.layout import (
     dense,
     diagonal_dims,
     gather,
-    overlay,
     rejoin,
     scatter,
     split,

@@ -21,6 +21,7 @@ from tests.zoo import (  # noqa: F401
     normalisation,
     physics,
     products,
+    ragged,
     recurrent,
     reductions,
     reparametrised,

@@ -14,6 +14,7 @@ from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.layout import Owners
 from gramjd.engine.parameter import Jacobian
+from gramjd.engine.segments import by_loss
 
 Combine = Callable[[Tensor], Tensor]
 
@@ -28,7 +29,7 @@ class Columns:
     def note(self, edge: Edge, jacobian: Jacobian) -> None:
         """The rows of an input arrived."""
         leaf = self.graph.targets[edge]
-        factors = [f.upright(leaf.shape) for f in jacobian.factors]
+        factors = [one for f in jacobian.factors for one in by_loss([f.upright(leaf.shape)])]
         if _whole(leaf.shape, factors):
             parts = [self._chunk(factors, lo, hi) for lo, hi in chunks(factors[0].shape, self._m)]
             update = factors[0].back(torch.cat(parts).unsqueeze(0))[0]

@@ -14,6 +14,7 @@ from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.isometry import separate
 from gramjd.engine.layout import Owners
 from gramjd.engine.parameter import Jacobian
+from gramjd.engine.segments import by_loss
 from gramjd.kernels.products import product
 
 
@@ -38,7 +39,8 @@ class Rectangle:
 
 def add_products(value: Tensor, mine: Jacobian, theirs: Jacobian) -> None:
     """Add the inner products of the rows of two Jacobians of one parameter to a matrix [m, m'] of the losses."""
-    for f, h in itertools.product(mine.factors, theirs.factors):
+    sides = ([one for f in side.factors for one in by_loss([f])] for side in (mine, theirs))
+    for f, h in itertools.product(*sides):
         block = _inner(f, h, mine.shape, value.dtype)
         if block is not None:
             _add(value, _owners(f), _owners(h), block)

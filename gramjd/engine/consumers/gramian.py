@@ -15,7 +15,7 @@ from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.factor import Factor
 from gramjd.engine.given import GivenRows
 from gramjd.engine.layout import Mask, Owners, span
-from gramjd.engine.parameter import Jacobian, Part, stacked_rows, tied
+from gramjd.engine.parameter import Jacobian, Part, by_pairs, stacked_rows
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
@@ -103,11 +103,11 @@ class Gramian(Total):
             self._add(factor.owners, block)
             if isinstance(factor, GivenRows) and block.ndim == 2:
                 self.latest = factor.parted, block
-        elif pair := tied(part):
-            table, head = pair
-            for factor in pair:
+        elif by_pairs(part, self._dtype_of(part[0])):
+            for n, factor in enumerate(part):
                 self._add(factor.owners, factor.gram(self._dtype_of(factor)))
-            self._add(head.owners, head.cross(table, self._dtype_of(head)), table.owners)
+                for other in part[n + 1 :]:
+                    self._add(factor.owners, factor.cross(other, self._dtype_of(factor)), other.owners)
         else:
             for owners, rows in stacked_rows(part, self._dtype_of(part[0])):
                 self._add(owners, gram_rows(rows, rows.dtype))
@@ -177,13 +177,13 @@ class Diagonal(Total):
         return (self.m,)
 
     def _add_part(self, part: Part) -> None:
-        if len(part) == 1:
-            self._add_factor(part[0])
-        elif pair := tied(part):
-            table, head = pair
-            for factor in pair:
+        if _apart(part) or by_pairs(part, self._dtype_of(part[0])):
+            for n, factor in enumerate(part):
                 self._add_factor(factor)
-            self._add_products(head.owners, table.owners, 2 * head.cross(table, self._dtype_of(head)))
+                for other in part[n + 1 :]:
+                    if np.isin(factor.owners, other.owners).any():
+                        block = factor.cross(other, self._dtype_of(factor))
+                        self._add_products(factor.owners, other.owners, 2 * block)
         else:
             for owners, rows in stacked_rows(part, self._dtype_of(part[0])):
                 self._add_rows(owners, rows)
@@ -230,3 +230,10 @@ class Diagonal(Total):
     def finished(self) -> Tensor:
         """The squared norms; rounding may not make one negative."""
         return self.value.clamp_min(0)
+
+
+def _apart(part: Part) -> bool:
+    """Returns True if no loss owns rows of two factors."""
+    return len(part) == 1 or sum(len(np.unique(f.owners)) for f in part) == len(
+        np.unique(np.concatenate([f.owners.reshape(-1) for f in part]))
+    )

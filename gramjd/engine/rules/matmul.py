@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gramjd.engine import layout as layouts
-from gramjd.engine.cotangent import Cotangent
-from gramjd.engine.factor import Outer
+from gramjd.engine.cotangent import Cotangent, densify
+from gramjd.engine.gaps import compatible
 from gramjd.engine.layout import Layout, Owners, Piece, canonical
 from gramjd.engine.node import NodeView, Operand, Rule, Send, SendFactor, Sends
+from gramjd.engine.rules.groups import factor_of_groups, groups_of, make_outer
 from gramjd.engine.rules.vocabulary import CUTS, MIXES, dense_fallback, each, named, of_real, overwrite
 from gramjd.kernels.products import product as product_of
 
@@ -53,8 +54,10 @@ def _gradient(node: NodeView, side: Side, c: Cotangent) -> Send | SendFactor:
     kept = 3 - summed
     # Factors hold real numbers.
     real = not node.output().dtype.is_complex
-    if kept not in own and 0 not in own and real and node.parametric(side.edge):
+    if kept not in own and 0 not in own and real and (node.parametric(side.edge) or summed in own):
         return _outer(node, side, c, summed)
+    if kept not in own and own >= {0, summed} and real and node.parametric(side.edge):
+        return _outer_of_groups(node, side, c, summed)
     if summed in own:
         return _rows(node, side, c, summed)
     return _product(node, side, c, kept)
@@ -142,11 +145,24 @@ def _outer(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | Send
     matrix = (o, i) if side.left else (i, o)
     shape = (g, *matrix) if g > 1 else matrix
     owners = c.layout.owners.reshape(-1)
-    return node.send_factor(side.edge, owners, partial(_make, owners, shape, node.name, not side.left), x, cs)
+    build = partial(make_outer, owners, shape, node.name, not side.left)
+    sent = node.send_factor(side.edge, owners, build, x, cs)
+    return sent._replace(donated=True, sums=True) if isinstance(sent, Send) else sent
 
 
-def _make(owners: Owners, shape: tuple[int, ...], name: str, flipped: bool, x: Tensor, c: Tensor) -> Outer:
-    return Outer(owners, shape, name, x, c, flipped)
+def _outer_of_groups(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send | SendFactor:
+    """The same where a matrix per group has slices of any loss, such as experts with a number of places each."""
+    g, L, o = c.shape[0], c.shape[summed], c.shape[3 - summed]
+    turned = layouts.carry(c.layout, c.shape, (g, L, o), {0: 0, summed: 1})
+    groups = groups_of(turned, (g * L, o), [L] * g)
+    i = math.prod(node.input(side.edge).shape) // (g * o)
+
+    def load() -> tuple[Tensor, Tensor]:
+        other = side.other()
+        x = (other.mT if side.left else other).reshape(g * L, i)
+        return x, _scaled((c.values.mT if side.left else c.values).reshape(-1, g * L, o), side.scale)
+
+    return factor_of_groups(node, side.edge, groups, (o, i), not side.left, load, c.dtype)
 
 
 def outer_of(node: NodeView, edge: int, c: Cotangent, o: int, i: int, other: Load) -> Send | SendFactor:
@@ -154,21 +170,21 @@ def outer_of(node: NodeView, edge: int, c: Cotangent, o: int, i: int, other: Loa
     axis, owners = axis_of(c, 1), c.layout.owners.reshape(-1)
     x = Operand((1, axis.b, axis.T, i), c.dtype, lambda: unfolded(other(), 1, axis))
     cs = Operand((c.layout.stacked, 1, axis.b, axis.T, o), c.dtype, lambda: unfolded(c.values, 2, axis))
-    return node.send_factor(edge, owners, partial(_make, owners, (o, i), node.name, False), x, cs)
+    return node.send_factor(edge, owners, partial(make_outer, owners, (o, i), node.name, False), x, cs)
 
 
 def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
-    """A batch axis is summed over on the way to something that is no parameter: a product for each slice."""
-    cut = layouts.split(c.layout, c.shape)
-    assert cut is not None, "made whole by the caller"
-    pieces, owners = cut
-    g, p, q = c.shape
+    """A batch axis is summed over on the way to something that is no parameter: a product for each slice.
+
+    Where losses own many slices, those are rows of zeros and theirs first, and one product sums over each.
+    """
+    pieces, moved = _moved(c, summed)
     target = node.input(side.edge).shape
+    rows = len(compatible(moved)[1])
+    if rows < len(moved) and rows * math.prod(c.shape) <= len(moved) * math.prod(target):
+        return _product(node, side, densify(c, {summed}, node.charge), 3 - summed)._replace(sums=True)
+    g, p, q = c.shape
     axis = axis_of(c, summed)
-    axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == summed]
-    stay = [a for a in range(owners.ndim - 1) if a not in axes]
-    moved = owners.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
-    moved = moved.reshape(owners.shape[0] * axis.b, *moved.shape[1 + len(axes) :])
     i = math.prod(target) // (g * (p if side.left else q))
     inner = (g, p, i) if side.left else (g, i, q)
     layout = _rest_layout(pieces, moved, inner, side.left)
@@ -182,6 +198,17 @@ def _rows(node: NodeView, side: Side, c: Cotangent, summed: int) -> Send:
         return _scaled(J.transpose(1, 2).reshape(len(moved), *target), side.scale)
 
     return Send(side.edge, layout, compute, donated=True, sums=True)
+
+
+def _moved(c: Cotangent, dim: int) -> tuple[list[Piece], Owners]:
+    """The pieces, and the owners [R, *] of rows that slices along a dimension would be."""
+    cut = layouts.split(c.layout, c.shape)
+    assert cut is not None, "made whole by the caller"
+    pieces, owners = cut
+    axes = [a for a, x in enumerate(x for x in pieces if x.diagonal) if x.dim == dim]
+    stay = [a for a in range(owners.ndim - 1) if a not in axes]
+    moved = owners.transpose([0, *(1 + a for a in axes), *(1 + a for a in stay)])
+    return pieces, moved.reshape(-1, *moved.shape[1 + len(axes) :])
 
 
 def _rest_layout(pieces: list[Piece], owners: Owners, inner: tuple[int, int, int], left: bool) -> Layout:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gramjd.engine import layout as layouts
 from gramjd.engine.cotangent import Cotangent, index_tensor, reduce_to
+from gramjd.engine.gaps import overlay
 from gramjd.engine.isometry import Isometry, Part, Permute, View
 from gramjd.engine.layout import Layout, Owners
 from gramjd.engine.node import NodeView, Rule, Sends, UnsavedError
@@ -134,7 +135,7 @@ def _merged(joined: list[Pieces]) -> list[Pieces]:
     out: list[Pieces] = []
     for layout, pieces in joined:
         for n, (other, have) in enumerate(out):
-            both = layouts.overlay(other, layout)
+            both = overlay(other, layout)
             if both is not None and not set(have) & set(pieces):
                 out[n] = (both, {**have, **pieces})
                 break
