@@ -34,18 +34,23 @@ class Rectangle:
         kept = self._held.pop(id(self._sides[1].targets[edge]), None)
         if kept is None:
             return
-        for f, h in itertools.product(kept.factors, jacobian.factors):
-            block = _inner(f, h, kept.shape, self.value.dtype)
-            if block is not None:
-                self._add(_owners(f), _owners(h), block)
+        add_products(self.value, kept, jacobian)
 
-    def _add(self, owners: Owners, columns: Owners, block: Tensor) -> None:
-        """`value[owners, columns] += block`; -1 is no loss."""
-        live = [index_tensor((side >= 0).nonzero()[0], block.device) for side in (owners, columns)]
-        place = [index_tensor(side[side >= 0], self.value.device) for side in (owners, columns)]
-        block = block.index_select(0, live[0]).index_select(1, live[1])
-        block = block.to(device=self.value.device, dtype=self.value.dtype)
-        self.value.index_put_((place[0][:, None], place[1][None, :]), block, accumulate=True)
+
+def add_products(value: Tensor, mine: Jacobian, theirs: Jacobian) -> None:
+    """`value += J J'^T`, [m, m'], for two Jacobians of one parameter."""
+    for f, h in itertools.product(mine.factors, theirs.factors):
+        block = _inner(f, h, mine.shape, value.dtype)
+        if block is not None:
+            _add(value, _owners(f), _owners(h), block)
+
+
+def _add(value: Tensor, owners: Owners, columns: Owners, block: Tensor) -> None:
+    """`value[owners, columns] += block`; -1 is no loss."""
+    live = [index_tensor((side >= 0).nonzero()[0], block.device) for side in (owners, columns)]
+    place = [index_tensor(side[side >= 0], value.device) for side in (owners, columns)]
+    block = block.index_select(0, live[0]).index_select(1, live[1]).to(device=value.device, dtype=value.dtype)
+    value.index_put_((place[0][:, None], place[1][None, :]), block, accumulate=True)
 
 
 def _owners(factor: Factor) -> Owners:
