@@ -11,6 +11,7 @@ from gramjd.lazy import attributes
 if TYPE_CHECKING:
     from gramjd._capture import capture
     from gramjd._explain import Explanation, explain
+    from gramjd.accumulator import Accumulator
     from gramjd.aggregation import (
         CRMOGM,
         IMTLG,
@@ -50,6 +51,7 @@ __all__ = [
     "IMTLG",
     "MGDA",
     "PCD",
+    "Accumulator",
     "AlignedMTL",
     "CAGrad",
     "ConFIG",
@@ -88,6 +90,7 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "Accumulator": "gramjd.accumulator",
     "Explanation": "gramjd._explain",
     "GramStep": "gramjd.backward",
     "StepResult": "gramjd.compiled.step",

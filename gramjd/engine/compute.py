@@ -98,7 +98,7 @@ def combine_columns(
     graph = read(losses, inputs, everything=True)
     columns = Columns(graph, sum(loss.numel() for loss in losses), combine)
     limits = MemoryLimits.of(losses, memory_budget)
-    notify(_at_once(graph, losses, columns.note, limits, "an aggregator that needs J needs the rows of all losses"))
+    notify(at_once(graph, losses, columns.note, limits, "an aggregator that needs J needs the rows of all losses"))
     return columns
 
 
@@ -117,8 +117,8 @@ def rectangle(
     found = Rectangle((mine, theirs), (m, n), losses[0].device, wide)
     limits = MemoryLimits.of(losses, memory_budget)
     what = "a rectangle needs the rows of all losses of one side"
-    noticed = _at_once(mine, losses, found.keep, limits, what)
-    notify([*noticed, *_at_once(theirs, others, found.meet, limits, what)])
+    noticed = at_once(mine, losses, found.keep, limits, what)
+    notify([*noticed, *at_once(theirs, others, found.meet, limits, what)])
     return found.value
 
 
@@ -157,7 +157,7 @@ def _empty(graph: Graph, losses: Sequence[Tensor], kind: type[Total], dtype: tor
     return kind(m, losses[0].device, accumulation_dtype(losses, graph, dtype))
 
 
-def _at_once(
+def at_once(
     graph: Graph, losses: Sequence[Tensor], on_target: OnTarget, limits: MemoryLimits, what: str
 ) -> list[LostAxis]:
     """A walk for all losses, which cannot be cut into blocks."""
