@@ -40,11 +40,13 @@ if TYPE_CHECKING:
         TrimmedMean,
         UPGrad,
     )
-    from gramjd.backward import GramStep, gram_backward
+    from gramjd.aggregation.byname import ByName
+    from gramjd.backward import gram_backward
     from gramjd.compiled.step import StepResult, compile
     from gramjd.extend import register_rule, unregister_rule
     from gramjd.gramians import gradient_norms, gramian
     from gramjd.multitask import mtl_backward
+    from gramjd.step import GramStep
 
 __all__ = [
     "CRMOGM",
@@ -53,6 +55,7 @@ __all__ = [
     "PCD",
     "Accumulator",
     "AlignedMTL",
+    "ByName",
     "CAGrad",
     "ConFIG",
     "Constant",
@@ -91,8 +94,9 @@ __version__ = "0.2.0.dev0"
 
 _HOMES = {
     "Accumulator": "gramjd.accumulator",
+    "ByName": "gramjd.aggregation.byname",
     "Explanation": "gramjd._explain",
-    "GramStep": "gramjd.backward",
+    "GramStep": "gramjd.step",
     "StepResult": "gramjd.compiled.step",
     "capture": "gramjd._capture",
     "compile": "gramjd.compiled.step",

@@ -18,7 +18,17 @@ from gramjd.engine.accumulate import Blocks, planned_bytes
 from gramjd.engine.autograd import add_to_grad, plainly
 from gramjd.errors import AggregatorError, InputError, LossError, graph_errors, in_bytes
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
+from gramjd.losses import (
+    Given,
+    Inputs,
+    Losses,
+    all_finite,
+    as_budget,
+    as_inputs,
+    as_losses,
+    as_named,
+    as_scale,
+)
 from gramjd.options import as_choice, as_count
 from gramjd.text_table import aligned
 
@@ -101,7 +111,8 @@ class Accumulator:
     def reset(self) -> None:
         """Forget all that was added since the last step."""
         self._blocks = Blocks(self._inputs, self._keep, self._budget)
-        self._values: list[Losses] = []
+        self._values: list[Given] = []
+        self._names: list[tuple[str, ...] | None] = []
 
     @property
     def bytes(self) -> int:
@@ -133,21 +144,26 @@ class Accumulator:
         again = Again(losses, arguments) if callable(losses) else None
         if again is None and arguments:
             raise InputError("arguments go with a function that returns the losses: add(losses_of, batch)")
-        given = as_given(again.first() if again is not None else losses)  # type: ignore[arg-type]
-        found = as_losses(given, self._strict)
+        named: Losses = again.first() if again is not None else losses  # type: ignore[assignment]
+        names, given, found = as_named(named, self._strict)
         with chosen(self._backend), graph_errors():
             if all(all_finite(loss.detach()) for loss in found):
                 self._blocks.add(found, again, retain_graph)
             else:
                 self._blocks.add_unknown(found)
         self._values.append(_detached(given))
+        self._names.append(names)
 
     @uncompiled
-    def step(self) -> GramStep:
+    def step(self, scale: float = 1.0) -> GramStep:
         """Add `J^T w` of all that was added to `.grad`, and start anew.
 
+        Args:
+            scale: as in `gram_backward`.
+
         Returns:
-            GramStep(weights [M], gramian [M, M]), detached, in the order in which losses were added.
+            GramStep(weights [M], gramian [M, M]), detached, in the order in which losses were added; with `names` where
+            all were handed over by name.
 
         Raises:
             LossError: nothing was added; a function returned other losses than the first time.
@@ -157,17 +173,19 @@ class Accumulator:
             What was added is still there then, and `.grad` as it was; but where a backward pass itself fails, as
             `gram_backward` says.
         """
-        entries = self._blocks.entries
+        entries, scale = self._blocks.entries, as_scale(scale)
         if not entries:
             raise LossError("there are no losses: call add() for each micro-batch before step()")
         self._blocks.check()
         with chosen(self._backend), graph_errors():
             device = entries[0].leaves[0].device
             G = self._blocks.gramian(next(iter(self._blocks.blocks.values()), torch.empty(0, device=device)).device)
-            weights = weights_of(self.aggregator, G, _joined(self._values), self._strict)
+            G = G if scale == 1 else G / scale / scale
+            names = _all_names(self._names)
+            weights = weights_of(self.aggregator, G, _joined(self._values), self._strict, names, scale)
             self._update(weights)
         self.reset()
-        return GramStep(weights, G)
+        return GramStep(weights, G, names)
 
     def _update(self, weights: Tensor) -> None:
         entries = self._blocks.entries
@@ -235,11 +253,16 @@ class AccumulationPlan:
         return "\n".join([aligned([head, *body]), size])
 
 
-def _detached(losses: Losses) -> Losses:
+def _detached(losses: Given) -> Given:
     return losses.detach() if isinstance(losses, Tensor) else [loss.detach() for loss in losses]
 
 
-def _joined(values: Sequence[Losses]) -> Losses:
+def _all_names(names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    given = [one for one in names if one is not None]
+    return tuple(name for one in given for name in one) if len(given) == len(names) else None
+
+
+def _joined(values: Sequence[Given]) -> Given:
     """All losses: one tensor where each micro-batch gave one and all but their first dimensions agree."""
     single = [value for value in values if isinstance(value, Tensor) and value.ndim]
     if len(single) == len(values) and len({value.shape[1:] for value in single}) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -20,21 +20,15 @@ from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
+from gramjd.losses import Given, Inputs, Losses, all_finite, as_budget, as_inputs, as_named, as_scale
 from gramjd.options import as_choice
+from gramjd.step import GramStep
 
 Aggregator = Callable[..., Tensor]
 
 
 UPDATES = ("backward", "reuse")
 NONFINITE = ("raise", "pass")
-
-
-class GramStep(NamedTuple):
-    """What a step was made of: `weights [m]` and `gramian [m, m]`, both detached."""
-
-    weights: Tensor
-    gramian: Tensor
 
 
 @overload
@@ -49,6 +43,7 @@ def gram_backward(  # type: ignore[overload-overlap]
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
 ) -> None: ...
 
 
@@ -64,6 +59,7 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
 ) -> GramStep: ...
 
 
@@ -79,13 +75,16 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
 ) -> GramStep | None:
     """Add `J^T w` with `w = aggregator(J J^T)` to `.grad`, as `losses.backward(w)` would.
 
     Args:
-        losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
+        losses: a tensor of any shape, a sequence of tensors, or a mapping from names to tensors (None for one that is
+            missing in this batch); m is the number of all their elements.
         aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. One with `takes_losses = True` gets the
-            detached losses as well, one that works on coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
+            detached losses as well, one with `takes_names = True` their names (`gramjd.ByName`), one that works on
+            coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
         inputs: the tensors whose `.grad` is added to, or a module; default: all leaves reached.
         gramian_inputs: the tensors that G is built from, or a module, as `inputs` of `gramian`; default: `inputs`, and
             where those are left out the parameters that the losses reach.
@@ -101,9 +100,13 @@ def gram_backward(
             default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
             plain training step needs.
         backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
+        scale: the number above 0 that the losses were multiplied by, such as `scaler.get_scale()`. Weights and G are
+            those of the losses themselves, and `.grad` is `scale` times their update. Aggregators whose weights depend
+            on the size of the gradients need it (`aggregator.scale_free` is False).
 
     Returns:
-        GramStep(weights [m], gramian [m, m]), detached; None for a coordinatewise aggregator, which makes neither.
+        GramStep(weights [m], gramian [m, m]), detached, with `names`; None for a coordinatewise aggregator, which makes
+        neither.
 
     Raises:
         LossError, InputError, BudgetError, GraphError: as `gramian` does.
@@ -122,9 +125,9 @@ def gram_backward(
     """
     as_choice(update, "update", UPDATES)
     as_choice(nonfinite, "nonfinite", NONFINITE)
-    strict = nonfinite == "raise"
-    losses = as_given(losses)
-    found, targets, memory_budget = as_losses(losses, strict), as_inputs(inputs), as_budget(memory_budget)
+    scale, strict = as_scale(scale), nonfinite == "raise"
+    names, losses, found = as_named(losses, strict)
+    targets, memory_budget = as_inputs(inputs), as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
@@ -133,7 +136,7 @@ def gram_backward(
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
         with chosen(backend), graph_errors():
-            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict)
+            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict, scale)
         return None
     check_aggregator(aggregator)
     kept: Kept | None = None
@@ -148,14 +151,15 @@ def gram_backward(
             else:
                 G = compute.total_of(graph, found, None, memory_budget)
         with _range("weights"):
-            weights = weights_of(aggregator, G, losses, strict)
+            G = G if scale == 1 else G / scale / scale
+            weights = weights_of(aggregator, G, losses, strict, names, scale)
         leaves = list(graph.leaves.values()) if targets is None else targets
         with _range("backward"), restoring(leaves):
             if kept is None:
                 weighted_backward(found, weights, targets, retain_graph)
             else:
                 _reuse(found, kept, weights, targets, retain_graph)
-    return GramStep(weights, G)
+    return GramStep(weights, G, names)
 
 
 def check_aggregator(aggregator: Aggregator) -> None:
@@ -202,6 +206,7 @@ def _coordinatewise(
     retain_graph: bool,
     memory_budget: int | None,
     strict: bool,
+    scale: float,
 ) -> None:
     """A step of an aggregator that combines the columns of J."""
     if inputs is not None and not all(t.is_leaf for t in inputs):
@@ -210,6 +215,8 @@ def _coordinatewise(
     def combine(columns: Tensor) -> Tensor:
         if not strict and not all_finite(columns):
             return torch.full_like(columns[0], torch.nan)
+        if scale != 1:
+            return _checked_columns(aggregator.combine(columns / scale) * scale, columns)
         return _checked_columns(aggregator.combine(columns), columns)
 
     with _range("walk"), torch.no_grad():
@@ -240,15 +247,26 @@ def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tenso
         release(kept.graph, losses)
 
 
-def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses, strict: bool = True) -> Tensor:
-    """The aggregator's weights, checked; NaN where `strict` is False and G or the weights are not finite."""
+def weights_of(
+    aggregator: Aggregator,
+    G: Tensor,
+    losses: Given,
+    strict: bool = True,
+    names: Sequence[str] | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """The aggregator's weights, checked; NaN where `strict` is False and G or the weights are not finite.
+
+    `scale`: that of the losses, whose G was divided by its square.
+    """
     m = len(G)
     if not strict and not all_finite(G):
         return torch.full_like(G[0], torch.nan)
     with torch.no_grad():
-        extra = (_values(losses),) if getattr(aggregator, "takes_losses", False) else ()
+        extra = (_values(losses) / scale,) if getattr(aggregator, "takes_losses", False) else ()
+        named = {"names": names} if getattr(aggregator, "takes_names", False) else {}
         # A function of the user's may write to what it is given; the Gramian is returned as it is.
-        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra)
+        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra, **named)
     if not isinstance(weights, Tensor):
         raise AggregatorError(f"the aggregator returned a {type(weights).__name__}; expected a tensor of shape ({m},)")
     if weights.shape != (m,):
@@ -262,7 +280,7 @@ def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses, strict: bool =
     return weights.detach()
 
 
-def _values(losses: Losses) -> Tensor:
+def _values(losses: Given) -> Tensor:
     """The detached losses: in their shape if they are one tensor, else as one vector [m]."""
     if isinstance(losses, Tensor):
         return losses.detach()
