@@ -92,7 +92,8 @@ def gram_backward(
             `J^T w` from what the walk computed: faster, for about one more copy of the activations
             (`explain(losses).bytes`). The gradients are the same up to rounding. Where "reuse" cannot serve (hooks,
             sparse embeddings, inputs that are no leaves, rows beyond the budget, several processes) the second pass is
-            made after all. Only a second pass fills what `retain_grad` asks for.
+            made after all. Only a second pass fills what `retain_grad` asks for. Under a selective checkpoint, which
+            allows one pass, it is always "reuse".
         nonfinite: "raise" for an error where losses, G or weights are not finite; "pass" to fill `.grad` with NaN then,
             so that `torch.amp.GradScaler` skips the step and lowers its scale.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
@@ -144,6 +145,8 @@ def gram_backward(
         with _range("walk"):
             reuse = update == "reuse" and _may_reuse()
             graph = compute.read(found, sources, everything=reuse)
+            if not reuse and graph.selective and _may_reuse():  # it can be gone through once
+                reuse, graph = True, compute.read(found, sources, everything=True)
             if not strict and not all(all_finite(loss.detach()) for loss in found):
                 G = compute.unknown(graph, found)
             elif reuse:
