@@ -126,6 +126,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
             "extend": "gramjd.extend",
             "optim": "gramjd.optim",
             "profiling": "gramjd.profiling",
+            "scalarization": "gramjd.scalarization",
         },
         _FOREIGN,
     )
