@@ -124,6 +124,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
             "compiled": "gramjd.compiled.step",
             "errors": "gramjd.errors",
             "extend": "gramjd.extend",
+            "integrations": "gramjd.integrations",
             "optim": "gramjd.optim",
             "profiling": "gramjd.profiling",
             "scalarization": "gramjd.scalarization",
