@@ -1,8 +1,8 @@
 """Mixed and pure low precision, scalers and scales, beside gradients taken one by one in the same precision.
 
 Tolerances: both sides pass the same forward graph, so that they differ by how cotangents are rounded on the way back:
-at most one rounding `eps / 2` for each of the roundings per layer and side, and G is a product of two. With d operations
-from loss to parameter that is `2 * 2 * d * eps / 2` for G, relative to its norm.
+at most one rounding `eps / 2` per operation and side, and G is a product of two. With d operations from the loss to the
+first parameter that is `2 * 2 * d * eps / 2` for G, relative to its norm.
 """
 
 from __future__ import annotations
