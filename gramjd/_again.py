@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,8 +30,9 @@ class Again:
 
     def first(self) -> Losses:
         """The losses, for the first time."""
-        found = as_given(self._function(*self._arguments))
-        self._values = [loss.detach().clone() for loss in listed(found) if isinstance(loss, Tensor)]
+        found = self._function(*self._arguments)
+        found = found if isinstance(found, Mapping) else as_given(found)
+        self._values = [loss.detach().clone() for loss in listed(as_given(found)) if isinstance(loss, Tensor)]
         return found
 
     def __call__(self) -> list[Tensor]:

@@ -170,16 +170,15 @@ class Accumulator:
             GraphError: something that was kept (a parameter, data, an activation) was modified in place since.
             InputError: an input that no micro-batch reached.
             AggregatorError: as `gram_backward` does.
-            What was added is still there then, and `.grad` as it was; but where a backward pass itself fails, as
-            `gram_backward` says.
+            What was added is still there then, and `.grad` as it was; but where one of several forward and backward
+            passes fails, as `gram_backward` says.
         """
         entries, scale = self._blocks.entries, as_scale(scale)
         if not entries:
             raise LossError("there are no losses: call add() for each micro-batch before step()")
         self._blocks.check()
         with chosen(self._backend), graph_errors():
-            device = entries[0].leaves[0].device
-            G = self._blocks.gramian(next(iter(self._blocks.blocks.values()), torch.empty(0, device=device)).device)
+            G = self._blocks.gramian()
             G = G if scale == 1 else G / scale / scale
             names = _all_names(self._names)
             weights = weights_of(self.aggregator, G, _joined(self._values), self._strict, names, scale)

@@ -397,6 +397,31 @@ def test_inputs_may_be_reached_by_some_micro_batches_only() -> None:
     torch.testing.assert_close([p.grad for p in model.parameters()], update)
 
 
+def test_a_micro_batch_may_reach_no_input() -> None:
+    model = Branches()
+    batches = vectors(1, -1)
+    for keep in ("device", "nothing"):
+        clear(model.parameters())
+        accumulator = Accumulator(drawn, inputs=model.experts[0], keep=keep)
+        for x in batches:
+            accumulator.add(sample_losses, model, x)
+        step = accumulator.step()
+        assert step.gramian[:3].abs().max() == 0
+        assert step.gramian[3:, 3:].diagonal().min() > 0
+        expert = expected(model.experts[0], [sample_losses(model, x) for x in batches])[1]
+        torch.testing.assert_close([p.grad for p in model.experts[0].parameters()], expert)
+        assert model.shared.weight.grad is None
+
+
+def test_a_function_may_return_names() -> None:
+    model, x = mlp(), torch.randn(3, 5, dtype=F64)
+    for keep in ("device", "nothing"):
+        accumulator = Accumulator(keep=keep)
+        for tag in "ab":
+            accumulator.add(lambda tag: {tag: sample_losses(model, x).mean(), "gone": None}, tag)
+        assert accumulator.step().names == ("a", "b")
+
+
 def test_inputs_alone_get_gradients() -> None:
     model = mlp()
     batches = [torch.randn(3, 5, dtype=F64) for _ in range(2)]

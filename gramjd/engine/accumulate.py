@@ -22,9 +22,10 @@ AT_ONCE = "one Gramian over several micro-batches needs the rows of all losses o
 
 @dataclass
 class Entry:
-    """A micro-batch: how many losses, which leaves, and either its Jacobians or how to compute the losses again."""
+    """A micro-batch: how many losses and where, which leaves, its Jacobians or how to compute the losses again."""
 
     m: int
+    device: torch.device
     leaves: list[Tensor]
     batch: Batch | None
     again: Again | None
@@ -65,7 +66,7 @@ class Blocks:
             raise InputError(f"a micro-batch cannot be kept: {reason}. Hand over a function: add(losses_of, batch)")
         found = self._met(meeting, batch)
         found[new, new] = meeting.own.finished()
-        self.entries.append(Entry(m, self._leaves(graph), batch if reason is None else None, again))
+        self.entries.append(Entry(m, home, self._leaves(graph), batch if reason is None else None, again))
         self.blocks |= found
         if not retain_graph and reason is None:
             release(graph, losses)
@@ -92,7 +93,8 @@ class Blocks:
     def add_unknown(self, losses: list[Tensor]) -> None:
         """Take in losses that are not finite: G is NaN from here on."""
         graph = self._read(losses)
-        self.entries.append(Entry(sum(loss.numel() for loss in losses), self._leaves(graph), None, None, finite=False))
+        m, home = sum(loss.numel() for loss in losses), losses[0].device
+        self.entries.append(Entry(m, home, self._leaves(graph), None, None, finite=False))
 
     def _leaves(self, graph: Graph) -> list[Tensor]:
         """Those leaves whose `.grad` is to be added to, as far as they are reached."""
@@ -116,9 +118,9 @@ class Blocks:
         graph.targets = {edge: leaf for edge, leaf in graph.targets.items() if edge[0] in graph.edges}
         return graph
 
-    def gramian(self, device: torch.device) -> Tensor:
+    def gramian(self) -> Tensor:
         """G [M, M] over all micro-batches; NaN if one of them was not finite."""
-        sizes = [entry.m for entry in self.entries]
+        sizes, device = [entry.m for entry in self.entries], self.entries[0].device
         dtype = torch.float32
         for block in self.blocks.values():
             dtype = torch.promote_types(dtype, block.dtype)
