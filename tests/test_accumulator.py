@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd import Accumulator
+from gramjd.engine import compute
+from gramjd.engine.consumers.batches import Batch
+from gramjd.engine.memory import MemoryLimits
 from gramjd.errors import AggregatorError, BudgetError, GramjdError, GraphError, InputError, LossError
 from gramjd.profiling.bench.models import GPT
 from tests.oracle import leaves, oracle_gramian, oracle_jacobian, relative_error, tolerance
@@ -231,6 +235,21 @@ def test_one_input_of_several_layers_is_kept_once() -> None:
     accumulator = Accumulator(gramjd.Mean(), keep="cpu")
     accumulator.add(sum(layer(x).square().sum(1) for layer in layers))
     assert accumulator.bytes < 1.5 * x.nbytes
+
+
+def test_what_is_kept_elsewhere_is_moved_once() -> None:
+    """A device without numbers stands for another one."""
+    layers, x = nn.ModuleList(nn.Linear(60, 2, dtype=F64) for _ in range(3)), torch.randn(4, 60, dtype=F64)
+    batch = Batch(4, torch.device("meta"))
+    losses = [sum(layer(x).square().sum(1) for layer in layers)]
+    graph = compute.read(losses, None)
+    compute.at_once(graph, losses, lambda e, j: batch.keep(graph.targets[e], j, True), MemoryLimits(math.inf), "")
+    held = [t for j in batch.jacobians.values() for f in j.factors for t in f.tensors]
+    assert {t.device.type for t in held} == {"meta"}
+    inputs = [t for t in held if t.shape[-1] == 60]
+    assert len(inputs) == 3
+    assert len({id(t) for t in inputs}) == 1
+    assert {id(leaf) for leaf in graph.targets.values()} == set(batch.jacobians) == batch.counted
 
 
 def test_nothing_is_held_after_the_step() -> None:

@@ -23,7 +23,6 @@ from gramjd.profiling import GramMonitor
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra `lightning`")
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
-from lightning.pytorch.utilities.exceptions import MisconfigurationException  # noqa: E402, F401
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,7 +31,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*litlogger.*"),
 ]
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-BATCHES = [(torch.randn(6, 5, generator=torch.Generator().manual_seed(k)), torch.arange(6) % 3) for k in range(6)]
+LABELS = torch.arange(6) % 3
+BATCHES = [
+    (torch.randn(6, 5, generator=torch.Generator().manual_seed(k)) + 2 * F.one_hot(LABELS, 5), LABELS)
+    for k in range(40)
+]
 
 
 def network() -> nn.Sequential:
@@ -141,6 +144,18 @@ def test_parameters_after_three_steps(name: str) -> None:
     assert distance(parameters(model), by_hand(**same)) < 1e-5
     # Where the mixin is left out there is an error, or another result: the reference tells them apart.
     assert distance(by_hand(lambda L: L.mean().backward(), **same), by_hand(**same)) > 1e-2
+
+
+def test_a_training_in_bfloat16_with_accumulation() -> None:
+    """40 batches in 20 steps: the loss falls, parameters are those of the bare loop."""
+    model = Model()
+    fitted(model, batches=40, precision="bf16-mixed", accumulate_grad_batches=2)
+    assert distance(parameters(model), by_hand(batches=40, accumulate=2, dtype=torch.bfloat16)) < 1e-4
+    with torch.no_grad():
+        before, after = (
+            torch.stack([losses_of(net, batch).mean() for batch in BATCHES]).mean() for net in (network(), model.net)
+        )
+    assert after < 0.8 * before
 
 
 def test_without_the_mixin_lightning_raises() -> None:
