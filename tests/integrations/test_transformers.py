@@ -17,7 +17,7 @@ from gramjd.integrations.transformers import GramTrainerMixin, per_sequence
 from gramjd.profiling import GramMonitor
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `transformers`")
-pytest.importorskip("accelerate", reason="needs the extra `transformers`")
+accelerate = pytest.importorskip("accelerate", reason="needs the extra `transformers`")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -26,6 +26,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use_cache.*"),
 ]
 transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True)
+def _state_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older releases keep the precision of one Trainer for the next."""
+    accelerate.state.AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
 V, T, RATE = 17, 7, 0.5
 
 
