@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "torchjd", "scipy", "quadprog"}
+HEAVY = {"triton", "matplotlib", "hypothesis", "sklearn", "transformers", "lightning", "torchjd", "scipy", "quadprog"}
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"gramjd": "gramjd", "kernels": "gramjd/kernels", "profiling": "gramjd/profiling"}
 CHECKOUT_ONLY = [Path("gramjd/profiling", folder) for folder in ("bench", "gpu", "results")]

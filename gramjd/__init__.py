@@ -10,6 +10,7 @@ from gramjd.lazy import attributes
 
 if TYPE_CHECKING:
     from gramjd._explain import Explanation, explain
+    from gramjd.accumulator import Accumulator
     from gramjd.aggregation import (
         CRMOGM,
         IMTLG,
@@ -38,19 +39,23 @@ if TYPE_CHECKING:
         TrimmedMean,
         UPGrad,
     )
-    from gramjd.backward import GramStep, gram_backward
+    from gramjd.aggregation.byname import ByName
+    from gramjd.backward import gram_backward
     from gramjd.compiled.capture import capture
     from gramjd.compiled.step import StepResult, compile
     from gramjd.extend import register_rule, unregister_rule
     from gramjd.gramians import gradient_norms, gramian
     from gramjd.multitask import mtl_backward
+    from gramjd.step import GramStep
 
 __all__ = [
     "CRMOGM",
     "IMTLG",
     "MGDA",
     "PCD",
+    "Accumulator",
     "AlignedMTL",
+    "ByName",
     "CAGrad",
     "ConFIG",
     "Constant",
@@ -88,8 +93,10 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 _HOMES = {
+    "Accumulator": "gramjd.accumulator",
+    "ByName": "gramjd.aggregation.byname",
     "Explanation": "gramjd._explain",
-    "GramStep": "gramjd.backward",
+    "GramStep": "gramjd.step",
     "StepResult": "gramjd.compiled.step",
     "capture": "gramjd.compiled.capture",
     "compile": "gramjd.compiled.step",
@@ -117,8 +124,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
             "compiled": "gramjd.compiled.step",
             "errors": "gramjd.errors",
             "extend": "gramjd.extend",
+            "integrations": "gramjd.integrations",
             "optim": "gramjd.optim",
             "profiling": "gramjd.profiling",
+            "scalarization": "gramjd.scalarization",
         },
         _FOREIGN,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -20,21 +20,15 @@ from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, RanksWarning, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, all_finite, as_budget, as_given, as_inputs, as_losses
+from gramjd.losses import Given, Inputs, Losses, all_finite, as_budget, as_inputs, as_named, as_scale
 from gramjd.options import as_choice
+from gramjd.step import GramStep
 
 Aggregator = Callable[..., Tensor]
 
 
 UPDATES = ("backward", "reuse")
 NONFINITE = ("raise", "pass")
-
-
-class GramStep(NamedTuple):
-    """What a step was made of: `weights [m]` and `gramian [m, m]`, both detached."""
-
-    weights: Tensor
-    gramian: Tensor
 
 
 @overload
@@ -49,6 +43,7 @@ def gram_backward(  # type: ignore[overload-overlap]
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
 ) -> None: ...
 
 
@@ -64,6 +59,7 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
     group: Any = None,
     across: str = "stack",
 ) -> GramStep: ...
@@ -81,15 +77,18 @@ def gram_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
     group: Any = None,
     across: str = "stack",
 ) -> GramStep | None:
     """Add `J^T w` with `w = aggregator(J J^T)` to `.grad`, as `losses.backward(w)` would.
 
     Args:
-        losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
+        losses: a tensor of any shape, a sequence of tensors, or a mapping from names to tensors (None for one that is
+            missing in this batch); m is the number of all their elements.
         aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. One with `takes_losses = True` gets the
-            detached losses as well, one that works on coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
+            detached losses as well, one with `takes_names = True` their names (`gramjd.ByName`), one that works on
+            coordinates (`gramjd.aggregation.Coordinatewise`) J itself.
         inputs: the tensors whose `.grad` is added to, or a module; default: all leaves reached.
         gramian_inputs: the tensors that G is built from, or a module, as `inputs` of `gramian`; default: `inputs`, and
             where those are left out the parameters that the losses reach.
@@ -97,7 +96,8 @@ def gram_backward(
             `J^T w` from what the walk computed: faster, for about one more copy of the activations
             (`explain(losses).bytes`). The gradients are the same up to rounding. Where "reuse" cannot serve (hooks,
             sparse embeddings, inputs that are no leaves, rows beyond the budget, several processes) the second pass is
-            made after all. Only a second pass fills what `retain_grad` asks for.
+            made after all. Only a second pass fills what `retain_grad` asks for. Under a selective checkpoint, which
+            allows one pass, it is always "reuse".
         nonfinite: "raise" for an error where losses, G or weights are not finite; "pass" to fill `.grad` with NaN then,
             so that `torch.amp.GradScaler` skips the step and lowers its scale.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
@@ -105,6 +105,9 @@ def gram_backward(
             default a quarter of the memory; and the largest temporary of a layer's products, default a tenth of what a
             plain training step needs.
         backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
+        scale: the number above 0 that the losses were multiplied by, such as `scaler.get_scale()`. Weights and G are
+            those of the losses themselves, and `.grad` is `scale` times their update. Aggregators whose weights depend
+            on the size of the gradients need it (`aggregator.scale_free` is False).
         group: a `torch.distributed` process group whose ranks all make this call, for one Gramian over the losses of
             all of them, in the order of the ranks: `.grad` is then, on each, as one process with all losses would have
             it. A rank may have another number of losses, or an empty tensor; pass `inputs` then. With
@@ -113,8 +116,8 @@ def gram_backward(
             ranks of each one's loss i, such as a task's on its part of the data: G is [m, m] then.
 
     Returns:
-        GramStep(weights [m], gramian [m, m]), detached, with a `group` of all ranks' losses; None for a coordinatewise
-        aggregator, which makes neither.
+        GramStep(weights [m], gramian [m, m]), detached, with `names`; with a `group` of all ranks' losses. None for a
+        coordinatewise aggregator, which makes neither.
 
     Raises:
         LossError, InputError, BudgetError, GraphError: as `gramian` does.
@@ -146,6 +149,7 @@ def gram_backward(
             retain_graph=retain_graph,
             memory_budget=memory_budget,
             backend=backend,
+            scale=scale,
             across=across,
         )
     if across != "stack":
@@ -153,9 +157,9 @@ def gram_backward(
     _say_that_it_is_local()
     as_choice(update, "update", UPDATES)
     as_choice(nonfinite, "nonfinite", NONFINITE)
-    strict = nonfinite == "raise"
-    losses = as_given(losses)
-    found, targets, memory_budget = as_losses(losses, strict), as_inputs(inputs), as_budget(memory_budget)
+    scale, strict = as_scale(scale), nonfinite == "raise"
+    names, losses, found = as_named(losses, strict)
+    targets, memory_budget = as_inputs(inputs), as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
@@ -164,7 +168,7 @@ def gram_backward(
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
         with chosen(backend), graph_errors():
-            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict)
+            _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict, scale)
         return None
     check_aggregator(aggregator)
     kept: Kept | None = None
@@ -172,6 +176,8 @@ def gram_backward(
         with _range("walk"):
             reuse = update == "reuse" and _may_reuse()
             graph = compute.read(found, sources, everything=reuse)
+            if not reuse and graph.selective and _may_reuse():  # it can be gone through once
+                reuse, graph = True, compute.read(found, sources, everything=True)
             if not strict and not all(all_finite(loss.detach()) for loss in found):
                 G = compute.unknown(graph, found)
             elif reuse:
@@ -179,14 +185,15 @@ def gram_backward(
             else:
                 G = compute.total_of(graph, found, None, memory_budget)
         with _range("weights"):
-            weights = weights_of(aggregator, G, losses, strict)
+            G = G if scale == 1 else G / scale / scale
+            weights = weights_of(aggregator, G, losses, strict, names, scale)
         leaves = list(graph.leaves.values()) if targets is None else targets
         with _range("backward"), restoring(leaves):
             if kept is None:
                 weighted_backward(found, weights, targets, retain_graph)
             else:
                 _reuse(found, kept, weights, targets, retain_graph)
-    return GramStep(weights, G)
+    return GramStep(weights, G, names)
 
 
 def _say_that_it_is_local() -> None:
@@ -245,6 +252,7 @@ def _coordinatewise(
     retain_graph: bool,
     memory_budget: int | None,
     strict: bool,
+    scale: float,
 ) -> None:
     """A step of an aggregator that combines the columns of J."""
     if inputs is not None and not all(t.is_leaf for t in inputs):
@@ -253,6 +261,8 @@ def _coordinatewise(
     def combine(columns: Tensor) -> Tensor:
         if not strict and not all_finite(columns):
             return torch.full_like(columns[0], torch.nan)
+        if scale != 1:
+            return _checked_columns(aggregator.combine(columns / scale) * scale, columns)
         return _checked_columns(aggregator.combine(columns), columns)
 
     with _range("walk"), torch.no_grad():
@@ -283,15 +293,26 @@ def _reuse(losses: list[Tensor], kept: Kept, weights: Tensor, inputs: list[Tenso
         release(kept.graph, losses)
 
 
-def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses, strict: bool = True) -> Tensor:
-    """The aggregator's weights, checked; NaN where `strict` is False and G or the weights are not finite."""
+def weights_of(
+    aggregator: Aggregator,
+    G: Tensor,
+    losses: Given,
+    strict: bool = True,
+    names: Sequence[str] | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """The aggregator's weights, checked; NaN where `strict` is False and G or the weights are not finite.
+
+    `scale`: that of the losses, whose G was divided by its square.
+    """
     m = len(G)
     if not strict and not all_finite(G):
         return torch.full_like(G[0], torch.nan)
     with torch.no_grad():
-        extra = (_values(losses),) if getattr(aggregator, "takes_losses", False) else ()
+        extra = (_values(losses) / scale,) if getattr(aggregator, "takes_losses", False) else ()
+        named = {"names": names} if getattr(aggregator, "takes_names", False) else {}
         # A function of the user's may write to what it is given; the Gramian is returned as it is.
-        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra)
+        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra, **named)
     if not isinstance(weights, Tensor):
         raise AggregatorError(f"the aggregator returned a {type(weights).__name__}; expected a tensor of shape ({m},)")
     if weights.shape != (m,):
@@ -305,7 +326,7 @@ def weights_of(aggregator: Aggregator, G: Tensor, losses: Losses, strict: bool =
     return weights.detach()
 
 
-def _values(losses: Losses) -> Tensor:
+def _values(losses: Given) -> Tensor:
     """The detached losses: in their shape if they are one tensor, else as one vector [m]."""
     if isinstance(losses, Tensor):
         return losses.detach()

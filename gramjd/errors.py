@@ -34,6 +34,10 @@ _OF_GRAPHS = {
     "anew, or pass retain_graph=True to all passes but the last",
     "modified by an inplace operation": "a tensor that the graph needs was modified in place after it was used: use "
     "the operation that returns a new tensor",
+    "backward an extra time": "a region under a selective checkpoint can be gone through once. One gram_backward "
+    "does that, where it can keep what it found (no hooks on tensors, no sparse embeddings, one process, within the "
+    "memory budget); elsewhere use torch.utils.checkpoint.checkpoint without a policy, which computes the region again "
+    "for each pass",
     "donated buffers": "a module that torch.compile compiled for several batch sizes frees what it saved after one "
     'backward pass, and a step needs two. Compile it with torch.compile(model, backend="gramjd"), or with '
     "torch.compile(model, dynamic=False), or call the module that is not compiled (`model._orig_mod`). Do not switch "

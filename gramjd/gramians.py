@@ -57,7 +57,8 @@ def gramian(
     """`G = J J^T`, where row i of J is the gradient of loss i.
 
     Args:
-        losses: a tensor of any shape or a sequence of tensors; m is the number of all their elements.
+        losses: a tensor of any shape, a sequence of tensors, or a mapping from names to tensors; m is the number of all
+            their elements.
         inputs: the tensors that J differentiates by (leaves or not), or a module, for those of its parameters that are
             trained and reached; default: the parameters that the losses reach, or all leaves where there is no
             `nn.Parameter` among them. Other leaves (data with `requires_grad`) are named in one warning.

@@ -11,18 +11,23 @@ from torch import Tensor
 from gramjd.engine.graph import Selected
 from gramjd.errors import InputError, LossError
 from gramjd.kernels.tracing import tracing
+from gramjd.options import as_number
 
-Losses = Tensor | Sequence[Tensor]
+Given = Tensor | Sequence[Tensor]
+Losses = Given | Mapping[str, Tensor | None]
 Inputs = Tensor | torch.nn.Module | Iterable[Tensor] | Mapping[str, Tensor] | None
 DTYPES = (torch.float32, torch.float64)
 
 
 def as_given(losses: Losses) -> Tensor | list[Tensor]:
-    """A tensor as it is; anything else as a list, so that what can be gone through once is."""
+    """A tensor as it is; anything else as a list, so that what can be gone through once is.
+
+    Of a mapping from names those losses that are there; None stands for one that this batch has not.
+    """
     if isinstance(losses, Tensor):
         return losses
     if isinstance(losses, Mapping):
-        raise LossError("losses is a mapping from names; expected a tensor or a sequence: pass list(losses.values())")
+        return [loss for loss in losses.values() if loss is not None]
     if isinstance(losses, (set, frozenset)):
         raise LossError("losses is a set, whose order is not defined; pass a list or a tuple")
     if not isinstance(losses, Iterable) or isinstance(losses, (str, bytes)):
@@ -30,12 +35,30 @@ def as_given(losses: Losses) -> Tensor | list[Tensor]:
     return list(losses)
 
 
+def as_names(losses: Losses) -> tuple[str, ...] | None:
+    """The name of each loss, if they have names; elements of a tensor that holds several are counted.
+
+    >>> as_names({"depth": torch.ones(()), "pixels": torch.ones(2), "normals": None})
+    ('depth', 'pixels[0]', 'pixels[1]')
+    """
+    if not isinstance(losses, Mapping):
+        return None
+    found: list[str] = []
+    for name, loss in losses.items():
+        if not isinstance(name, str):
+            raise LossError(f"a loss is called {name!r}; names must be strings")
+        if isinstance(loss, Tensor):
+            found += [name] if loss.numel() == 1 else [f"{name}[{k}]" for k in range(loss.numel())]
+    return tuple(found)
+
+
 def as_losses(losses: Losses, finite: bool = True) -> list[Tensor]:
     """The losses as a list of tensors that can be differentiated; `finite`: none of them may be NaN or infinite."""
+    keys = [key for key, loss in losses.items() if loss is not None] if isinstance(losses, Mapping) else None
     losses = as_given(losses)
     found = [losses] if isinstance(losses, Tensor) else list(losses)
     for place, loss in enumerate(found):
-        which = "losses" if isinstance(losses, Tensor) else f"losses[{place}]"
+        which = "losses" if isinstance(losses, Tensor) else f"losses[{place if keys is None else keys[place]!r}]"
         _check(which, loss, finite)
     if not sum(loss.numel() for loss in found):
         raise LossError("there are no losses: got an empty tensor or sequence; give at least one loss")
@@ -43,6 +66,13 @@ def as_losses(losses: Losses, finite: bool = True) -> list[Tensor]:
     if len(devices) > 1:
         raise LossError(f"losses lie on several devices {sorted(map(str, devices))}: move them to one")
     return [loss for loss in found if loss.numel()]
+
+
+def as_named(losses: Losses, finite: bool = True) -> tuple[tuple[str, ...] | None, Given, list[Tensor]]:
+    """The names of the losses, the losses as they are without names, and as a list of checked tensors."""
+    kept = losses if isinstance(losses, Mapping) else as_given(losses)
+    names, found = as_names(kept), as_losses(kept, finite)
+    return names, as_given(kept), found
 
 
 def _check(which: str, loss: Tensor, finite: bool) -> None:
@@ -121,6 +151,11 @@ def as_budget(memory_budget: int | None) -> int | None:
     if memory_budget is not None and not (whole and memory_budget >= 0):
         raise InputError(f"memory_budget is {memory_budget!r}; expected a whole number of bytes, such as 2 * 2**30")
     return memory_budget
+
+
+def as_scale(scale: float) -> float:
+    """The number that losses were multiplied by, above 0 and finite."""
+    return as_number(scale, "scale", "that is finite and above 0", lambda x: 0 < x < math.inf)
 
 
 def as_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

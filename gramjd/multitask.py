@@ -14,7 +14,7 @@ from gramjd.engine._torch import uncompiled
 from gramjd.engine.graph import Edge
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import LossError, graph_errors
-from gramjd.losses import Inputs, Losses, as_given, as_inputs, as_losses
+from gramjd.losses import Inputs, Losses, as_inputs, as_named
 from gramjd.renamed import MTL_WORDS, foreign_words
 
 
@@ -26,7 +26,7 @@ def mtl_backward(
     """Multi-task step: shared parameters get `J^T w`, every other parameter the plain gradient of its own loss.
 
     Args:
-        losses: one scalar per task (a tensor [m] or a sequence of scalars).
+        losses: one scalar per task (a tensor [m], a sequence of scalars, or a mapping from names to scalars).
         aggregator: any function from G [m, m] to w [m]; default `UPGrad()`. G is built from the shared parameters.
         shared: the parameters that get the weighted combination, or a module; default: all parameters that more than
             one loss reaches (all leaves, where there is no `nn.Parameter`). Other leaves that several losses reach get
@@ -49,8 +49,7 @@ def mtl_backward(
     >>> heads.grad
     tensor([ 2., -2.])
     """
-    losses = as_given(losses)
-    found = as_losses(losses)
+    names, losses, found = as_named(losses)
     aggregator = aggregator if aggregator is not None else UPGrad()
     check_aggregator(aggregator)
     _check_tasks(losses, found)
@@ -64,13 +63,13 @@ def mtl_backward(
         own = [leaf for leaf in leaves if id(leaf) not in inside]
         m = sum(loss.numel() for loss in found)
         G = compute.total(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
-        weights = weights_of(aggregator, G, losses)
+        weights = weights_of(aggregator, G, losses, names=names)
         with restoring([*own, *joint]):
             if own:
                 weighted_backward(found, torch.ones_like(weights), own, retain_graph or bool(joint))
             if joint:
                 weighted_backward(found, weights, joint, retain_graph)
-    return GramStep(weights, G)
+    return GramStep(weights, G, names)
 
 
 def _check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:

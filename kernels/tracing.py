@@ -139,7 +139,8 @@ def constant(tensor: Tensor) -> Tensor:
     return tensor if tracing() is None else torch.ops.aten.lift_fresh_copy.default(tensor)
 
 
-_library = torch.library.Library("gramjd", "DEF")
+# A test may import this file under a second name: it finds the operations of the first one there.
+_library = torch.library.Library("gramjd", "FRAGMENT")
 
 
 def whole(
@@ -156,9 +157,10 @@ def whole(
 
     def decorate(function: Function) -> Function:
         name = schema.split("(")[0]
-        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"gramjd::{name}", fake, lib=_library)
+        if not hasattr(torch.ops.gramjd, name):
+            _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+            _library.impl(name, function, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"gramjd::{name}", fake, lib=_library)
         operation = getattr(torch.ops.gramjd, name).default
 
         @functools.wraps(function)

@@ -7,12 +7,13 @@ from gramjd.lazy import attributes
 if TYPE_CHECKING:
     from gramjd.profiling.monitor import GramMonitor
     from gramjd.profiling.step import Profile, profile_step
-    from gramjd.profiling.writers import CsvWriter, TensorBoardWriter
+    from gramjd.profiling.writers import CsvWriter, FunctionWriter, TensorBoardWriter
 
-__all__ = ["CsvWriter", "GramMonitor", "Profile", "TensorBoardWriter", "profile_step"]
+__all__ = ["CsvWriter", "FunctionWriter", "GramMonitor", "Profile", "TensorBoardWriter", "profile_step"]
 
 _HOMES = {
     "CsvWriter": "gramjd.profiling.writers",
+    "FunctionWriter": "gramjd.profiling.writers",
     "GramMonitor": "gramjd.profiling.monitor",
     "Profile": "gramjd.profiling.step",
     "TensorBoardWriter": "gramjd.profiling.writers",

@@ -9,14 +9,19 @@ for ...:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gramjd.backward import GramStep
 from gramjd.compiled.step import StepResult
 from gramjd.errors import InputError
+from gramjd.options import as_count
+from gramjd.step import GramStep
 
 NAMES = (
     "mean_norm",
@@ -32,7 +37,20 @@ NAMES = (
     "worsened_losses",
     "smallest_weight",
     "largest_weight",
+    "smallest_contribution",
+    "largest_contribution",
 )
+
+
+class _Step(NamedTuple):
+    """What is kept of a step: numbers as `NAMES` has them, and per loss its weight; with names its norm and cosines."""
+
+    at: int
+    numbers: Tensor
+    weights: Tensor
+    names: tuple[str, ...] | None
+    norms: Tensor | None
+    cosines: Tensor | None
 
 
 class GramMonitor:
@@ -47,7 +65,20 @@ class GramMonitor:
     - `cosine_to_mean`: of u and g; `length_over_mean`: `|u| / |g|`;
     - `worsened_losses`: the share of losses with `g_i . u < 0` beyond rounding, which the update makes worse to first
       order;
-    - `smallest_weight`, `largest_weight`.
+    - `smallest_weight`, `largest_weight`; `smallest_contribution`, `largest_contribution`: of the `w_i |g_i|`, how far
+      loss i moves the parameters. A loss that is nearly learnt has a tiny gradient and may get a huge weight; what it
+      contributes is what matters.
+
+    Where the losses have names, there are besides, for each, `weight/NAME`, `norm/NAME`, `contribution/NAME`, and
+    `cosine/NAME/OTHER` for each pair. Of a loss that is missing in a step they are missing, too, or NaN where `names`
+    says that there is one.
+
+    Args:
+        window: how many of the last steps are kept, 1 or more.
+        names: of all losses that may come.
+
+    Raises:
+        InputError: options that are not allowed.
 
     An update costs a few operations on m x m numbers: no pass over the model and no synchronisation of a GPU.
 
@@ -58,12 +89,23 @@ class GramMonitor:
     (1.0, 0.5)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 10_000, names: Sequence[str] = ()) -> None:
         """Start with no steps."""
-        self.steps: list[int] = []
+        self.window = as_count(window, "window", 1)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"names must be strings, one per loss; got {names!r}")
+        self.names = tuple(names)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps; the next one is number 0."""
         self.gramian: Tensor | None = None
-        self._rows: list[Tensor] = []
-        self._weights: list[Tensor] = []
+        self._kept: deque[_Step] = deque(maxlen=self.window)
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of the steps that are kept."""
+        return [step.at for step in self._kept]
 
     def update(self, step: GramStep | StepResult, at: int | None = None) -> None:
         """Take in what `gram_backward` returned.
@@ -77,9 +119,10 @@ class GramMonitor:
         G, w = step.gramian.detach(), step.weights.detach()
         if G.ndim != 2 or G.shape != (len(w), len(w)) or not len(w):
             raise InputError(f"got a Gramian of shape {tuple(G.shape)} with {len(w)} weights; expected (m, m) and m")
-        self.steps.append(at if at is not None else self.steps[-1] + 1 if self.steps else 0)
-        self._rows.append(_numbers(G, w.to(G.dtype)))
-        self._weights.append(w)
+        names = getattr(step, "names", None)
+        at = at if at is not None else self._kept[-1].at + 1 if self._kept else 0
+        norms = None if names is None else G.diagonal().clamp_min(0).sqrt()
+        self._kept.append(_Step(at, _numbers(G, w.to(G.dtype)), w, names, norms, None if names is None else cosines(G)))
         self.gramian = G
 
     def wrap(self, backward: Callable[..., GramStep]) -> Callable[..., GramStep]:
@@ -99,30 +142,56 @@ class GramMonitor:
         Raises:
             InputError: there was no step yet.
         """
-        return dict(zip(NAMES, self._last(self._rows).tolist(), strict=True))
+        self._seen()
+        return _named(self._kept[-1], self.names)
 
     def history(self) -> dict[str, list[float]]:
-        """Every number of every step, in order; `step` counts them."""
-        columns = torch.stack(self._rows).T.tolist() if self._rows else [[] for _ in NAMES]
-        return {"step": [float(s) for s in self.steps], **dict(zip(NAMES, columns, strict=True))}
+        """Every number of every step that is kept, in order; `step` counts them. NaN where a named loss was missing."""
+        rows = [_named(step, self.names) for step in self._kept]
+        keys = dict.fromkeys([*NAMES, *(key for row in rows for key in row)])
+        columns = {key: [row.get(key, math.nan) for row in rows] for key in keys}
+        return {"step": [float(s) for s in self.steps], **columns}
 
     def weights(self) -> list[list[float]]:
-        """The weights of every step."""
-        return [w.tolist() for w in self._weights]
+        """The weights of every step that is kept."""
+        return [step.weights.tolist() for step in self._kept]
 
     def cosines(self) -> Tensor:
         """The last step's pairwise cosines [m, m], on the CPU."""
-        return cosines(self._last([self.gramian] if self.gramian is not None else [])).cpu()
+        return cosines(self._seen()).cpu()
 
     def spectrum(self) -> list[float]:
         """Eigenvalues of the last Gramian, largest first."""
-        G = self._last([self.gramian] if self.gramian is not None else [])
-        return torch.linalg.eigvalsh(G.double()).flip(0).tolist()
+        found: list[float] = torch.linalg.eigvalsh(self._seen().double()).flip(0).tolist()
+        return found
 
-    def _last(self, found: list[Tensor]) -> Tensor:
-        if not found:
+    def latest_names(self) -> tuple[str, ...] | None:
+        """The names of the last step's losses, if they have some."""
+        self._seen()
+        return self._kept[-1].names
+
+    def _seen(self) -> Tensor:
+        if self.gramian is None:
             raise InputError("the monitor has seen no step yet: call update() with what gram_backward returned")
-        return found[-1]
+        return self.gramian
+
+
+def _named(step: _Step, names: Sequence[str]) -> dict[str, float]:
+    """The numbers of a step by their names; those of single losses where they have names (NaN for those not there)."""
+    found = dict(zip(NAMES, step.numbers.tolist(), strict=True))
+    for name in names:
+        found |= dict.fromkeys((f"weight/{name}", f"norm/{name}", f"contribution/{name}"), math.nan)
+    found |= {f"cosine/{one}/{other}": math.nan for one, other in combinations(names, 2)}
+    if step.names is None or step.norms is None or step.cosines is None:
+        return found
+    norms, w, C = step.norms.tolist(), step.weights.tolist(), step.cosines.tolist()
+    for i, name in enumerate(step.names):
+        found |= {f"weight/{name}": w[i], f"norm/{name}": norms[i], f"contribution/{name}": w[i] * norms[i]}
+    for i, j in combinations(range(len(w)), 2):
+        one, other = step.names[i], step.names[j]
+        turned = f"cosine/{other}/{one}"
+        found[turned if turned in found else f"cosine/{one}/{other}"] = C[i][j]
+    return found
 
 
 def cosines(G: Tensor) -> Tensor:
@@ -158,5 +227,6 @@ def _numbers(G: Tensor, w: Tensor) -> Tensor:
         *(against.sum() / pairs, depth, rank),
         *(cosine.clamp(-1, 1), torch.where(mean_length > 0, length / mean_length, torch.zeros_like(length))),
         *((inner < -rounding).to(G.dtype).mean(), w.amin(), w.amax()),
+        *((w * norms).amin(), (w * norms).amax()),
     )
     return torch.stack([n.to(G.dtype) for n in numbers])

@@ -29,9 +29,10 @@ def draw_cosines(axes: Axes, monitor: GramMonitor) -> Axes:
 def draw_weights(axes: Axes, monitor: GramMonitor) -> Axes:
     """Weights over the steps: lines for up to eight losses, else the median and where half and all of them lie."""
     rows = monitor.weights()
+    names = monitor.latest_names() or [f"loss {k}" for k in range(len(rows[-1]))]
     if max(len(row) for row in rows) <= 8 and len({len(row) for row in rows}) == 1:
         for loss, line in enumerate(zip(*rows, strict=True)):
-            axes.plot(monitor.steps, line, lw=1.4, label=f"loss {loss}")
+            axes.plot(monitor.steps, line, lw=1.4, label=names[loss])
     else:
         ranked = [sorted(row) for row in rows]
 

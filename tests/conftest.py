@@ -32,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 OLD = {
     "[checkpoint-nested": "torch recomputes it with another default dtype; plain backward() fails, too",
     "test_a_checkpoint_is_recomputed_once": "torch recomputes it twice for one walk; the result is the same",
+    "test_gradients_are_those_of_a_plain_step[each block": "torch recomputes it twice for one walk",
+    "test_gradients_are_those_of_a_plain_step[no early stop": "torch recomputes it twice for one walk",
+    "test_gradients_are_those_of_a_plain_step[selective-backward": "torch does not tell how a tensor was saved",
+    "test_a_selective_checkpoint_is_gone_through_once": "torch does not tell how a tensor was saved",
     "test_every_entry_is_compared_with_the_oracle": "torch has nodes that no function of it leads to (Alias)",
     "test_batch_axis_survives[pde-energy-force": "torch slices whole axes, and the second derivative of that is dense",
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
-from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError, RanksWarning
+from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError, InputError, RanksWarning
 
 
 def network() -> nn.Sequential:
@@ -63,6 +63,37 @@ def in_parallel(update: str, **options: bool) -> None:
     torch.testing.assert_close([p.detach() for p in net.parameters()], reference(4, 0.1))
 
 
+def in_parallel_for_inputs() -> None:
+    """The same where inputs are named, as integrations do."""
+    net = network()
+    model = DistributedDataParallel(net)
+    for step in range(4):
+        net.zero_grad()
+        gramjd.gram_backward(losses_of(model, batch(dist.get_rank(), step)), inputs=net)
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 0.1 * p.grad
+    torch.testing.assert_close([p.detach() for p in net.parameters()], reference(4, 0.1))
+
+
+def accumulated() -> None:
+    """One Gramian over the micro-batches of each process; the mean of the processes' updates."""
+    net = network()
+    model = DistributedDataParallel(net)
+    accumulator = gramjd.Accumulator()
+    with pytest.raises(InputError, match="several processes"):
+        accumulator.add(losses_of(model, batch(dist.get_rank(), 0)))
+    for step in range(2):
+        accumulator.add(losses_of, model, batch(dist.get_rank(), step))
+    accumulator.step()
+    found = [p.grad.clone() for p in net.parameters()]
+    updates = []
+    for rank in range(dist.get_world_size()):
+        L = torch.cat([losses_of(net, batch(rank, step)) for step in range(2)])
+        updates.append(torch.autograd.grad(L, list(net.parameters()), gramjd.UPGrad()(gramjd.gramian(L))))
+    torch.testing.assert_close(found, [torch.stack(given).mean(0) for given in zip(*updates, strict=True)])
+
+
 def refused(losses: Callable[[], Tensor], words: str, inputs: Callable[[], object] = lambda: None) -> None:
     with pytest.raises(GraphError, match=words):
         gramjd.gram_backward(losses(), inputs=inputs())
@@ -98,6 +129,8 @@ SCENES = {
     "data_parallel_static_graph": lambda: in_parallel("backward", static_graph=True),
     "data_parallel_static_graph_reuse": lambda: in_parallel("reuse", static_graph=True),
     "data_parallel_unused": lambda: in_parallel("backward", find_unused_parameters=True),
+    "data_parallel_inputs": in_parallel_for_inputs,
+    "data_parallel_accumulated": accumulated,
     "fully_sharded": lambda: fully_sharded(True),
     "fully_sharded_root_only": lambda: fully_sharded(False),
     "tensor_parallel": tensor_parallel,

@@ -30,6 +30,7 @@ FENCE = re.compile(r"^( *)```(?:\{ \.)?(\w+)([^\n]*)\n(.*?)^\1```$", re.DOTALL |
 # Blocks that are shown and not run, by page. Each says so in its title.
 NOT_RUN = {
     "howto/compiled.md": 1,
+    "howto/frameworks.md": 3,
     "howto/gpu.md": 2,
     "howto/processes.md": 2,
     "migrate/other.md": 3,

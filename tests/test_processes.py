@@ -46,6 +46,8 @@ def run(scene: str, processes: int = 2) -> None:
         "data_parallel_static_graph",
         "data_parallel_static_graph_reuse",
         "data_parallel_unused",
+        "data_parallel_inputs",
+        "data_parallel_accumulated",
         "fully_sharded",
         "fully_sharded_root_only",
         "tensor_parallel",

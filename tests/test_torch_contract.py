@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, allow_mutation_on_saved_tensors, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.hooks import RemovableHandle
 
 import gramjd.engine
@@ -89,6 +91,18 @@ def test_hooks_of_saved_tensors(w: Tensor) -> None:
     assert not _torch.unpacks_by_hook(w.exp().grad_fn)
     with saved_tensors_hooks(lambda t: t, lambda t: t):
         assert _torch.unpacks_by_hook(w.exp().grad_fn) == _torch.TELLS_HOOKS
+
+
+def test_selective_checkpoints_and_edits(w: Tensor) -> None:
+    def run(context: Any) -> Tensor:
+        return checkpoint(torch.exp, w, use_reentrant=False, **context)
+
+    chosen = partial(create_selective_checkpoint_contexts, [torch.ops.aten.exp.default])
+    assert not _torch.in_selective_checkpoint(run({}).grad_fn)
+    assert _torch.in_selective_checkpoint(run({"context_fn": chosen}).grad_fn) == _torch.TELLS_HOOKS
+    assert not _torch.mutation_is_watched()
+    with allow_mutation_on_saved_tensors():
+        assert _torch.mutation_is_watched()
 
 
 def test_hooks(w: Tensor) -> None:

@@ -16,6 +16,8 @@ class Stateful:
 
     # The names of the tensors that are kept. Those that draw and keep nothing else leave it empty.
     _names: ClassVar[tuple[str, ...]] = ()
+    # How each of them belongs to the losses, in the words of `byname.KINDS`; empty where it does not.
+    _aligned: ClassVar[dict[str, str]] = {}
 
     def __init__(self, seed: int | torch.Generator | None = None) -> None:
         """Keep nothing yet; make the generator, if it is to be one of its own."""

@@ -21,6 +21,12 @@ class Weighting(ABC):
     takes_losses: ClassVar[bool] = False
     # What `scale_free` says; None: nothing is stated.
     _scale_free: ClassVar[bool | None] = None
+    # Attributes that hold an option with one entry per loss, or None.
+    _per_loss: ClassVar[tuple[str, ...]] = ()
+
+    def _inner(self) -> tuple[object, ...]:
+        """The weightings that this one calls with the Gramian as it is."""
+        return ()
 
     @property
     def scale_free(self) -> bool | None:

@@ -26,6 +26,7 @@ class Constant(Weighting):
     """
 
     _scale_free = True
+    _per_loss = ("_weights",)
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         """Keep `weights` [m] in float64."""

@@ -46,6 +46,8 @@ class CRMOGM(Stateful, Weighting):
     # Only to hand them on: they may be left out when the other weighting does without.
     takes_losses: ClassVar[bool] = True
     _names = ("weights",)
+    _aligned: ClassVar = {"weights": "each, or not seen yet"}
+    _per_loss = ("_initial",)
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class CRMOGM(Stateful, Weighting):
         self._adopt(weighting=weighting)
         self.alpha = alpha
         self._initial = None if initial is None else as_vector(initial, "initial", positive=False)
+
+    def _inner(self) -> tuple[object, ...]:
+        return (self._weighting, *getattr(self._weighting, "_inner", lambda: ())())
 
     @property
     def scale_free(self) -> bool | None:
@@ -79,9 +84,13 @@ class CRMOGM(Stateful, Weighting):
         m = check_shape(G)
         fresh = weigh(self._weighting, G, losses).detach().to(G.device, torch.float64)
         old = self._recall("weights", m, G.device)
-        if old is None and self._initial is not None:
+        if self._initial is not None:
             check_length(self._initial, "initial", m)
-            old = self._initial = self._initial.to(G.device)
+            self._initial = self._initial.to(G.device)
+        if old is None:
+            old = self._initial
+        else:  # a loss that was missing until now has NaN
+            old = torch.where(old.isnan(), fresh if self._initial is None else self._initial, old)
         w = fresh if old is None else self._alpha * old + (1 - self._alpha) * fresh
         self._keep("weights", w, w if old is None else old, fresh)
         return w.to(weights_dtype(G))

@@ -38,6 +38,7 @@ class DualProj(Weighting):
     """
 
     _scale_free = True
+    _per_loss = ("_preference",)
 
     def __init__(self, preference: Sequence[float] | Tensor | None = None) -> None:
         """Check the preference; nothing depends on m until the first call."""

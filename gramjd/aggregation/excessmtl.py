@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class ExcessMTL(Stateful, Weighting):
 
     _scale_free = False
     _names = ("log_weights", "squares", "baseline", "calls")
+    _aligned: ClassVar = {"log_weights": "log share", "squares": "each", "baseline": "each", "calls": "each"}
 
     def __init__(self, rate: float = 1.0, warmup: int = 1) -> None:
         """Check the options; everything else starts at the first call."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,7 @@ class GradVac(Stateful, CosineWeighting):
 
     _scale_free = True
     _names = ("targets",)
+    _aligned: ClassVar = {"targets": "pairs"}
 
     def __init__(self, beta: float = 0.01, seed: int | torch.Generator | None = None) -> None:
         """Check the options; there are no targets yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class MoDo(Stateful, Weighting):
 
     _scale_free = False
     _names = ("weights",)
+    _aligned: ClassVar = {"weights": "share"}
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1, batches: int = 1) -> None:
         """Check the options; the weights start at the first call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class SDMGrad(Stateful, Weighting):
 
     _scale_free = True
     _names = ("simplex",)
+    _aligned: ClassVar = {"simplex": "share"}
+    _per_loss = ("_preference",)
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class UPGrad(Weighting):
     """
 
     _scale_free = True
+    _per_loss = ("_preference",)
 
     def __init__(
         self, preference: Sequence[float] | Tensor | None = None, tol: float | None = None, ridge: float = 0.0

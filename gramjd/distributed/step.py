@@ -24,7 +24,7 @@ from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import InputError, RankError, graph_errors
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_given, as_inputs, as_losses
+from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_given, as_inputs, as_losses, as_scale
 from gramjd.options import as_choice
 
 _WIDTHS = (torch.float32, torch.float64)
@@ -65,6 +65,7 @@ def group_backward(
     retain_graph: bool = False,
     memory_budget: int | None = None,
     backend: str | None = None,
+    scale: float = 1.0,
     across: str = "stack",
 ) -> GramStep:
     """`gram_backward` over the losses of all ranks, in the order of the ranks, or over their means; see there."""
@@ -73,6 +74,7 @@ def group_backward(
     with ranks.together(), chosen(backend), graph_errors():
         as_choice(update, "update", UPDATES)
         as_choice(across, "across", ACROSS)
+        scale = as_scale(scale)
         if nonfinite != "raise":
             raise InputError(f"nonfinite is {nonfinite!r}; with a `group` only 'raise' is possible")
         aggregator = UPGrad() if aggregator is None else aggregator
@@ -88,7 +90,8 @@ def group_backward(
             kept = Kept(side.graph, targets, int(limits.kept))
         mean = across == "mean"
         counts, G = _gramian(ranks, side, limits, kept, UPDATES.index(update), wrapper, mean=mean)
-        values = ranks.vectors(_values(side, G.dtype), counts)
+        G = G if scale == 1 else G / scale / scale
+        values = ranks.vectors(_values(side, G.dtype) / scale, counts)
         weights = weights_of(aggregator, G, values.view(ranks.size, -1).mean(0) if mean else values)
         ranks.meet()
         weights = ranks.of_first(weights)

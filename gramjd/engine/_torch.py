@@ -23,6 +23,7 @@ from torch.autograd.variable import Variable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.checkpoint import _CachedTorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
@@ -128,15 +129,31 @@ def _raw_names(kind: Any) -> tuple[str, ...]:
 TELLS_HOOKS = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
 
 
-def unpacks_by_hook(node: Node) -> bool:
-    """Returns True if a hook brings back one of the tensors that a node saved, as for checkpoints and offloading."""
+def _unpack_hooks(node: Node) -> Iterator[Any]:
     kind: Any = type(node)
-    for name in _raw_names(kind):
+    for name in _raw_names(kind) if TELLS_HOOKS else ():
         found = getattr(node, name)
         for one in found if isinstance(found, (list, tuple)) else (found,):
-            if TELLS_HOOKS and one.unpack_hook is not None:
-                return True
-    return False
+            if one.unpack_hook is not None:
+                yield one.unpack_hook
+
+
+def unpacks_by_hook(node: Node) -> bool:
+    """Returns True if a hook brings back one of the tensors that a node saved, as for checkpoints and offloading."""
+    return next(_unpack_hooks(node), None) is not None
+
+
+def in_selective_checkpoint(node: Node) -> bool:
+    """Returns True if what a node saved comes back from a selective checkpoint, which allows one backward pass."""
+    frames = (_enclosed(hook, "frame") for hook in _unpack_hooks(node))
+    modes = (_enclosed(getattr(frame, "recompute_fn", None), "recompute_context") for frame in frames)
+    return any(isinstance(mode, _CachedTorchDispatchMode) for mode in modes)
+
+
+def _enclosed(function: Any, name: str) -> Any:
+    """The variable of this name that a function takes from around it; None if there is none."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    return function.__closure__[names.index(name)].cell_contents if name in names else None
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------------
@@ -222,6 +239,11 @@ def untraced() -> AbstractContextManager[Any]:
     """Without the modes of tracers and counters that are active."""
     found: AbstractContextManager[Any] = _disable_current_modes()
     return found
+
+
+def mutation_is_watched() -> bool:
+    """Returns True within `torch.autograd.graph.allow_mutation_on_saved_tensors`."""
+    return torch.autograd.graph._allow_mutation_on_saved_tensors_enabled
 
 
 # -- modules ----------------------------------------------------------------------------------------------------------

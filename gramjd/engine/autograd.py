@@ -30,10 +30,24 @@ def plainly() -> contextlib.ExitStack:
     """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
     stack = contextlib.ExitStack()
     stack.enter_context(torch.no_grad())
+    if _torch.mutation_is_watched():
+        stack.enter_context(_OwnOutputs())
     for device in AUTOCAST:
         if torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
     return stack
+
+
+class _OwnOutputs(_torch.TorchDispatchMode):
+    """Where torch allows edits of what was saved, its mode takes it that what an operation writes to is called `out`.
+
+    Our operations that write to another argument write to memory of our own: that mode need not see them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        other = any(argument.is_out and argument.name != "out" for argument in _torch.schema_of(func).arguments)
+        with _torch.untraced() if other else contextlib.nullcontext():
+            return func(*args, **kwargs or {})
 
 
 class _InGraphTask(torch.autograd.Function):
@@ -66,11 +80,24 @@ class _Here(threading.local):
 
 
 def in_graph_task(function: Callable[[], object]) -> None:
-    """Call `function` as part of a backward pass of its own."""
-    _here.functions.append(function)
+    """Call `function` as part of a backward pass of its own.
+
+    What it raises is raised again outside: in anomaly mode the engine would say that our own node failed.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            function()
+        except Exception as error:
+            raised.append(error)
+
+    _here.functions.append(run)
     # Without inputs: with some the engine would tell the nodes that nobody needs their results.
     # Keeping the graph: compiled modules ask the running pass whether they may free what they saved.
     _torch.run_backward((_here.end,), (_here.cotangent,), (), True, accumulate=True)
+    if raised:
+        raise raised.pop()
 
 
 _here = _Here()

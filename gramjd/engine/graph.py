@@ -109,6 +109,11 @@ class Graph:
                 found.setdefault(node, set()).add(nr)
         return {node: sorted(outputs) for node, outputs in found.items()}
 
+    @property
+    def selective(self) -> bool:
+        """True if a part of it can be gone through once only, being under a selective checkpoint."""
+        return any(_torch.in_selective_checkpoint(node) for node in self.edges)
+
     def metadata(self, node: Node) -> list[Metadata]:
         """One entry per output of the node."""
         return [metadata_of(node, m) for m in _torch.outputs_of(node)]

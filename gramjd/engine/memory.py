@@ -27,14 +27,15 @@ class MemoryLimits:
     @classmethod
     def of(cls, losses: Sequence[Tensor], memory_budget: int | None) -> MemoryLimits:
         """What a user allows: the same number for each of the three; by default a quarter of the device's memory."""
-        limit = _memory_of(losses[0].device) // 4 if memory_budget is None else memory_budget
+        limit = memory_of(losses[0].device) // 4 if memory_budget is None else memory_budget
         return cls(limit, limit, memory_budget)
 
 
 NO_LIMITS = MemoryLimits(math.inf)
 
 
-def _memory_of(device: torch.device) -> int:
+def memory_of(device: torch.device) -> int:
+    """Bytes of the device's memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return _main_memory()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gramjd.engine import plan as plans
 from gramjd.engine import rules
+from gramjd.engine.anomaly import finds_nan, refuse_nan
 from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.cotangent import Cotangent, by_loss, densify, index_tensor
 from gramjd.engine.delivery import Delivery, FactorDelivery
@@ -47,7 +48,7 @@ class Walk:
     """One pass over a graph. `on_target` receives the Jacobian of each input, once it is complete.
 
     `computes`: False for a plan, whose Jacobians have shapes and layouts but no numbers. `keeps`: `on_target` may refer
-    to what it received later, so that nothing of it is written over.
+    to what it received later, so that nothing of it is written over. `inside`: of a graph that was made on the spot.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Walk:
     meter: Meter
     computes: bool = True
     keeps: bool = True
+    inside: bool = False
     lost: list[LostAxis] = field(default_factory=list)
 
     def run(self, seeds: Sequence[Cotangent | None]) -> None:
@@ -68,6 +70,7 @@ class Walk:
     def _run(self, seeds: Sequence[Cotangent | None]) -> None:
         graph = self.graph
         self._structure: Structure = graph.structure
+        self._watched = self.computes and not self.inside and finds_nan()
         number = graph.number
         self._targets = {(number[node], nr): (node, nr) for node, nr in graph.targets if node in number}
         self._hooked = {(number[node], nr) for node, nr in graph.hooks.edges}
@@ -171,6 +174,8 @@ class Walk:
                 self._deliver(target, message)
             if plan.key is not None:
                 plans.keep(self.graph, n, plan)
+            if self._watched:
+                refuse_nan(self.graph.nodes[n], outbox)
         finally:
             plan.release()
 
@@ -241,7 +246,7 @@ class Walk:
         def note(edge: Edge, jacobian: Jacobian) -> None:
             found.extend((place[edge], _message_of(f)) for f in jacobian.factors)
 
-        walk = Walk(graph, note, self.meter, self.computes, lost=self.lost)
+        walk = Walk(graph, note, self.meter, self.computes, inside=True, lost=self.lost)
         walk.run([Cotangent.of(c.layout, c.values) if self.computes else _bare(c) for _, c in starts])
         return found
 

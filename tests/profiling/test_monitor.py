@@ -9,7 +9,7 @@ import torch
 
 from gramjd import GradDrop, GramStep, UPGrad, gram_backward
 from gramjd.errors import GramjdError, InputError
-from gramjd.profiling import CsvWriter, GramMonitor, TensorBoardWriter
+from gramjd.profiling import CsvWriter, FunctionWriter, GramMonitor, TensorBoardWriter
 from gramjd.profiling.monitor import NAMES
 
 
@@ -38,6 +38,8 @@ def by_definition(J, w):
         "worsened_losses": sum(float(g @ update) < -1e-5 * float(g.norm() * update.norm()) for g in J) / m,
         "smallest_weight": float(w.min()),
         "largest_weight": float(w.max()),
+        "smallest_contribution": min(float(x) * n for x, n in zip(w, norms, strict=True)),
+        "largest_contribution": max(float(x) * n for x, n in zip(w, norms, strict=True)),
     }
 
 
@@ -133,3 +135,110 @@ def test_steps_without_a_gramian_are_not_watched():
     assert monitor.steps == []
     with pytest.raises(InputError, match="got None: a coordinatewise aggregator makes no Gramian"):
         monitor.update(None)
+
+
+def two(a, b, names, weights=(0.5, 0.5)):
+    """A step of two gradients [d]."""
+    J = torch.tensor([a, b])
+    return GramStep(torch.tensor(weights), J @ J.T, names)
+
+
+def test_numbers_by_name():
+    monitor = GramMonitor()
+    monitor.update(two([3.0, 4.0], [-2.0, 0.0], ("depth", "normals"), (0.5, 100.0)))
+    found = monitor.latest()
+    assert found["weight/normals"] == 100
+    assert found["norm/depth"] == 5
+    assert found["contribution/normals"] == 200
+    assert found["cosine/depth/normals"] == pytest.approx(-0.6)
+    assert [name for name in found if "/" not in name] == list(NAMES)
+
+
+def test_a_loss_that_is_missing_is_nan_in_the_history():
+    monitor = GramMonitor(names=["a", "b", "c"])
+    monitor.update(two([1.0, 0.0], [0.0, 2.0], ("c", "a")))  # another order
+    monitor.update(two([1.0, 0.0], [1.0, 0.0], ("a", "b")))
+    history = monitor.history()
+    assert [key for key in history if key.startswith("cosine/")] == ["cosine/a/b", "cosine/a/c", "cosine/b/c"]
+    assert history["norm/a"] == [2, 1]
+    assert math.isnan(history["norm/b"][0])
+    assert history["cosine/a/c"][0] == 0
+    assert history["cosine/a/b"][1] == 1
+    assert list(history) == ["step", *monitor.latest()]
+
+
+def test_the_window_is_bounded_and_reset():
+    monitor = GramMonitor(window=3)
+    for n in range(10):
+        monitor.update(GramStep(torch.full((2,), float(n)), torch.eye(2)))
+    assert monitor.steps == [7, 8, 9]
+    assert monitor.weights() == [[7, 7], [8, 8], [9, 9]]
+    assert [len(column) for column in monitor.history().values()] == [3] * (len(NAMES) + 1)
+    monitor.reset()
+    assert monitor.steps == []
+    with pytest.raises(InputError, match="no step yet"):
+        monitor.latest()
+    monitor.update(GramStep(torch.ones(2), torch.eye(2)))
+    assert monitor.steps == [0]
+
+
+@pytest.mark.parametrize(("options", "words"), [({"window": 0}, "window must be an int"), ({"names": "ab"}, "names")])
+def test_options_are_checked(options, words):
+    with pytest.raises(InputError, match=words):
+        GramMonitor(**options)
+
+
+def test_a_huge_weight_stands_beside_what_it_contributes():
+    monitor = GramMonitor()
+    monitor.update(two([1e-9, 0.0], [1.0, 1.0], None, (5e9, 0.5)))
+    assert monitor.latest()["largest_weight"] == pytest.approx(5e9)
+    assert monitor.latest()["largest_contribution"] == pytest.approx(5)
+
+
+def test_a_function_gets_a_dictionary():
+    seen = []
+    with FunctionWriter(lambda numbers, step: seen.append((step, numbers)), prefix="train/") as log:
+        log.write(3, {"x": 0.5})
+    assert seen == [(3, {"train/x": 0.5})]
+    with pytest.raises(InputError, match="log is a int; expected a function"):
+        FunctionWriter(3)
+
+
+def test_a_new_column_says_what_to_do(tmp_path):
+    with CsvWriter(tmp_path / "log.csv") as log:
+        log.write(0, {"x": 0.5, "y": 1.0})
+        log.write(1, {"x": 0.5})
+        with pytest.raises(InputError, match=r"no column for z: .*GramMonitor\(names="):
+            log.write(2, {"z": 0.5})
+
+
+def test_tensorboard_is_closed_at_the_end_of_the_block(monkeypatch, tmp_path):
+    from gramjd.profiling import writers
+
+    class Summary:
+        def __init__(self, folder):
+            self.points, self.closed = [], False
+
+        def add_scalar(self, name, number, step):
+            self.points.append((name, number, step))
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(writers, "require", lambda *_: type("module", (), {"SummaryWriter": Summary}))
+    with TensorBoardWriter(tmp_path) as log:
+        log.write(1, {"x": 0.5})
+        summary = log._writer
+    assert summary.points == [("gramjd/x", 0.5, 1)]
+    assert summary.closed
+
+
+def test_named_weights_are_drawn_with_their_names():
+    from matplotlib.figure import Figure
+
+    from gramjd.profiling import monitor_figures
+
+    monitor = GramMonitor()
+    monitor.update(two([1.0, 0.0], [0.0, 2.0], ("depth", "normals")))
+    lines = monitor_figures.draw_weights(Figure().subplots(), monitor).lines
+    assert [line.get_label() for line in lines] == ["depth", "normals"]

@@ -24,7 +24,7 @@ class Kept:
         self.graph = graph
         self._wanted = None if targets is None else {id(t) for t in targets}
         self._hooked = on_accumulation(graph)
-        self.limit = 0 if graph.hooks.edges or graph.hooks.nodes or _sparse(graph) else limit
+        self.limit = 0 if graph.hooks.edges or graph.hooks.nodes or sparse_gradients(graph) else limit
         self._held: dict[Edge, Jacobian] = {}
         # Leaves kept, in the order of their gradients.
         self.edges: list[Edge] = []
@@ -64,7 +64,7 @@ class Kept:
         return found
 
 
-def _sparse(graph: Graph) -> bool:
+def sparse_gradients(graph: Graph) -> bool:
     """Returns True if an embedding gives a sparse gradient."""
     tables = (node for node, name in graph.names.items() if "Embedding" in name and _torch.has_saved(node, "sparse"))
     return any(_torch.saved(node, "sparse") for node in tables)

@@ -1,0 +1,27 @@
+"""What a step returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class _Pair(NamedTuple):
+    weights: Tensor
+    gramian: Tensor
+
+
+class GramStep(_Pair):
+    """What a step was made of: `weights [m]` and `gramian [m, m]`, both detached; a pair.
+
+    `names`: that of each loss, where the losses were handed over by name, else None.
+    """
+
+    names: tuple[str, ...] | None
+
+    def __new__(cls, weights: Tensor, gramian: Tensor, names: tuple[str, ...] | None = None) -> GramStep:
+        """The pair, with the names beside it."""
+        step = super().__new__(cls, weights, gramian)
+        step.names = names
+        return step
