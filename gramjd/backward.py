@@ -139,7 +139,7 @@ def gram_backward(
     kept: Kept | None = None
     with chosen(backend), graph_errors():
         with _range("walk"):
-            reuse = update == "reuse" and _may_reuse()
+            reuse = update == "reuse" and may_reuse()
             graph = compute.read(found, sources, everything=reuse)
             if not strict and not all(all_finite(loss.detach()) for loss in found):
                 G = compute.unknown(graph, found)
@@ -164,7 +164,7 @@ def check_aggregator(aggregator: Aggregator) -> None:
     refuse_foreign(aggregator)
 
 
-def _may_reuse() -> bool:
+def may_reuse() -> bool:
     """Returns False, with a warning, where gradients are reduced over processes by hooks on accumulation."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return True

@@ -1,0 +1,135 @@
+"""Rows of J by plain backward passes, one per loss: nodes are called by hand, with one row at a time.
+
+Hooks are not run, nothing is added to `.grad` and nothing is retained, as in a walk; a graph with hooks is walked. What
+the engine does around a node is done here: missing outputs, sums down to a shape, casts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gramjd.engine import _torch, autograd
+from gramjd.engine.graph import Graph, Metadata
+from gramjd.engine.structure import Place, Structure
+from gramjd.engine.survey import Survey
+
+# The row of one loss by input; an input without an entry has a row of zeros.
+Row = dict[Place, Tensor]
+
+
+class Way(NamedTuple):
+    """An edge that a row goes along: from which one of a node, to which output of another, as what."""
+
+    at: int
+    child: int
+    nr: int
+    outputs: int
+    meta: Metadata
+
+
+class Stop(NamedTuple):
+    """A node that a row visits: its number, how many outputs it has, which of them are inputs of interest."""
+
+    n: int
+    outputs: int
+    inputs: tuple[Place, ...]
+    ways: tuple[Way, ...]
+
+
+def course_of(survey: Survey, i: int) -> tuple[Stop, ...]:
+    """The nodes that the row of loss i visits, in their order."""
+    if i not in survey.courses:
+        structure = survey.structure
+        survey.courses[i] = tuple(_stop(structure, n) for n in structure.order if survey.reached[n] >> i & 1)
+    found: tuple[Stop, ...] = survey.courses[i]
+    return found
+
+
+def _stop(structure: Structure, n: int) -> Stop:
+    outputs = structure.outputs[n]
+    ways = [
+        Way(at, place[0], place[1], len(structure.outputs[place[0]]), structure.outputs[place[0]][place[1]])
+        for at, place in enumerate(structure.targets[n])
+        if place is not None
+    ]
+    inputs = tuple((n, nr) for nr in range(len(outputs)) if (n, nr) in structure.places)
+    return Stop(n, len(outputs), inputs, tuple(ways))
+
+
+def rows(graph: Graph, losses: Sequence[Tensor], survey: Survey) -> Iterator[tuple[int, Row]]:
+    """Each loss with its row, in their order.
+
+    Each pass is a backward pass of its own, in which what was checkpointed is recomputed once.
+    """
+    for i in range(survey.m):
+        found: Row = {}
+        at, k, place = survey.starts[i]
+        meta = survey.structure.outputs[place[0]]
+        if meta:
+            seed = _one(meta[place[1]], k, losses[at].device)
+            autograd.in_graph_task(partial(_pass, graph, course_of(survey, i), place, seed, found))
+        yield i, found
+
+
+def _one(meta: Metadata, k: int, device: torch.device) -> Tensor:
+    """Zeros but for element k; ones for what has one element."""
+    if k < 0 or math.prod(meta.shape) == 1:
+        return torch.ones(meta.shape, dtype=meta.dtype, device=device)
+    seed = torch.zeros(meta.shape, dtype=meta.dtype, device=device)
+    seed.view(-1)[k] = 1
+    return seed
+
+
+def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, found: Row) -> None:
+    nodes = graph.nodes
+    box: dict[int, Any] = {}
+    _put(box, start[0], start[1], len(graph.structure.outputs[start[0]]), seed)
+    for n, outputs, inputs, ways in course:
+        given = box.pop(n, None)
+        if given is None:
+            continue
+        for place in inputs:
+            value = given if outputs == 1 else given[place[1]]
+            if value is not None:
+                found[place] = value
+        if not ways:
+            continue
+        node = nodes[n]
+        if _torch.is_python(node):
+            out = autograd.called(node, [given] if outputs == 1 else given)
+        else:
+            out = node(given) if outputs == 1 else node(*given)
+        for at, child, nr, width, meta in ways:
+            value = out[at] if type(out) is tuple else out
+            if value is None:
+                continue
+            if value.shape != meta.shape or value.dtype is not meta.dtype or value.layout is not torch.strided:
+                value = _fitted(value, meta)
+            _put(box, child, nr, width, value)
+
+
+def _put(box: dict[int, Any], n: int, nr: int, outputs: int, value: Tensor) -> None:
+    """Add a gradient to what arrived at an output of a node."""
+    if outputs == 1:
+        known = box.get(n)
+        box[n] = value if known is None else known + value
+        return
+    queue = box.setdefault(n, [None] * outputs)
+    queue[nr] = value if queue[nr] is None else queue[nr] + value
+
+
+def _fitted(value: Tensor, meta: Metadata) -> Tensor:
+    """What the engine makes of a gradient for an output of this shape and dtype."""
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.shape != meta.shape:
+        value = value.sum_to_size(meta.shape)
+    if value.is_complex() and not meta.dtype.is_complex:
+        value = value.real
+    return value.to(device=meta.device, dtype=meta.dtype)
