@@ -7,12 +7,13 @@ the engine does around a node is done here: missing outputs, sums down to a shap
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from gramjd.engine import _torch, autograd
 from gramjd.engine.graph import Graph, Metadata
@@ -62,19 +63,34 @@ def _stop(structure: Structure, n: int) -> Stop:
     return Stop(n, len(outputs), inputs, tuple(ways))
 
 
-def rows(graph: Graph, losses: Sequence[Tensor], survey: Survey) -> Iterator[tuple[int, Row]]:
-    """Each loss with its row, in their order.
+def run(graph: Graph, losses: Sequence[Tensor], survey: Survey, take: Callable[[int, Row], None]) -> None:
+    """Hand each loss and its row to `take`, in their order.
 
-    Each pass is a backward pass of its own, in which what was checkpointed is recomputed once.
+    One backward pass is all around them, or one around each where tensors are brought back when they are read: a
+    checkpointed segment is recomputed once in a pass. That may be found out on the way, so `take` may be called for a
+    loss again, with the same row.
     """
+    if not survey.recomputes:
+        try:
+            autograd.in_graph_task(partial(_passes, graph, losses, survey, take, range(survey.m)))
+        except CheckpointError:
+            survey.recomputes = True
+        else:
+            return
     for i in range(survey.m):
+        autograd.in_graph_task(partial(_passes, graph, losses, survey, take, (i,)))
+
+
+def _passes(
+    graph: Graph, losses: Sequence[Tensor], survey: Survey, take: Callable[[int, Row], None], which: Iterable[int]
+) -> None:
+    for i in which:
         found: Row = {}
         at, k, place = survey.starts[i]
         meta = survey.structure.outputs[place[0]]
         if meta:
-            seed = _one(meta[place[1]], k, losses[at].device)
-            autograd.in_graph_task(partial(_pass, graph, course_of(survey, i), place, seed, found))
-        yield i, found
+            _pass(graph, course_of(survey, i), place, _one(meta[place[1]], k, losses[at].device), found)
+        take(i, found)
 
 
 def _one(meta: Metadata, k: int, device: torch.device) -> Tensor:
@@ -87,7 +103,8 @@ def _one(meta: Metadata, k: int, device: torch.device) -> Tensor:
 
 
 def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, found: Row) -> None:
-    nodes = graph.nodes
+    """Note in `found` what arrives at the inputs. Called for each loss, on graphs so small that a line counts."""
+    nodes, strided = graph.nodes, torch.strided
     box: dict[int, Any] = {}
     _put(box, start[0], start[1], len(graph.structure.outputs[start[0]]), seed)
     for n, outputs, inputs, ways in course:
@@ -101,17 +118,21 @@ def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, foun
         if not ways:
             continue
         node = nodes[n]
-        if _torch.is_python(node):
+        if isinstance(node, _torch.PythonNode):
             out = autograd.called(node, [given] if outputs == 1 else given)
         else:
             out = node(given) if outputs == 1 else node(*given)
+        several = type(out) is tuple
         for at, child, nr, width, meta in ways:
-            value = out[at] if type(out) is tuple else out
+            value = out[at] if several else out
             if value is None:
                 continue
-            if value.shape != meta.shape or value.dtype is not meta.dtype or value.layout is not torch.strided:
+            if value.shape != meta.shape or value.dtype is not meta.dtype or value.layout is not strided:
                 value = _fitted(value, meta)
-            _put(box, child, nr, width, value)
+            if width == 1 and child not in box:
+                box[child] = value
+            else:
+                _put(box, child, nr, width, value)
 
 
 def _put(box: dict[int, Any], n: int, nr: int, outputs: int, value: Tensor) -> None:
@@ -132,4 +153,4 @@ def _fitted(value: Tensor, meta: Metadata) -> Tensor:
         value = value.sum_to_size(meta.shape)
     if value.is_complex() and not meta.dtype.is_complex:
         value = value.real
-    return value.to(device=meta.device, dtype=meta.dtype)
+    return value if value.dtype is meta.dtype else value.to(meta.dtype)

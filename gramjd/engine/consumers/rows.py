@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.consumers.gramian import Total
-from gramjd.engine.given import GivenRows
+from gramjd.engine.factor import weights_of
 from gramjd.engine.graph import Edge, Graph
-from gramjd.engine.layout import Owners, Piece, canonical
-from gramjd.engine.parameter import Jacobian
-from gramjd.engine.passes import Row, rows
+from gramjd.engine.layout import Owners
+from gramjd.engine.passes import Row, run
 from gramjd.engine.structure import Place
 from gramjd.engine.survey import Survey
 
@@ -39,10 +39,20 @@ class Block:
     device: torch.device
     counted: bool
 
-    @property
+    @cached_property
+    def row(self) -> dict[int, int]:
+        """The row of each loss."""
+        return {int(i): r for r, i in enumerate(self.owners)}
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers in a row, by input."""
+        return [part.size for part in self.parts]
+
+    @cached_property
     def width(self) -> int:
         """Numbers in a row."""
-        return sum(part.size for part in self.parts)
+        return sum(self.sizes)
 
 
 @dataclass
@@ -71,17 +81,21 @@ class Rows:
         if (kept, counted) not in known:
             known[kept, counted] = _blocks(self.survey, kept, counted)
         self.blocks = known[kept, counted]
-        self._sum_up = {(number[node], nr) for node, nr in self.summed}
+        self._summed = {(number[node], nr) for node, nr in self.summed}
         self.values = [torch.empty(0)] * len(self.blocks)
-        at = [0] * len(self.blocks)
-        for i, row in rows(self.graph, self.losses, self.survey):
-            for b, block in enumerate(self.blocks):
-                if at[b] < len(block.owners) and block.owners[at[b]] == i:
-                    self._put(b, at[b], row)
-                    at[b] += 1
-            for place in self._sum_up & row.keys():
-                known_sum = self.sums.get(place)
-                self.sums[place] = row[place] if known_sum is None else known_sum + row[place]
+        run(self.graph, self.losses, self.survey, self._take)
+
+    def _take(self, i: int, row: Row) -> None:
+        """Keep what is wanted of the row of loss i."""
+        if not i:
+            self.sums = {}
+        for b, block in enumerate(self.blocks):
+            r = block.row.get(i)
+            if r is not None:
+                self._put(b, r, row)
+        for place in row.keys() & self._summed:
+            known = self.sums.get(place)
+            self.sums[place] = row[place] if known is None else known + row[place]
 
     def _put(self, b: int, r: int, row: Row) -> None:
         """Write what a loss gave to its row of a block."""
@@ -98,14 +112,14 @@ class Rows:
         """Add what the inputs contribute to a Gramian or its diagonal."""
         for block, values in zip(self.blocks, self.values, strict=True):
             if block.counted:
-                total.add_share(Jacobian((block.width,), [_given(block, values)]))
+                total.add_rows(block.owners, values)
 
     def gradients(self, w: Tensor, edges: Sequence[Edge]) -> list[tuple[Tensor, Tensor]]:
         """Those inputs with their `sum_i w_i J_i`; those of `summed` with the sum over their losses."""
         found: dict[Place, Tensor] = dict(self.sums)
         for block, values in zip(self.blocks, self.values, strict=True):
-            update = _given(block, values).combined(w)
-            for part, piece in zip(block.parts, update.split([part.size for part in block.parts]), strict=True):
+            update = weights_of(block.owners, w).to(values.dtype) @ values
+            for part, piece in zip(block.parts, update.split(block.sizes), strict=True):
                 found[part.place] = piece
         number, leaves = self.graph.number, []
         for edge in edges:
@@ -138,12 +152,7 @@ def _flat(value: Tensor | None, part: Part, block: Block) -> Tensor:
 
 
 def _like(piece: Tensor, tensor: Tensor) -> Tensor:
-    """A vector of real numbers in the shape and dtype of a tensor."""
+    """A gradient, or a vector of its real numbers, in the shape of a tensor."""
     if tensor.is_complex() and not piece.is_complex():
         piece = torch.view_as_complex(piece.view(-1, 2))
-    return piece.to(tensor.dtype).reshape(tensor.shape)
-
-
-def _given(block: Block, values: Tensor) -> GivenRows:
-    layout = canonical([Piece(block.width, False)], block.owners)
-    return GivenRows(layout.owners, (block.width,), "passes", values, layout)
+    return piece.view(tensor.shape) if piece.is_contiguous() else piece.reshape(tensor.shape)
