@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -10,11 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gramjd import Constant, Mean, UPGrad, gram_backward, mtl_backward
-from gramjd.errors import InputError, LossError
+from gramjd.engine import tasks
+from gramjd.engine.choice import only
+from gramjd.errors import BudgetError, InputError, LossError
+from gramjd.kernels.dispatch import current_backend
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64, mlp
 
 WEIGHTS = torch.tensor([0.5, -1.0, 2.0], dtype=F64)
+WAYS = ("walk", "passes")
+UPDATES = ("backward", "reuse")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    with only(request.param):
+        yield request.param
 
 
 class Tasks(nn.Module):
@@ -55,16 +67,20 @@ def assert_grads(inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         torch.testing.assert_close(tensor.grad, value, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("given", [True, False], ids=["shared given", "shared found"])
 @pytest.mark.parametrize("stacked", [True, False], ids=["tensor", "list"])
-def test_shared_are_weighted_and_heads_plain(given: bool, stacked: bool) -> None:
+def test_shared_are_weighted_and_heads_plain(way: str, given: bool, stacked: bool, update: str) -> None:
     model = Tasks()
     losses = model.losses()
     G = oracle_gramian(losses, model.shared)
     shared = manual(losses, WEIGHTS, model.shared)
     heads = [manual([loss], torch.ones(1), list(h.parameters())) for loss, h in zip(losses, model.heads, strict=True)]
     step = mtl_backward(
-        torch.stack(losses) if stacked else losses, Constant(WEIGHTS), shared=model.shared if given else None
+        torch.stack(losses) if stacked else losses,
+        Constant(WEIGHTS),
+        shared=model.shared if given else None,
+        update=update,
     )
     assert relative_error(step.gramian, G) < 1e-12
     assert torch.equal(step.weights, WEIGHTS)
@@ -82,20 +98,22 @@ def test_upgrad_is_the_default() -> None:
     torch.testing.assert_close(step.weights, weights, rtol=1e-9, atol=1e-12)
 
 
-def test_shared_given_narrower_than_what_is_shared() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_given_narrower_than_what_is_shared(way: str, update: str) -> None:
     """The layer that two tasks share is not named: it gets the sum of their gradients."""
     model = Tasks()
     losses = model.losses()
     trunk, pair = list(model.trunk.parameters()), list(model.pair.parameters())
     G, expected = oracle_gramian(losses, trunk), manual(losses, WEIGHTS, trunk)
     plain = manual(losses, torch.ones(3, dtype=F64), pair)
-    step = mtl_backward(losses, Constant(WEIGHTS), shared=trunk)
+    step = mtl_backward(losses, Constant(WEIGHTS), shared=trunk, update=update)
     assert relative_error(step.gramian, G) < 1e-12
     assert_grads(trunk, expected)
     assert_grads(pair, plain)
 
 
-def test_shared_may_be_features() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_may_be_features(way: str, update: str) -> None:
     """A tensor that is no leaf gets the combination; what it was computed from gets plain gradients."""
     below = torch.randn(6, 4, dtype=F64, requires_grad=True)
     features = below.tanh()
@@ -103,36 +121,39 @@ def test_shared_may_be_features() -> None:
     losses = [head(features).square().mean() for head in heads]
     G, expected = oracle_gramian(losses, [features]), manual(losses, WEIGHTS, [features])
     plain = manual(losses, torch.ones(3, dtype=F64), [below])
-    step = mtl_backward(losses, Constant(WEIGHTS), shared=[features])
+    step = mtl_backward(losses, Constant(WEIGHTS), shared=[features], update=update)
     assert relative_error(step.gramian, G) < 1e-12
     assert_grads([below, features], [*plain, *expected])
 
 
-def test_accumulates() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_accumulates(way: str, update: str) -> None:
     model = Tasks()
     losses = model.losses()
     everything = [p for p in model.parameters() if p not in set(model.unused.parameters())]
-    mtl_backward(losses, Constant(WEIGHTS), retain_graph=True)
+    mtl_backward(losses, Constant(WEIGHTS), retain_graph=True, update=update)
     once = [p.grad.clone() for p in everything]
-    mtl_backward(losses, Constant(WEIGHTS))
+    mtl_backward(losses, Constant(WEIGHTS), update=update)
     assert_grads(everything, [2 * g for g in once])
 
 
-def test_frees_the_graph_unless_retained() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_frees_the_graph_unless_retained(way: str, update: str) -> None:
     losses = Tasks().losses()
-    mtl_backward(losses, Mean(), retain_graph=True)
-    mtl_backward(losses, Mean())
+    mtl_backward(losses, Mean(), retain_graph=True, update=update)
+    mtl_backward(losses, Mean(), update=update)
     with pytest.raises(RuntimeError, match="second time"):
         mtl_backward(losses, Mean())
 
 
-def test_one_task() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_one_task(way: str, update: str) -> None:
     """Nothing is shared with nobody: plain gradients everywhere and an empty Gramian."""
     model = mlp()
     leaves = list(model.parameters())
     loss = model(torch.randn(3, 5, dtype=F64)).square().mean()
     expected = manual([loss], torch.ones(1), leaves)
-    step = mtl_backward([loss], Constant(torch.tensor([3.0], dtype=F64)))
+    step = mtl_backward([loss], Constant(torch.tensor([3.0], dtype=F64)), update=update)
     assert_grads(leaves, expected)
     assert torch.equal(step.gramian, torch.zeros(1, 1, dtype=F64))
 
@@ -147,11 +168,12 @@ def test_one_task_with_shared_given_is_weighted() -> None:
     assert step.gramian.item() > 0
 
 
-def test_nothing_shared() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_nothing_shared(way: str, update: str) -> None:
     models = [mlp(), mlp(), mlp()]
     losses = [model(torch.randn(3, 5, dtype=F64)).square().mean() for model in models]
     expected = [manual([x], torch.ones(1), list(m.parameters())) for x, m in zip(losses, models, strict=True)]
-    step = mtl_backward(losses, Constant(WEIGHTS))
+    step = mtl_backward(losses, Constant(WEIGHTS), update=update)
     for model, values in zip(models, expected, strict=True):
         assert_grads(list(model.parameters()), values)
     assert torch.equal(step.gramian, torch.zeros(3, 3, dtype=F64))
@@ -168,14 +190,15 @@ def test_everything_shared_is_gram_backward() -> None:
     assert torch.equal(p.grad, grad)
 
 
-def test_shared_found_from_rows_not_from_names() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_found_from_rows_not_from_names(way: str, update: str) -> None:
     """One stacked weight, of which each task reads its own slice, is still shared as a leaf."""
     table = torch.randn(3, 4, dtype=F64, requires_grad=True)
     own = torch.randn(4, dtype=F64, requires_grad=True)
     losses = [table[0].square().sum() * own.sum(), table[1].square().sum(), table[2].exp().sum()]
     expected = manual(losses, WEIGHTS, [table])
     plain = manual(losses[:1], torch.ones(1), [own])
-    step = mtl_backward(losses, Constant(WEIGHTS))
+    step = mtl_backward(losses, Constant(WEIGHTS), update=update)
     assert_grads([table], expected)
     assert_grads([own], plain)
     assert relative_error(step.gramian, oracle_gramian(losses_again(table, own), [table])) < 1e-12
@@ -216,3 +239,130 @@ def test_a_failing_aggregator_leaves_heads_alone() -> None:
     with pytest.raises(ValueError, match="returned shape"):
         mtl_backward(model.losses(), lambda G: G.new_ones(5))
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize(
+    "weighed", [lambda losses: torch.stack(losses) * WEIGHTS, lambda losses: torch.stack(losses).flip(0)]
+)
+def test_what_is_done_to_stacked_losses_makes_no_head_shared(
+    way: str, update: str, weighed: Callable[[list[Tensor]], Tensor]
+) -> None:
+    model = Tasks()
+    losses = weighed(model.losses())
+    expected = manual(losses.unbind(), WEIGHTS, model.shared)
+    heads = list(model.heads.parameters())
+    plain = manual(losses.unbind(), torch.ones(3, dtype=F64), heads)
+    step = mtl_backward(losses, Constant(WEIGHTS), update=update)
+    assert step.gramian.shape == (3, 3)
+    assert_grads(model.shared, expected)
+    assert_grads(heads, plain)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_who_shares_what_may_differ_between_steps_of_one_structure(way: str, update: str) -> None:
+    """Two experts and losses that are picked from both: numbers in the graph say which expert a loss belongs to."""
+    experts = [nn.Linear(3, 2, dtype=F64) for _ in range(2)]
+    x = torch.randn(4, 3, dtype=F64)
+    for picked in ([0, 1], [0, 0], [1, 1], [1, 0]):
+        both = torch.stack([expert(x).square().mean() for expert in experts])
+        losses = [both[k] for k in picked]
+        w = WEIGHTS[:2]
+        for expert in experts:
+            expert.zero_grad()
+        joint = [list(experts[k].parameters()) for k in set(picked)] if len(set(picked)) == 1 else []
+        expected = [manual(losses, w, given) for given in joint]
+        G = oracle_gramian(losses, joint[0]) if joint else torch.zeros(2, 2, dtype=F64)
+        apart = [list(e.parameters()) for k, e in enumerate(experts) if len(set(picked)) == 2 or k not in picked]
+        plain = [manual(losses, torch.ones(2), given) for given in apart]
+        step = mtl_backward(losses, Constant(w), update=update)
+        torch.testing.assert_close(step.gramian, G)
+        for given, values in zip([*joint, *apart], [*expected, *plain], strict=True):
+            for leaf, value in zip(given, values, strict=True):
+                grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                torch.testing.assert_close(grad, value)
+
+
+@pytest.mark.parametrize("hooked", ["trunk", "head", "activation", "accumulation"])
+def test_hooks_see_what_they_see_in_a_backward_pass(way: str, hooked: str) -> None:
+    model, seen = Tasks(), []
+    if hooked == "accumulation":
+        model.heads[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    elif hooked != "activation":
+        leaf = model.trunk[0].weight if hooked == "trunk" else model.heads[1].weight
+        leaf.register_hook(lambda g: 2 * g)
+    else:
+        model.trunk.register_forward_hook(lambda module, x, out: out.register_hook(lambda g: 2 * g) and None)
+    state = torch.get_rng_state()
+    grads = []
+    for update in UPDATES:
+        torch.set_rng_state(state)
+        model.zero_grad()
+        mtl_backward(model.losses(), Constant(WEIGHTS), update=update)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert len(seen) == (2 if hooked == "accumulation" else 0)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_budget_without_room_for_rows_is_walked_in_blocks(update: str) -> None:
+    model = Tasks()
+    losses = model.losses()
+    expected = manual(losses, WEIGHTS, model.shared)
+    G = oracle_gramian(losses, model.shared)
+    with only("passes"):
+        step = mtl_backward(losses, Constant(WEIGHTS), memory_budget=4000, update=update)
+    assert relative_error(step.gramian, G) < 1e-12
+    assert_grads(model.shared, expected)
+
+
+def test_a_budget_that_is_too_small_changes_nothing(way: str) -> None:
+    model = Tasks()
+    with pytest.raises(BudgetError, match="raise it to at least"):
+        mtl_backward(model.losses(), memory_budget=1)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_backend_is_in_force(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = tasks.Tasks.gramian
+    monkeypatch.setattr(
+        tasks.Tasks, "gramian", lambda self, *given: (seen.append(current_backend()), original(self, *given))[1]
+    )
+    mtl_backward(Tasks().losses(), backend="torch")
+    assert seen == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"update": "forward"}, "update is 'forward'; expected one of 'backward', 'reuse'"),
+        ({"memory_budget": 1.5}, "memory_budget is 1.5"),
+        ({"backend": "cuda"}, "backend 'cuda' is not known"),
+    ],
+)
+def test_options_are_checked(options: dict[str, object], said: str) -> None:
+    model = Tasks()
+    with pytest.raises(InputError, match=re.escape(said)):
+        mtl_backward(model.losses(), **options)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_is_shared_is_found_once_per_structure(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later steps of a training plan nothing."""
+    model = Tasks()
+    for _ in range(2):
+        mtl_backward(model.losses())
+    monkeypatch.setattr(tasks.compute, "plan", None)
+    mtl_backward(model.losses())
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_reuse_needs_no_backward_pass(way: str, update: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = Tasks(), []
+    original = torch.autograd.backward
+    monkeypatch.setattr(torch.autograd, "backward", lambda *a, **k: (passes.append(1), original(*a, **k))[1])
+    mtl_backward(model.losses(), update=update)
+    expected = {("walk", "reuse"): 1, ("passes", "reuse"): 0}.get((way, update), 2)
+    assert len(passes) == expected

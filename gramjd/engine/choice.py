@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gramjd.engine import rules
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.survey import Survey, survey_of
@@ -49,6 +50,10 @@ class Choice(NamedTuple):
     reason: str
     survey: Survey | None = None
 
+    def __str__(self) -> str:
+        """The way and the reason."""
+        return f"{'passes' if self.passes else 'walk'}: {self.reason}"
+
 
 def choose(
     graph: Graph, losses: Sequence[Tensor], limits: MemoryLimits, counted: Sequence[Edge], reuse: bool = False
@@ -64,6 +69,8 @@ def choose(
     if m > FEW and way is None:
         return Choice(False, f"more than {FEW} losses")
     survey = survey_of(graph, losses)
+    if _ruled(survey):
+        return Choice(False, "a rule says what a custom function does", survey)
     if survey.recomputes and way is None:
         return Choice(False, "saved tensors are brought back when they are read, once per pass", survey)
     needed = row_bytes(survey, graph, counted)
@@ -75,6 +82,11 @@ def choose(
     walk, passes = seconds(survey, graph, losses, counted, reuse)
     told = f"{m} passes take about {_short(passes)}, a walk {_short(walk)}"
     return Choice(passes < walk, told, survey)
+
+
+def _ruled(survey: Survey) -> bool:
+    """Returns True if a rule takes the place of code: of a user's, or of what acts on its own in a backward pass."""
+    return not rules.CUSTOM.keys().isdisjoint(survey.names) or not rules.TABLE.keys().isdisjoint(survey.code)
 
 
 def row_bytes(survey: Survey, graph: Graph, counted: Sequence[Edge]) -> int:

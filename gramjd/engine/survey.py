@@ -56,8 +56,8 @@ class Survey:
     `steady`: every graph of this structure has the same losses at each node, whatever numbers are in it, so `reached`
     says which losses an input belongs to. `walked` and `called` are the work of a walk and of all passes, without the
     products of the inputs' Jacobians; those are in `grams`, of a walk, by input. `own` is the work of all gradients of
-    inputs for one loss. `recomputes`: a tensor that a node
-    saved is brought back when it is read, which passes would do for each loss.
+    inputs for one loss. `recomputes`: a tensor that a node saved is brought back when it is read, which passes would do
+    for each loss. `names` are those of all nodes, `code` those of custom functions.
     """
 
     structure: Structure
@@ -66,6 +66,8 @@ class Survey:
     reached: list[int]
     steady: bool = True
     recomputes: bool = False
+    names: frozenset[str] = frozenset()
+    code: frozenset[str] = frozenset()
     lost: list[LostAxis] = field(default_factory=list)
     walked: Work = field(default_factory=Work)
     called: Work = field(default_factory=Work)
@@ -100,6 +102,8 @@ def _surveyed(graph: Graph, losses: Sequence[Tensor]) -> Survey:
     starts = _starts(graph, losses)
     survey = Survey(graph.structure, m, starts, _reached(graph.structure, starts))
     survey.recomputes = any(_torch.unpacks_by_hook(node) for node in graph.visited)
+    survey.names = frozenset(graph.names[node] for node in graph.visited)
+    survey.code = frozenset(graph.names[node] for node in graph.visited if _torch.is_python(node))
     device, dtype = losses[0].device.type, torch.promote_types(losses[0].dtype, torch.float32)
 
     def note(edge: Edge, jacobian: Jacobian) -> None:
