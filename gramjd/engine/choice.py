@@ -23,7 +23,7 @@ from gramjd.kernels.tracing import tracing
 
 # Calls of an operation that the visit of a node takes, in a walk and in a pass. Measured on networks so small that
 # operations are calls and nothing else; `python -m gramjd.profiling.bench few --overheads` prints them.
-WALK, CALL = 70.0, 5.0
+WALK, CALL = 55.0, 7.0
 # For more losses nothing is surveyed: passes would have to be that much quicker per node.
 FEW = 16
 # Bytes of rows that passes may hold at any rate; more only where plain training holds as much.
