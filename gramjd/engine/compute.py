@@ -22,10 +22,11 @@ from gramjd.engine.graph import Edge, Graph, Selected
 from gramjd.engine.layout import Mask, Owners
 from gramjd.engine.memory import NO_LIMITS, MemoryLimits, Meter, OverBudgetError
 from gramjd.engine.node import LostAxis
+from gramjd.engine.notices import name_others, notify
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.structure import structured
 from gramjd.engine.walk import OnTarget, walked
-from gramjd.errors import BudgetError, DenseRowsWarning, InputError, InputsWarning, in_bytes, warn
+from gramjd.errors import BudgetError, InputError, in_bytes
 from gramjd.kernels.products import library_fixed
 
 
@@ -306,28 +307,6 @@ def _blockwise(
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
-
-
-def notify(noticed: Sequence[LostAxis]) -> None:
-    """One notice per operation that made rows dense; Python shows a repeated one once."""
-    for operation, reason in dict.fromkeys((lost.operation, lost.reason) for lost in noticed):
-        warn(
-            f"{operation} {reason}: from there on one dense row per loss is computed, which is exact but slower "
-            "(gramjd.explain shows where; register_rule teaches a rule)",
-            DenseRowsWarning,
-        )
-
-
-def name_others(graph: Graph) -> None:
-    """Warn of leaves that are left out of the Gramian because they are no parameters."""
-    if graph.others:
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in list(graph.others.values())[:4])
-        warn(
-            f"the Gramian is built from the {len(graph.targets.keys() - graph.others.keys())} parameters that the "
-            f"losses reach, and not from {len(graph.others)} other leaves that require grad (shapes {shapes}): pass "
-            "`inputs`, such as the module, to say what is meant",
-            InputsWarning,
-        )
 
 
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:

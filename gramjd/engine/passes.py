@@ -118,6 +118,7 @@ def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, foun
         if not ways:
             continue
         node = nodes[n]
+        out: Any
         if isinstance(node, _torch.PythonNode):
             out = autograd.called(node, [given] if outputs == 1 else given)
         else:

@@ -121,8 +121,8 @@ def _passes(work: Tasks) -> Callable[[], None]:
                 parameter.grad = gradient
         J = torch.stack(rows)
         update = weigh(J @ J.T) @ J
-        for parameter, gradient in zip(shared, update.split([p.numel() for p in shared]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+        for tensor, gradient in zip(shared, update.split([p.numel() for p in shared]), strict=True):
+            tensor.grad = gradient.view_as(tensor)
 
     return step
 
