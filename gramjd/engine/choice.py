@@ -113,10 +113,10 @@ def seconds(
 
 
 def _walk(survey: Survey, known: cost.Constants, places: Sequence[tuple[int, int]], reuse: bool) -> float:
-    rate = known.onednn_flops or known.flops
-    operations = survey.walked.operations + sum(survey.grams.get(place, 0.0) for place in places)
-    operations += survey.own.operations * reuse
-    return len(survey.structure.order) * WALK * known.call + operations / rate + survey.walked.elements / known.elements
+    on, own = survey.walked, survey.own.operations * reuse + sum(survey.grams.get(place, 0.0) for place in places)
+    # Gradients of activations are single large products; those of a Gramian often come in batches, by PyTorch's own.
+    products = on.operations / (known.onednn_flops or known.flops) + own / known.flops
+    return len(survey.structure.order) * WALK * known.call + products + on.elements / known.elements
 
 
 def _passes(survey: Survey, known: cost.Constants, places: Sequence[tuple[int, int]]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
 from gramjd.engine import _torch, autograd
-from gramjd.engine.graph import Graph, Metadata
+from gramjd.engine.graph import LEAF, Graph, Metadata
 from gramjd.engine.structure import Place, Structure
 from gramjd.engine.survey import Survey
 
@@ -25,11 +25,13 @@ Row = dict[Place, Tensor]
 
 
 class Way(NamedTuple):
-    """An edge that a row goes along: from which one of a node, to which output of another, as what."""
+    """An edge that a row goes along: from which one of a node, to which output of another, as what.
+
+    `outputs`: how many that other node has; 0 for a leaf, where the row ends.
+    """
 
     at: int
-    child: int
-    nr: int
+    place: Place
     outputs: int
     meta: Metadata
 
@@ -44,10 +46,14 @@ class Stop(NamedTuple):
 
 
 def course_of(survey: Survey, i: int) -> tuple[Stop, ...]:
-    """The nodes that the row of loss i visits, in their order."""
+    """The nodes that the row of loss i visits, in their order, but for leaves."""
     if i not in survey.courses:
-        structure = survey.structure
-        survey.courses[i] = tuple(_stop(structure, n) for n in structure.order if survey.reached[n] >> i & 1)
+        structure, start = survey.structure, survey.starts[i][2][0]
+        survey.courses[i] = tuple(
+            _stop(structure, n)
+            for n in structure.order
+            if survey.reached[n] >> i & 1 and (structure.names[n] != LEAF or n == start)
+        )
     found: tuple[Stop, ...] = survey.courses[i]
     return found
 
@@ -55,12 +61,17 @@ def course_of(survey: Survey, i: int) -> tuple[Stop, ...]:
 def _stop(structure: Structure, n: int) -> Stop:
     outputs = structure.outputs[n]
     ways = [
-        Way(at, place[0], place[1], len(structure.outputs[place[0]]), structure.outputs[place[0]][place[1]])
+        Way(at, place, _outputs(structure, place[0]), structure.outputs[place[0]][place[1]])
         for at, place in enumerate(structure.targets[n])
         if place is not None
     ]
     inputs = tuple((n, nr) for nr in range(len(outputs)) if (n, nr) in structure.places)
     return Stop(n, len(outputs), inputs, tuple(ways))
+
+
+def _outputs(structure: Structure, n: int) -> int:
+    """The outputs of a node, 0 for a leaf of interest."""
+    return 0 if structure.names[n] == LEAF and (n, 0) in structure.places else len(structure.outputs[n])
 
 
 def run(graph: Graph, losses: Sequence[Tensor], survey: Survey, take: Callable[[int, Row], None]) -> None:
@@ -106,7 +117,7 @@ def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, foun
     """Note in `found` what arrives at the inputs. Called for each loss, on graphs so small that a line counts."""
     nodes, strided = graph.nodes, torch.strided
     box: dict[int, Any] = {}
-    _put(box, start[0], start[1], len(graph.structure.outputs[start[0]]), seed)
+    _put(box, start, len(graph.structure.outputs[start[0]]), seed)
     for n, outputs, inputs, ways in course:
         given = box.pop(n, None)
         if given is None:
@@ -124,20 +135,24 @@ def _pass(graph: Graph, course: Sequence[Stop], start: Place, seed: Tensor, foun
         else:
             out = node(given) if outputs == 1 else node(*given)
         several = type(out) is tuple
-        for at, child, nr, width, meta in ways:
+        for at, goal, width, meta in ways:
             value = out[at] if several else out
             if value is None:
                 continue
             if value.shape != meta.shape or value.dtype is not meta.dtype or value.layout is not strided:
                 value = _fitted(value, meta)
-            if width == 1 and child not in box:
-                box[child] = value
+            if not width:
+                known = found.get(goal)
+                found[goal] = value if known is None else known + value
+            elif width == 1 and goal[0] not in box:
+                box[goal[0]] = value
             else:
-                _put(box, child, nr, width, value)
+                _put(box, goal, width, value)
 
 
-def _put(box: dict[int, Any], n: int, nr: int, outputs: int, value: Tensor) -> None:
+def _put(box: dict[int, Any], place: Place, outputs: int, value: Tensor) -> None:
     """Add a gradient to what arrived at an output of a node."""
+    n, nr = place
     if outputs == 1:
         known = box.get(n)
         box[n] = value if known is None else known + value
