@@ -220,10 +220,9 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def report(settings: Mapping[str, Any], packages: Sequence[str] = ("torch", "gramjd", "torchjd")) -> dict[str, Any]:
-    """An empty result, with what a reader needs to place it."""
-    facts = {"environment": describe(packages), "products": products_used(), "clock": "CPU time of one thread"}
-    return {**facts, "load": load(), "settings": dict(settings), "cases": {}}
+def report(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A result without cases: `facts` about the machine and what computes products, the clock, the load, `settings`."""
+    return {**facts, "clock": "CPU time of one thread", "load": load(), "settings": dict(settings), "cases": {}}
 
 
 def line(name: str, found: Mapping[str, Any]) -> list[str]:
@@ -255,7 +254,8 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.cases.split(",")) - set(CASES)
     if unknown:
         raise InputError(f"got cases {', '.join(sorted(unknown))}; expected some of {', '.join(CASES)}")
-    found = report({"rounds": args.rounds, "seconds_per_case": args.seconds})
+    facts = {"environment": describe(), "products": products_used()}
+    found = report(facts, {"rounds": args.rounds, "seconds_per_case": args.seconds})
     rows = [["case", *CONTENDERS]]
     for name in args.cases.split(","):
         case = CASES[name]

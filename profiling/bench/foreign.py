@@ -26,12 +26,14 @@ from gramjd.errors import InputError
 from gramjd.profiling.bench.cases import Case, work_on
 from gramjd.profiling.bench.few import line, load, report
 from gramjd.profiling.bench.step import Contender, Prepared, gramian_difference, step_of
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.methods import RefusalError, said
 from gramjd.profiling.target import Work
 from gramjd.profiling.timing import interleave, ratio, spread
 from gramjd.text_table import aligned
 
 CLASSES = 10
+PACKAGES = ("torch", "gramjd", "torchjd", "timm", "transformers", "torch_geometric")
 CONTENDERS = {
     "plain": Contender("plain"),
     "m passes": Contender("jacobian", "UPGrad"),
@@ -43,24 +45,24 @@ CONTENDERS = {
 }
 
 
-def _images(model: nn.Module, m: int, size: int) -> Work:
-    return _labelled(model, (torch.randn(m, 3, size, size),), m)
+# What TorchJD's engine is told: 0 where it takes that and gives the right Gramian, None for all else.
+Dim = int | None
 
 
-def _labelled(model: nn.Module, inputs: tuple[Tensor, ...], m: int) -> Work:
+def _labelled(model: nn.Module, inputs: tuple[Tensor, ...], m: int, dim: Dim) -> Work:
     labels = torch.randint(CLASSES, (m,))
-    return work_on(model, m, lambda: cross_entropy(model(*inputs), labels, reduction="none"))
+    return work_on(model, m, lambda: cross_entropy(model(*inputs), labels, reduction="none"), dim)
 
 
-def _timm(name: str, size: int, **options: Any) -> Callable[[int], Work]:
+def _timm(name: str, size: int, dim: Dim, **options: Any) -> Callable[[int], Work]:
     def make(m: int) -> Work:
         model = import_module("timm").create_model(name, pretrained=False, num_classes=CLASSES, **options)
-        return _images(model.eval(), m, size)
+        return _labelled(model.eval(), (torch.randn(m, 3, size, size),), m, dim)
 
     return make
 
 
-def _language(kind: str, length: int = 64, **options: Any) -> Callable[[int], Work]:
+def _language(kind: str, dim: Dim, length: int = 64, **options: Any) -> Callable[[int], Work]:
     """A causal language model: one loss per sequence."""
 
     def make(m: int) -> Work:
@@ -73,7 +75,7 @@ def _language(kind: str, length: int = 64, **options: Any) -> Callable[[int], Wo
             logits = model(tokens[:, :-1], use_cache=False).logits
             return cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
 
-        return work_on(model, m, losses)
+        return work_on(model, m, losses, dim)
 
     return make
 
@@ -84,7 +86,7 @@ def _bert(m: int) -> Work:
     config = transformers.BertConfig(vocab_size=1000, num_labels=CLASSES, **sizes)
     model = transformers.BertForSequenceClassification(config).eval()
     tokens, labels = torch.randint(1000, (m, 64)), torch.randint(CLASSES, (m,))
-    return work_on(model, m, lambda: cross_entropy(model(tokens).logits, labels, reduction="none"))
+    return work_on(model, m, lambda: cross_entropy(model(tokens).logits, labels, reduction="none"), None)
 
 
 def _graphs(m: int) -> Work:
@@ -103,7 +105,7 @@ def _graphs(m: int) -> Work:
 
     batch = torch.arange(m).repeat_interleave(30)
     edges = torch.cat([torch.randint(30, (2, 120)) + 30 * n for n in range(m)], 1)
-    return _labelled(Net(), (torch.randn(30 * m, 16), edges, batch), m)
+    return _labelled(Net(), (torch.randn(30 * m, 16), edges, batch), m, None)
 
 
 class Recurrent(nn.Module):
@@ -160,18 +162,22 @@ def _operator(m: int) -> Work:
 
 _SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 344}
 CASES: dict[str, Case] = {
-    "resnet18": Case("timm ResNet-18, 64x64, evaluation", 8, _timm("resnet18", 64)),
-    "vit_tiny": Case("timm ViT tiny, 64x64", 8, _timm("vit_tiny_patch16_224", 64, img_size=64)),
-    "mobilenetv3": Case("timm MobileNetV3 small, 64x64, evaluation", 8, _timm("mobilenetv3_small_100", 64)),
+    "resnet18": Case("timm ResNet-18, 64x64, evaluation", 8, _timm("resnet18", 64, None)),
+    "vit_tiny": Case("timm ViT tiny, 64x64", 8, _timm("vit_tiny_patch16_224", 64, 0, img_size=64)),
+    "mobilenetv3": Case("timm MobileNetV3 small, 64x64, evaluation", 8, _timm("mobilenetv3_small_100", 64, None)),
     "bert": Case("transformers BERT, 4 layers, d 128, T 64", 8, _bert),
-    "llama": Case("transformers Llama, 4 layers, d 128, T 64", 8, _language("llama", **_SMALL, num_key_value_heads=4)),
+    "llama": Case(
+        "transformers Llama, 4 layers, d 128, T 64", 8, _language("llama", 0, **_SMALL, num_key_value_heads=4)
+    ),
     "mixtral": Case(
         "transformers Mixtral, 2 layers, 4 experts, d 128, T 64",
         8,
-        _language("mixtral", **_SMALL | {"num_hidden_layers": 2}, num_key_value_heads=4, num_local_experts=4),
+        _language("mixtral", None, **_SMALL | {"num_hidden_layers": 2}, num_key_value_heads=4, num_local_experts=4),
     ),
     "gat": Case("torch_geometric GATv2, graphs of 30 nodes", 16, _graphs),
-    "lstm": Case("LSTM, 2 layers, d 128, T 32", 16, lambda m: _labelled(Recurrent(), (torch.randn(m, 32, 32),), m)),
+    "lstm": Case(
+        "LSTM, 2 layers, d 128, T 32", 16, lambda m: _labelled(Recurrent(), (torch.randn(m, 32, 32),), m, None)
+    ),
     "pinn": Case("PINN, heat equation, 4 layers of 64", 64, _pinn),
     "operator": Case("Fourier neural operator, 4 layers of 32", 16, _operator),
 }
@@ -216,8 +222,8 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.cases.split(",")) - set(CASES)
     if unknown:
         raise InputError(f"got cases {', '.join(sorted(unknown))}; expected some of {', '.join(CASES)}")
-    packages = ("torch", "gramjd", "torchjd", "timm", "transformers", "torch_geometric")
-    found = report({"rounds": args.rounds, "seconds_per_case": args.seconds}, packages)
+    facts = {"environment": describe(PACKAGES), "products": products_used()}
+    found = report(facts, {"rounds": args.rounds, "seconds_per_case": args.seconds})
     if args.json and args.json.exists():
         found["cases"] = json.loads(args.json.read_text())["cases"]
     rows = [["case", *CONTENDERS]]

@@ -27,6 +27,7 @@ import gramjd
 from gramjd.engine.choice import only
 from gramjd.errors import GramjdError
 from gramjd.profiling.bench.few import load, report
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.timing import interleave, ratio, spread
 from gramjd.text_table import digits
 
@@ -233,8 +234,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Go through the architectures; write after each."""
     torch.set_num_threads(1)
-    packages = ("torch", "gramjd", "timm", "transformers")
-    found = report({"seconds_per_model": args.seconds, "losses": M}, packages)
+    facts = {"environment": describe(("torch", "gramjd", "timm", "transformers")), "products": products_used()}
+    found = report(facts, {"seconds_per_model": args.seconds, "losses": M})
     if args.json and args.json.exists():
         found["cases"] = json.loads(args.json.read_text())["cases"]
     chosen = {"timm": (*TIMM, *TIMM_SIZED), "transformers": TRANSFORMERS}
