@@ -133,13 +133,29 @@ def test_options_are_checked(options: dict[str, object], said: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_is_shared_is_found_once_per_structure(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("put", [list, torch.stack], ids=["list", "stacked"])
+def test_what_is_shared_is_found_once_per_structure(
+    way: str, put: Callable[[list[Tensor]], Tensor | list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Later steps of a training plan nothing."""
     model = Tasks()
     for _ in range(2):
-        mtl_backward(model.losses())
+        mtl_backward(put(model.losses()))
     monkeypatch.setattr(tasks.compute, "plan", None)
-    mtl_backward(model.losses())
+    mtl_backward(put(model.losses()))
+
+
+def test_gradients_of_two_leaves_are_two_tensors(way: str) -> None:
+    """An addition sends one tensor to both of its operands."""
+    trunk = torch.randn(3, dtype=F64, requires_grad=True)
+    pairs = [[torch.randn(3, dtype=F64, requires_grad=True) for _ in range(2)] for _ in range(2)]
+    data = torch.randn(3, dtype=F64)
+    losses = [((a + b) * data).sum() + trunk.square().sum() * k for k, (a, b) in enumerate(pairs, 1)]
+    mtl_backward(losses, update="reuse")
+    for a, b in pairs:
+        a.grad.mul_(2)
+        torch.testing.assert_close(b.grad, data)
+        torch.testing.assert_close(a.grad, 2 * data)
 
 
 @pytest.mark.parametrize("update", UPDATES)

@@ -25,7 +25,7 @@ from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge, Graph
 from gramjd.engine.memory import NO_LIMITS, Meter
-from gramjd.engine.node import LostAxis, Message
+from gramjd.engine.node import Message
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.structure import Place, Structure
 from gramjd.engine.walk import Walk, seeds_for
@@ -64,11 +64,11 @@ class Survey:
     m: int
     starts: list[tuple[int, int, Place]]
     reached: list[int]
+    roots: set[int]
     steady: bool = True
     recomputes: bool = False
     names: frozenset[str] = frozenset()
     code: frozenset[str] = frozenset()
-    lost: list[LostAxis] = field(default_factory=list)
     walked: Work = field(default_factory=Work)
     called: Work = field(default_factory=Work)
     own: Work = field(default_factory=Work)
@@ -77,6 +77,11 @@ class Survey:
     courses: dict[int, Any] = field(default_factory=dict)
     blocks: dict[Any, Any] = field(default_factory=dict)
     seconds: dict[Any, tuple[float, float]] = field(default_factory=dict)
+
+    @cached_property
+    def apart(self) -> set[int]:
+        """Nodes that put losses together, which no row visits."""
+        return {n for n in self.roots if not self.reached[n]}
 
     @cached_property
     def calls(self) -> int:
@@ -100,7 +105,8 @@ def survey_of(graph: Graph, losses: Sequence[Tensor]) -> Survey:
 def _surveyed(graph: Graph, losses: Sequence[Tensor]) -> Survey:
     m = sum(loss.numel() for loss in losses)
     starts = _starts(graph, losses)
-    survey = Survey(graph.structure, m, starts, _reached(graph.structure, starts))
+    roots = {graph.number[node] for node, _ in graph.roots}
+    survey = Survey(graph.structure, m, starts, _reached(graph.structure, starts), roots)
     survey.recomputes = any(_torch.unpacks_by_hook(node) for node in graph.visited)
     survey.names = frozenset(graph.names[node] for node in graph.visited)
     survey.code = frozenset(graph.names[node] for node in graph.visited if _torch.is_python(node))
@@ -112,7 +118,6 @@ def _surveyed(graph: Graph, losses: Sequence[Tensor]) -> Survey:
 
     walk = _Surveying(graph, note, Meter(NO_LIMITS), computes=False, survey=survey)
     in_graph_task(lambda: walk.run(seeds_for(losses, computes=False)))
-    survey.lost = walk.lost
     for n in graph.structure.order:
         on, own = _row_of(graph.structure, n)
         survey.own.add(own)
@@ -128,13 +133,14 @@ class _Surveying(Walk):
     survey: Survey = None  # type: ignore[assignment]
 
     def _visit(self, n: int) -> None:
-        survey, seen, rows = self.survey, 0, 0
+        survey, seen, rows, steady = self.survey, 0, 0, True
         for _, message in self._inbox[n]:
             seen |= _owners(message)
             if not isinstance(message, Factor):
                 rows += message.layout.stacked
-                survey.steady &= not (message.layout.diagonal and message.layout.losses > 1)
-        survey.steady &= seen == survey.reached[n]
+                steady &= not (message.layout.diagonal and message.layout.losses > 1)
+        # Where losses were put together there is one slice per loss, and they go apart again.
+        survey.steady &= n in survey.apart or (steady and seen == survey.reached[n])
         if rows:
             survey.walked.add(_row_of(self.graph.structure, n)[0], rows)
         super()._visit(n)

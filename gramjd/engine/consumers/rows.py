@@ -95,7 +95,8 @@ class Rows:
                 self._put(b, r, row)
         for place in row.keys() & self._summed:
             known = self.sums.get(place)
-            self.sums[place] = row[place] if known is None else known + row[place]
+            # A copy: what a node sends may be what it sends elsewhere, too, or what it saved.
+            self.sums[place] = row[place].clone() if known is None else known + row[place]
 
     def _put(self, b: int, r: int, row: Row) -> None:
         """Write what a loss gave to its row of a block."""
@@ -115,17 +116,18 @@ class Rows:
                 total.add_rows(block.owners, values)
 
     def gradients(self, w: Tensor, edges: Sequence[Edge]) -> list[tuple[Tensor, Tensor]]:
-        """Those inputs with their `sum_i w_i J_i`; those of `summed` with the sum over their losses."""
+        """Those inputs with their `sum_i w_i J_i`; those of `summed` with the sum over their losses.
+
+        Inputs that no gradient was sent to are left out.
+        """
         found: dict[Place, Tensor] = dict(self.sums)
         for block, values in zip(self.blocks, self.values, strict=True):
             update = weights_of(block.owners, w).to(values.dtype) @ values
             for part, piece in zip(block.parts, update.split(block.sizes), strict=True):
                 found[part.place] = piece
-        number, leaves = self.graph.number, []
-        for edge in edges:
-            tensor, piece = self.graph.targets[edge], found.get((number[edge[0]], edge[1]))
-            leaves.append((tensor, torch.zeros_like(tensor) if piece is None else _like(piece, tensor)))
-        return leaves
+        targets, number = self.graph.targets, self.graph.number
+        pieces = [(targets[edge], found.get((number[edge[0]], edge[1]))) for edge in edges]
+        return [(tensor, _like(piece, tensor)) for tensor, piece in pieces if piece is not None]
 
 
 def _blocks(survey: Survey, kept: Sequence[Place], counted: Sequence[bool]) -> list[Block]:
