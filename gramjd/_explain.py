@@ -11,8 +11,10 @@ import torch
 
 from gramjd.engine import compute
 from gramjd.engine._torch import uncompiled
+from gramjd.engine.choice import choose
 from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
+from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.node import LostAxis
 from gramjd.engine.parameter import Jacobian, plan_of
 from gramjd.engine.segments import described
@@ -42,7 +44,8 @@ class Explanation:
     `dense` lists the operations at which the last batch axis was lost, with the reason; empty when every layer is
     reached with one row's worth of memory. `operations` are floating-point operations of the Gramian's products;
     `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds; `products` the library
-    of large float32 products on the CPU, with the reason for it.
+    of large float32 products on the CPU, with the reason for it. The table is that of a walk; `way` is "walk", or
+    "passes" where a plain backward pass per loss is made instead, with the reason.
     """
 
     losses: int
@@ -50,6 +53,7 @@ class Explanation:
     dense: tuple[LostAxis, ...]
     row_bytes: int
     products: str
+    way: str = ""
 
     @property
     def operations(self) -> int:
@@ -76,7 +80,7 @@ class Explanation:
         places = [f"dense rows from {lost.operation} on: it {lost.reason}" for lost in self.dense]
         tail = places or ["a batch axis reaches every layer: no dense rows"]
         tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
-        return "\n".join([aligned([head, *body, total], total=True), *tail])
+        return "\n".join([aligned([head, *body, total], total=True), f"way: {self.way}", *tail])
 
 
 def _short(number: int, unit: str = "") -> str:
@@ -117,13 +121,14 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
         graph = compute.read(found, as_inputs(inputs))
         device, dtype = found[0].device.type, compute.accumulation_dtype(found, graph, None)
         dense, peak = compute.plan(graph, found, note)
+        choice = choose(graph, found, MemoryLimits.of(found, None), list(graph.targets))
     named = tuple(
         replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
         for place, (edge, target) in enumerate(graph.targets.items())
         for use in uses.get(edge, ())
     )
     m = sum(loss.numel() for loss in found)
-    return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()))
+    return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()), str(choice))
 
 
 def _use(factor: Factor, device: str, dtype: torch.dtype) -> Use:

@@ -174,9 +174,9 @@ def gram_backward(
     kept: Kept | None = None
     with chosen(backend), graph_errors():
         with _range("walk"):
-            reuse = update == "reuse" and _may_reuse()
+            reuse = update == "reuse" and may_reuse()
             graph = compute.read(found, sources, everything=reuse)
-            if not reuse and graph.selective and _may_reuse():  # it can be gone through once
+            if not reuse and graph.selective and may_reuse():  # it can be gone through once
                 reuse, graph = True, compute.read(found, sources, everything=True)
             if not strict and not all(all_finite(loss.detach()) for loss in found):
                 G = compute.unknown(graph, found)
@@ -214,7 +214,7 @@ def check_aggregator(aggregator: Aggregator) -> None:
     refuse_foreign(aggregator)
 
 
-def _may_reuse() -> bool:
+def may_reuse() -> bool:
     """Returns False, with a warning, where gradients are reduced over processes by hooks on accumulation."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return True

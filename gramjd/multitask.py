@@ -8,20 +8,38 @@ import torch
 from torch import Tensor
 
 from gramjd.aggregation import UPGrad
-from gramjd.backward import Aggregator, GramStep, check_aggregator, restoring, weighted_backward, weights_of
-from gramjd.engine import compute
+from gramjd.backward import (
+    UPDATES,
+    Aggregator,
+    GramStep,
+    check_aggregator,
+    may_reuse,
+    restoring,
+    weighted_backward,
+    weights_of,
+)
 from gramjd.engine._torch import uncompiled
-from gramjd.engine.graph import Edge
-from gramjd.engine.parameter import Jacobian
+from gramjd.engine.autograd import add_to_grad, plainly, release
+from gramjd.engine.consumers.update import Kept
+from gramjd.engine.tasks import Tasks, read_tasks
 from gramjd.errors import LossError, graph_errors
-from gramjd.losses import Inputs, Losses, as_inputs, as_named
+from gramjd.kernels.dispatch import chosen
+from gramjd.losses import Inputs, Losses, as_budget, as_inputs, as_named
+from gramjd.options import as_choice
 from gramjd.renamed import MTL_WORDS, foreign_words
 
 
 @uncompiled
 @foreign_words(MTL_WORDS)
 def mtl_backward(
-    losses: Losses, aggregator: Aggregator | None = None, *, shared: Inputs = None, retain_graph: bool = False
+    losses: Losses,
+    aggregator: Aggregator | None = None,
+    *,
+    shared: Inputs = None,
+    retain_graph: bool = False,
+    update: str = "backward",
+    memory_budget: int | None = None,
+    backend: str | None = None,
 ) -> GramStep:
     """Multi-task step: shared parameters get `J^T w`, every other parameter the plain gradient of its own loss.
 
@@ -32,14 +50,19 @@ def mtl_backward(
             one loss reaches (all leaves, where there is no `nn.Parameter`). Other leaves that several losses reach get
             the sum of their gradients.
         retain_graph: keep the graph for another backward pass, as in PyTorch.
+        update: "backward" for further passes through the graph that fill `.grad`; "reuse" to make `J^T w`, and the
+            gradients of parameters that one task alone has, of what was computed for G: faster, for the memory and with
+            the exceptions that `gram_backward` tells of.
+        memory_budget: bytes that the rows of J may take, and that "reuse" may keep, as in `gram_backward`.
+        backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
 
     Returns:
         GramStep(weights [m], gramian [m, m]). With nothing shared G is zero.
 
     Raises:
         LossError: also for a task whose loss has more than one element.
-        InputError, GraphError, AggregatorError, RuntimeError: as `gram_backward` does; what it says of `.grad` holds
-        for both passes together.
+        InputError, BudgetError, GraphError, AggregatorError, RuntimeError: as `gram_backward` does; what it says of
+            `.grad` holds for all passes together.
 
     >>> trunk, heads = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     >>> step = mtl_backward([heads[0] * trunk.sum(), -2 * heads[1] * trunk[0]], shared=trunk)
@@ -49,27 +72,37 @@ def mtl_backward(
     >>> heads.grad
     tensor([ 2., -2.])
     """
+    as_choice(update, "update", UPDATES)
     names, losses, found = as_named(losses)
+    memory_budget = as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     check_aggregator(aggregator)
     _check_tasks(losses, found)
     targets = as_inputs(shared, "shared")
-    with graph_errors():
-        leaves, common = _reached(found)
-        if targets is not None:
-            compute.check_reached(found, targets)
-        joint = common if targets is None else targets
-        inside = {id(t) for t in joint}
-        own = [leaf for leaf in leaves if id(leaf) not in inside]
-        m = sum(loss.numel() for loss in found)
-        G = compute.total(found, joint, None, None) if joint else found[0].new_zeros(m, m).detach()
+    with chosen(backend), graph_errors():
+        tasks = read_tasks(found, targets)
+        G, kept = tasks.gramian(memory_budget, update == "reuse" and may_reuse())
         weights = weights_of(aggregator, G, losses, names=names)
-        with restoring([*own, *joint]):
-            if own:
-                weighted_backward(found, torch.ones_like(weights), own, retain_graph or bool(joint))
-            if joint:
-                weighted_backward(found, weights, joint, retain_graph)
+        with restoring([*tasks.own, *tasks.joint]):
+            _fill(found, tasks, kept, weights, retain_graph)
     return GramStep(weights, G, names)
+
+
+def _fill(losses: Sequence[Tensor], tasks: Tasks, kept: Kept | None, weights: Tensor, retain_graph: bool) -> None:
+    """Add to `.grad`: from what was kept, and by backward passes for all else."""
+    gradients: list[tuple[Tensor, Tensor]] = []
+    if kept is not None:
+        with plainly():
+            gradients = kept.gradients(weights)
+    done = {id(leaf) for leaf, _ in gradients}
+    own, joint = ([t for t in those if id(t) not in done] for those in (tasks.own, tasks.joint))
+    if own:
+        weighted_backward(losses, torch.ones_like(weights), own, retain_graph or bool(joint))
+    if joint:
+        weighted_backward(losses, weights, joint, retain_graph)
+    add_to_grad(gradients)
+    if gradients and not (own or joint or retain_graph):
+        release(tasks.graph, losses)
 
 
 def _check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
@@ -81,15 +114,3 @@ def _check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
             f"each task needs one scalar loss, as a tensor [m] or a sequence of m scalars; got {sizes}: reduce over "
             "the samples, or use gram_backward"
         )
-
-
-def _reached(losses: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """All leaves, and those whose rows belong to more than one loss."""
-    owners: dict[Edge, set[int]] = {}
-
-    def note(edge: Edge, jacobian: Jacobian) -> None:
-        owners[edge] = jacobian.losses()
-
-    graph = compute.read(losses, None)
-    compute.plan(graph, losses, note)
-    return list(graph.leaves.values()), [t for e, t in graph.targets.items() if len(owners.get(e, ())) > 1]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from gramjd.engine.choice import only
 from gramjd.kernels import use_backend
 
 settings.register_profile("gramjd", derandomize=True, deadline=None, max_examples=50)
@@ -53,6 +54,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _products(request: pytest.FixtureRequest) -> Iterator[None]:
     with use_backend(request.config.getoption("--products")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _walks() -> Iterator[None]:
+    """The models of the tests are so small that plain passes would be chosen for nearly all of them.
+
+    Tests of passes, and of the choice, say `only("passes")` and `only(None)`.
+    """
+    with only("walk"):
         yield
 
 

@@ -19,6 +19,7 @@ import pytest
 import gramjd
 from gramjd import aggregation, errors
 from gramjd.engine import rules
+from gramjd.engine.choice import only
 from gramjd.extras import MissingExtraError
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,13 @@ NOT_RUN = {
     "migrate/other.md": 3,
     "migrate/torchjd.md": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def _walks() -> Iterator[None]:
+    """What is shown runs as it does for its readers."""
+    with only(None):
+        yield
 
 
 class Block(NamedTuple):

@@ -29,6 +29,7 @@ parameter  shape   operation       rows                 route    operations  byt
 2.bias     [4]     AddmmBackward0  4 rows               rows     128         64 B
 ----------------------------------------------------------------------------------
 total      m = 4                                                 992         320 B
+way: walk: asked for
 a batch axis reaches every layer: no dense rows
 stacked rows: 0 B
 products: {products}"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gramjd import Constant, Mean, UPGrad, gram_backward, mtl_backward
+from gramjd.engine.choice import only
 from gramjd.errors import InputError, LossError
 from tests.oracle import oracle_gramian, relative_error
 from tests.small import F64, mlp
 
 WEIGHTS = torch.tensor([0.5, -1.0, 2.0], dtype=F64)
+WAYS = ("walk", "passes")
+UPDATES = ("backward", "reuse")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    with only(request.param):
+        yield request.param
 
 
 class Tasks(nn.Module):
@@ -55,16 +64,20 @@ def assert_grads(inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         torch.testing.assert_close(tensor.grad, value, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("given", [True, False], ids=["shared given", "shared found"])
 @pytest.mark.parametrize("stacked", [True, False], ids=["tensor", "list"])
-def test_shared_are_weighted_and_heads_plain(given: bool, stacked: bool) -> None:
+def test_shared_are_weighted_and_heads_plain(way: str, given: bool, stacked: bool, update: str) -> None:
     model = Tasks()
     losses = model.losses()
     G = oracle_gramian(losses, model.shared)
     shared = manual(losses, WEIGHTS, model.shared)
     heads = [manual([loss], torch.ones(1), list(h.parameters())) for loss, h in zip(losses, model.heads, strict=True)]
     step = mtl_backward(
-        torch.stack(losses) if stacked else losses, Constant(WEIGHTS), shared=model.shared if given else None
+        torch.stack(losses) if stacked else losses,
+        Constant(WEIGHTS),
+        shared=model.shared if given else None,
+        update=update,
     )
     assert relative_error(step.gramian, G) < 1e-12
     assert torch.equal(step.weights, WEIGHTS)
@@ -82,20 +95,22 @@ def test_upgrad_is_the_default() -> None:
     torch.testing.assert_close(step.weights, weights, rtol=1e-9, atol=1e-12)
 
 
-def test_shared_given_narrower_than_what_is_shared() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_given_narrower_than_what_is_shared(way: str, update: str) -> None:
     """The layer that two tasks share is not named: it gets the sum of their gradients."""
     model = Tasks()
     losses = model.losses()
     trunk, pair = list(model.trunk.parameters()), list(model.pair.parameters())
     G, expected = oracle_gramian(losses, trunk), manual(losses, WEIGHTS, trunk)
     plain = manual(losses, torch.ones(3, dtype=F64), pair)
-    step = mtl_backward(losses, Constant(WEIGHTS), shared=trunk)
+    step = mtl_backward(losses, Constant(WEIGHTS), shared=trunk, update=update)
     assert relative_error(step.gramian, G) < 1e-12
     assert_grads(trunk, expected)
     assert_grads(pair, plain)
 
 
-def test_shared_may_be_features() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_may_be_features(way: str, update: str) -> None:
     """A tensor that is no leaf gets the combination; what it was computed from gets plain gradients."""
     below = torch.randn(6, 4, dtype=F64, requires_grad=True)
     features = below.tanh()
@@ -103,36 +118,39 @@ def test_shared_may_be_features() -> None:
     losses = [head(features).square().mean() for head in heads]
     G, expected = oracle_gramian(losses, [features]), manual(losses, WEIGHTS, [features])
     plain = manual(losses, torch.ones(3, dtype=F64), [below])
-    step = mtl_backward(losses, Constant(WEIGHTS), shared=[features])
+    step = mtl_backward(losses, Constant(WEIGHTS), shared=[features], update=update)
     assert relative_error(step.gramian, G) < 1e-12
     assert_grads([below, features], [*plain, *expected])
 
 
-def test_accumulates() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_accumulates(way: str, update: str) -> None:
     model = Tasks()
     losses = model.losses()
     everything = [p for p in model.parameters() if p not in set(model.unused.parameters())]
-    mtl_backward(losses, Constant(WEIGHTS), retain_graph=True)
+    mtl_backward(losses, Constant(WEIGHTS), retain_graph=True, update=update)
     once = [p.grad.clone() for p in everything]
-    mtl_backward(losses, Constant(WEIGHTS))
+    mtl_backward(losses, Constant(WEIGHTS), update=update)
     assert_grads(everything, [2 * g for g in once])
 
 
-def test_frees_the_graph_unless_retained() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_frees_the_graph_unless_retained(way: str, update: str) -> None:
     losses = Tasks().losses()
-    mtl_backward(losses, Mean(), retain_graph=True)
-    mtl_backward(losses, Mean())
+    mtl_backward(losses, Mean(), retain_graph=True, update=update)
+    mtl_backward(losses, Mean(), update=update)
     with pytest.raises(RuntimeError, match="second time"):
         mtl_backward(losses, Mean())
 
 
-def test_one_task() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_one_task(way: str, update: str) -> None:
     """Nothing is shared with nobody: plain gradients everywhere and an empty Gramian."""
     model = mlp()
     leaves = list(model.parameters())
     loss = model(torch.randn(3, 5, dtype=F64)).square().mean()
     expected = manual([loss], torch.ones(1), leaves)
-    step = mtl_backward([loss], Constant(torch.tensor([3.0], dtype=F64)))
+    step = mtl_backward([loss], Constant(torch.tensor([3.0], dtype=F64)), update=update)
     assert_grads(leaves, expected)
     assert torch.equal(step.gramian, torch.zeros(1, 1, dtype=F64))
 
@@ -147,11 +165,12 @@ def test_one_task_with_shared_given_is_weighted() -> None:
     assert step.gramian.item() > 0
 
 
-def test_nothing_shared() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_nothing_shared(way: str, update: str) -> None:
     models = [mlp(), mlp(), mlp()]
     losses = [model(torch.randn(3, 5, dtype=F64)).square().mean() for model in models]
     expected = [manual([x], torch.ones(1), list(m.parameters())) for x, m in zip(losses, models, strict=True)]
-    step = mtl_backward(losses, Constant(WEIGHTS))
+    step = mtl_backward(losses, Constant(WEIGHTS), update=update)
     for model, values in zip(models, expected, strict=True):
         assert_grads(list(model.parameters()), values)
     assert torch.equal(step.gramian, torch.zeros(3, 3, dtype=F64))
@@ -168,14 +187,15 @@ def test_everything_shared_is_gram_backward() -> None:
     assert torch.equal(p.grad, grad)
 
 
-def test_shared_found_from_rows_not_from_names() -> None:
+@pytest.mark.parametrize("update", UPDATES)
+def test_shared_found_from_rows_not_from_names(way: str, update: str) -> None:
     """One stacked weight, of which each task reads its own slice, is still shared as a leaf."""
     table = torch.randn(3, 4, dtype=F64, requires_grad=True)
     own = torch.randn(4, dtype=F64, requires_grad=True)
     losses = [table[0].square().sum() * own.sum(), table[1].square().sum(), table[2].exp().sum()]
     expected = manual(losses, WEIGHTS, [table])
     plain = manual(losses[:1], torch.ones(1), [own])
-    step = mtl_backward(losses, Constant(WEIGHTS))
+    step = mtl_backward(losses, Constant(WEIGHTS), update=update)
     assert_grads([table], expected)
     assert_grads([own], plain)
     assert relative_error(step.gramian, oracle_gramian(losses_again(table, own), [table])) < 1e-12

@@ -81,9 +81,13 @@ def sequence_number(node: Node) -> int:
     return int(node._sequence_nr())
 
 
+# The type of nodes that belong to a custom `torch.autograd.Function`.
+PythonNode = torch.autograd.function.BackwardCFunction
+
+
 def is_python(node: Node) -> bool:
     """Returns True if the node belongs to a custom `torch.autograd.Function`."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction)
+    return isinstance(node, PythonNode)
 
 
 def run_python(node: Node, cotangents: Sequence[Tensor | None]) -> Any:

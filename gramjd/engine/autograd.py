@@ -198,13 +198,13 @@ def pull(node: Node, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         # What vmap cannot batch fails in many ways; an error of the node itself comes again below.
         with contextlib.suppress(RuntimeError):
             return _vmapped(node, values)
-    rows = [_called(node, [None if v is None else v[k] for v in values]) for k in range(stacked)]
+    rows = [called(node, [None if v is None else v[k] for v in values]) for k in range(stacked)]
     if stacked == 1:
         return [None if g is None else g.unsqueeze(0) for g in rows[0]]
     return [_stacked_column(column) for column in zip(*rows, strict=True)]
 
 
-def _called(node: Node, cotangents: Sequence[Tensor | None]) -> Gradients:
+def called(node: Node, cotangents: Sequence[Tensor | None]) -> Gradients:
     """One gradient an edge of the node."""
     try:
         return _call(node, cotangents)

@@ -11,30 +11,42 @@ from torch import Tensor
 
 from gramjd.engine import graph as graphs
 from gramjd.engine import hooks
+from gramjd.engine.autograd import plainly
+from gramjd.engine.choice import Choice, choose
 from gramjd.engine.consumers.columns import Columns, Combine
 from gramjd.engine.consumers.cross import Rectangle
 from gramjd.engine.consumers.gramian import Gramian, Total
+from gramjd.engine.consumers.rows import Rows
 from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import Edge, Graph, Selected
 from gramjd.engine.layout import Mask, Owners
 from gramjd.engine.memory import NO_LIMITS, MemoryLimits, Meter, OverBudgetError
 from gramjd.engine.node import LostAxis
+from gramjd.engine.notices import name_others, notify
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.structure import structured
 from gramjd.engine.walk import OnTarget, walked
-from gramjd.errors import BudgetError, DenseRowsWarning, InputError, InputsWarning, in_bytes, warn
+from gramjd.errors import BudgetError, InputError, in_bytes
+from gramjd.kernels.products import library_fixed
 
 
 def read(
-    losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False, everything: bool = False
+    losses: Sequence[Tensor],
+    inputs: Sequence[Tensor] | None,
+    missing_ok: bool = False,
+    everything: bool = False,
+    beside: Sequence[Tensor] | None = None,
 ) -> Graph:
     """The graph between losses and inputs, with its hooks.
 
-    `everything`: where no inputs are named, leaves that are no parameters are targets as well.
+    `everything`: where no inputs are named, leaves that are no parameters are targets as well. `beside`: further
+    inputs, whatever `inputs` are.
     """
     graph = graphs.read(losses, inputs, missing_ok)
     if everything:
         graph.targets |= graph.others
+    if beside is not None:
+        graph.targets |= graphs.chosen(graph, beside)
     graph.hooks = hooks.find(structured(graph))
     return graph
 
@@ -59,9 +71,30 @@ def total_of(
 ) -> Tensor:
     """The same for a graph that was read."""
     name_others(graph)
-    found = _empty(graph, losses, kind, dtype)
-    notify(_add_all(graph, losses, dict.fromkeys(graph.targets, found), MemoryLimits.of(losses, memory_budget)))
+    found, limits = _empty(graph, losses, kind, dtype), MemoryLimits.of(losses, memory_budget)
+    choice = choose(graph, losses, limits, list(graph.targets))
+    if choice.passes:
+        by_passes(graph, losses, choice, found, list(graph.targets))
+    else:
+        notify(_add_all(graph, losses, dict.fromkeys(graph.targets, found), limits))
     return found.finished()
+
+
+def by_passes(
+    graph: Graph,
+    losses: Sequence[Tensor],
+    choice: Choice,
+    total: Total,
+    counted: Sequence[Edge],
+    more: Sequence[Edge] = (),
+    summed: Sequence[Edge] = (),
+) -> Rows:
+    """Add the shares of the inputs in `counted` by passes; gives rows of those and of `more`, and sums of `summed`."""
+    assert choice.survey is not None, "passes are chosen by a survey"
+    with plainly(), library_fixed():
+        rows = Rows(graph, losses, choice.survey, [*counted, *more], set(counted), summed)
+        rows.add_to(total)
+    return rows
 
 
 def shares(
@@ -87,6 +120,11 @@ def gramian_and_rows(
     kept = Kept(graph, targets, int(limits.kept))
     name_others(graph)
     counted = [edge for edge in graph.targets if edge not in graph.others]
+    more = [edge for edge in graph.others if kept.limit and kept.wants(edge)]
+    choice = choose(graph, losses, limits, [*counted, *more], reuse=kept.limit > 0)
+    if choice.passes:
+        kept.take(by_passes(graph, losses, choice, found, counted, more))
+        return found.finished(), kept
     notify(_add_all(graph, losses, dict.fromkeys(counted, found), limits, kept))
     return found.finished(), kept
 
@@ -143,10 +181,12 @@ def unknown(graph: Graph, losses: Sequence[Tensor]) -> Tensor:
 
 def accumulation_dtype(losses: Sequence[Tensor], graph: Graph, dtype: torch.dtype | None) -> torch.dtype:
     """float32 at least, float64 where anything is."""
-    if dtype is not None:
-        return dtype
-    wide = {t.dtype for t in (*losses, *graph.targets.values())} & {torch.float64, torch.complex128}
-    return torch.float64 if wide else torch.float32
+    return wide_dtype([*losses, *graph.targets.values()]) if dtype is None else dtype
+
+
+def wide_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 where one of these is, else float32."""
+    return torch.float64 if {t.dtype for t in tensors} & {torch.float64, torch.complex128} else torch.float32
 
 
 # -- one walk, or several ---------------------------------------------------------------------------------------------
@@ -267,28 +307,6 @@ def _blockwise(
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
-
-
-def notify(noticed: Sequence[LostAxis]) -> None:
-    """One notice per operation that made rows dense; Python shows a repeated one once."""
-    for operation, reason in dict.fromkeys((lost.operation, lost.reason) for lost in noticed):
-        warn(
-            f"{operation} {reason}: from there on one dense row per loss is computed, which is exact but slower "
-            "(gramjd.explain shows where; register_rule teaches a rule)",
-            DenseRowsWarning,
-        )
-
-
-def name_others(graph: Graph) -> None:
-    """Warn of leaves that are left out of the Gramian because they are no parameters."""
-    if graph.others:
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in list(graph.others.values())[:4])
-        warn(
-            f"the Gramian is built from the {len(graph.targets.keys() - graph.others.keys())} parameters that the "
-            f"losses reach, and not from {len(graph.others)} other leaves that require grad (shapes {shapes}): pass "
-            "`inputs`, such as the module, to say what is meant",
-            InputsWarning,
-        )
 
 
 def check_reached(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:

@@ -141,7 +141,7 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
         edges[node] = node.next_functions
         stack.extend([child for child, _ in edges[node] if child is not None and child not in edges])
     graph = Graph(roots, {}, edges, names)
-    graph.targets, graph.others = _by_default(graph) if inputs is None else (_chosen(graph, inputs, missing_ok), {})
+    graph.targets, graph.others = _by_default(graph) if inputs is None else (chosen(graph, inputs, missing_ok), {})
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in graph.targets.values():
             _refuse_sharded(tensor)
@@ -158,7 +158,8 @@ def _by_default(graph: Graph) -> tuple[dict[Edge, Tensor], dict[Edge, Tensor]]:
     return (targets, others) if targets else (others, {})
 
 
-def _chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool) -> dict[Edge, Tensor]:
+def chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool = False) -> dict[Edge, Tensor]:
+    """The inputs that were asked for. Raises InputError for one that no loss reaches, unless `missing_ok`."""
     targets = {edge_of(tensor): tensor for tensor in inputs}
     reached = {edge: tensor for edge, tensor in targets.items() if edge[0] in graph.edges}
     if missing_ok or len(reached) == len(targets):

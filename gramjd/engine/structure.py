@@ -22,6 +22,7 @@ from gramjd.engine.rules import ISOMETRIES
 if TYPE_CHECKING:
     from gramjd.engine.isometry import Isometry
     from gramjd.engine.plan import NodePlan
+    from gramjd.engine.survey import Survey
 
 # A node by its place among all nodes, and one of its outputs.
 Place = tuple[int, int]
@@ -54,7 +55,8 @@ class Structure:
             tuple([None if place is None else self.outputs[place[0]][place[1]] for place in edges])
             for edges in self.targets
         ]
-        self._inputs_of_interest = set(places)
+        # The inputs of interest.
+        self.places = set(places)
         self._leading: dict[int, bool] = {}
         self.parametric = [tuple([p is not None and self.leads(p[0]) for p in edges]) for edges in self.targets]
         # Whether a node sends anything on; which of its edges lead to which node.
@@ -70,6 +72,8 @@ class Structure:
         # What was worked out at each node, the latest last: see `plan`.
         self.plans: list[list[NodePlan]] = [[] for _ in nodes]
         self.isometries: dict[Place, list[tuple[dict[str, Any], Isometry]]] = {}
+        # Which losses reach what, and the work of a walk: see `survey`.
+        self.survey: Survey | None = None
 
     def _reaching(self, found: set[int]) -> set[int]:
         """Nodes from which one of these can be reached."""
@@ -95,7 +99,7 @@ class Structure:
         if n not in self._leading:
             below = [place for place in self.edges[n] if place is not None]
             if self.names[n] == LEAF:
-                found = (n, 0) in self._inputs_of_interest
+                found = (n, 0) in self.places
             else:
                 found = self.names[n] in ISOMETRIES and len(below) == 1 and self.leads(below[0][0])
             self._leading[n] = found
@@ -128,7 +132,7 @@ class Structure:
         """About what plain training holds at once: what the operations computed, and the gradients of the inputs."""
         computed = [n for n in self.wanted if self.names[n] != LEAF and self.names[n] not in ISOMETRIES]
         outputs = [meta for n in computed for meta in self.outputs[n]]
-        outputs += [self.outputs[n][nr] for n, nr in self._inputs_of_interest]
+        outputs += [self.outputs[n][nr] for n, nr in self.places]
         return sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in outputs)
 
     @cached_property
@@ -154,7 +158,7 @@ class Structure:
     def _takes_data(self, n: int) -> bool:
         """Returns True for a product with something that is not in the graph, and for leaves that are no inputs."""
         if self.names[n] == LEAF:
-            return (n, 0) not in self._inputs_of_interest
+            return (n, 0) not in self.places
         if self.names[n] not in PRODUCTS or None not in self.edges[n][:2]:
             return False
         given = [place for place in self.targets[n] if place is not None]

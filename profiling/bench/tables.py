@@ -18,7 +18,9 @@ from statistics import median
 from typing import Any
 
 from gramjd.profiling.bench import readme_figures
+from gramjd.profiling.bench.captions import listed, loaded, placed
 from gramjd.profiling.bench.compiled_tables import compiled_steps
+from gramjd.profiling.bench.sweep_tables import swept
 from gramjd.profiling.bench.weightings import ROUGH
 from gramjd.text_table import filled, markdown, short
 
@@ -49,7 +51,12 @@ def step_time(results: Mapping[str, Any]) -> str:
         outcome = case["contenders"]
         plain = f"{outcome['plain']['milliseconds']['median']:.1f}"
         rows.append([case["title"], str(case["m"]), plain, *(_ratio(outcome[name]) for name in names)])
-    return f"{markdown(rows)}\n\n{_placed(results)}{_notes(results)}"
+    return f"{markdown(rows)}\n\n{placed(results)}{_notes(results)}"
+
+
+def beside(results: Mapping[str, Any]) -> str:
+    """The same, with the clock and the load of the machine."""
+    return f"{step_time(results)}\n\n{loaded(results)}"
 
 
 def step_memory(results: Mapping[str, Any]) -> str:
@@ -79,7 +86,7 @@ def weights(results: Mapping[str, Any]) -> str:
         *_within(found),
         *(_large(row) for row in found if "peak_bytes" in row["contenders"]["exact"]),
     ]
-    return f"{markdown(rows)}\n\n{_placed(results)[:-1]}{threads}" + _listed(notes)
+    return f"{markdown(rows)}\n\n{placed(results)[:-1]}{threads}" + listed(notes)
 
 
 def weights_others(results: Mapping[str, Any]) -> str:
@@ -90,7 +97,7 @@ def weights_others(results: Mapping[str, Any]) -> str:
         if row["m"] in WEIGHTS_SIZES and (row["gradients"].endswith("trained") or row["gradients"] == "conflicting"):
             times = [short(row["contenders"][name]["ms"]) for name in ("exact", "eigh")]
             rows.append([row["weighting"], row["gradients"], str(row["m"]), *times, *_beside(row["contenders"])])
-    return markdown(rows) + _listed(_refusals(found))
+    return markdown(rows) + listed(_refusals(found))
 
 
 def weights_singular(results: Mapping[str, Any]) -> str:
@@ -109,6 +116,9 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time": ("step_cpu.json", step_time),
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-time-torch": ("step_cpu_torch.json", step_time),
+    "few": ("few_cpu.json", beside),
+    "foreign": ("foreign_cpu.json", beside),
+    "sweep": ("sweep_cpu.json", swept),
     "step-memory": ("step_cpu.json", step_memory),
     "compiled": ("compiled_cpu.json", compiled_steps),
     "weights": ("weights.json", weights),
@@ -215,19 +225,6 @@ def _large(row: Mapping[str, Any]) -> str:
     return f"{row['gradients']}, m = {row['m']}: exact in {exact['ms'] / 1e3:.2f} s; peak beyond the Gramian {size}."
 
 
-def _listed(lines: Sequence[str]) -> str:
-    return "".join(f"\n{line}" for line in ["", *(f"- {line}" for line in lines)]) if lines else ""
-
-
-def _placed(results: Mapping[str, Any]) -> str:
-    facts = results["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    device = facts.get("gpu", f"{facts['cpu']}, {facts['cores']} cores")
-    products = results.get("products")  # older results do not name them
-    told = f" products: gramjd {products['gramjd']}, others {products['others']};" if products else ""
-    return f"{facts['date']}; {device}, {facts['system']}; {versions};{told} allocator: {facts['allocator']}."
-
-
 def _notes(results: Mapping[str, Any]) -> str:
     """Which models TorchJD refused and why, a line per reason; where its Gramian is not ours."""
     reasons: dict[str, tuple[str, dict[str, None], dict[str, None]]] = {}
@@ -243,4 +240,4 @@ def _notes(results: Mapping[str, Any]) -> str:
         if difference is not None and difference > DIFFERENT:
             differing.append(f"{name}: TorchJD's Gramian differs from the exact one by {difference:.2g} (relative).")
     refused = [f"{', '.join(n)}: {', '.join(who)} refused. `{text}`" for text, n, who in reasons.values()]
-    return _listed([*refused, *differing])
+    return listed([*refused, *differing])

@@ -50,6 +50,10 @@ class Total(ABC):
     def _add_part(self, part: Part) -> None:
         """Add the share of factors that no other part has products with."""
 
+    @abstractmethod
+    def add_rows(self, owners: Owners, rows: Tensor) -> None:
+        """Add what inputs with these rows [R, d] of real numbers contribute; each loss in `owners` has one."""
+
     def fresh(self) -> Total:
         """The same kind of total, from zero."""
         return type(self)(self.m, self.device, self.dtype)
@@ -69,7 +73,9 @@ class Total(ABC):
 
     def _dtype_of(self, factor: Factor) -> torch.dtype:
         """Products are formed in float32 at least and in no more than the total keeps."""
-        real = factor.dtype.to_real()
+        return self._wide(factor.dtype.to_real())
+
+    def _wide(self, real: torch.dtype) -> torch.dtype:
         return torch.promote_types(real, torch.float32) if self.dtype == torch.float32 else self.dtype
 
     def _is_everyone(self, owners: Owners) -> bool:
@@ -111,6 +117,9 @@ class Gramian(Total):
         else:
             for owners, rows in stacked_rows(part, self._dtype_of(part[0])):
                 self._add(owners, gram_rows(rows, rows.dtype))
+
+    def add_rows(self, owners: Owners, rows: Tensor) -> None:
+        self._add(owners, gram_rows(rows, self._wide(rows.dtype)))
 
     def _add(self, owners: Owners, block: Tensor, columns: Owners | None = None) -> None:
         """`G[owners, columns] += block`, and its transpose. Without `columns` the block is upper triangular.
@@ -175,6 +184,9 @@ class Diagonal(Total):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.m,)
+
+    def add_rows(self, owners: Owners, rows: Tensor) -> None:
+        self._add_norms(owners, norms_rows(rows, self._wide(rows.dtype)))
 
     def _add_part(self, part: Part) -> None:
         if _apart(part) or by_pairs(part, self._dtype_of(part[0])):

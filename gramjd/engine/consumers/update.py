@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gramjd.engine import _torch
+from gramjd.engine.consumers.rows import Rows
 from gramjd.engine.graph import LEAF, Edge, Graph
 from gramjd.engine.hooks import on_accumulation
 from gramjd.engine.parameter import Jacobian
@@ -29,6 +30,13 @@ class Kept:
         # Leaves kept, in the order of their gradients.
         self.edges: list[Edge] = []
         self.nbytes = 0
+        self._rows: Rows | None = None
+
+    def take(self, rows: Rows) -> None:
+        """Keep the rows that passes computed, instead of Jacobians from a walk."""
+        if self.limit:
+            self._rows = rows
+            self.edges = [edge for edge in (*rows.kept, *rows.summed) if self.wants(edge)]
 
     def note(self, edge: Edge, jacobian: Jacobian) -> None:
         """Keep the Jacobian of an input, if it is a leaf whose `.grad` is wanted and there is room."""
@@ -57,6 +65,8 @@ class Kept:
 
     def gradients(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each leaf kept with its `sum_r w_r J_r`; each Jacobian is dropped as it is used."""
+        if self._rows is not None:
+            return self._rows.gradients(w, self.edges)
         found = []
         for edge in self.edges:
             leaf = self.graph.targets[edge]
