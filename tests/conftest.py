@@ -57,7 +57,7 @@ def _products(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")  # fixtures of modules are under it, too
 def _walks() -> Iterator[None]:
     """The models of the tests are so small that plain passes would be chosen for nearly all of them.
 

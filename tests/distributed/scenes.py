@@ -87,8 +87,8 @@ def agrees(name: str, counts: Sequence[int], update: str, wrapped: bool = False,
     net = network(name)
     model = DistributedDataParallel(net, **options) if wrapped else net
     rank = dist.get_rank()
-    # Attention has another graph for one sample, so that the order of its parameters has to be given.
-    inputs = model if wrapped or 0 in counts or name == "tied" else None
+    # Attention has another graph for one sample, and so have other tasks: the order of parameters has to be given.
+    inputs = model if wrapped or 0 in counts or name in ("tied", "tasks") else None
     for times in (1, 2):
         losses = losses_of(name, model, counts[rank], rank)
         step = gramjd.gram_backward(losses, inputs=inputs, update=update, group=dist.group.WORLD)
