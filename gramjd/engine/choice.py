@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gramjd.engine import rules
@@ -64,6 +65,8 @@ def choose(
         return Choice(False, "asked for")
     if tracing() is not None:
         return Choice(False, "a step is traced")
+    if torch.is_anomaly_enabled():
+        return Choice(False, "in anomaly mode a walk looks at what each node returns")
     if graph.hooks.edges or graph.hooks.nodes:
         return Choice(False, "there are hooks")
     if m > FEW and way is None:

@@ -147,3 +147,12 @@ def test_explain_says_which_way() -> None:
     assert gramjd.explain(tasks(2, 8, 4)).way.startswith("passes: 2 passes take about")
     assert gramjd.explain(samples(17, 4)).way == "walk: more than 16 losses"
     assert "way: passes: " in str(gramjd.explain(tasks(2, 8, 4)))
+
+
+def test_anomaly_mode_walks():
+    x = torch.ones(3, requires_grad=True)
+    losses = [(x * k).sum() for k in range(2)]
+    with torch.autograd.set_detect_anomaly(True):
+        chosen = choose(compute.read(losses, None), losses, MemoryLimits.of(losses, None), [])
+    assert not chosen.passes
+    assert "anomaly" in str(chosen)
