@@ -53,6 +53,13 @@ def _products(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _walks_in_shared_fixtures() -> Iterator[None]:
+    """What fixtures of a module or a session compute, too: see `_walks`."""
+    with only("walk"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _walks() -> Iterator[None]:
     """The models of the tests are so small that plain passes would be chosen for nearly all of them.
