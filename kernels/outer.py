@@ -285,12 +285,17 @@ def _pairwise_at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> T
     return (product(C, C.T).view(K, b, T, K, b, T) * inner).sum(2).sum(4).view(K * b, K * b)
 
 
+def rows_of_one(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    """J [K, o i] for x [1, 1, T, i] and c [K, 1, 1, T, o]: one product."""
+    _, K, _, T, i, o = extent(x, c)
+    return product(c[:, 0, 0].to(dtype).mT.reshape(K * o, T), x[0, 0].to(dtype)).view(K, o * i)
+
+
 def _rows_at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    _, K, b, T, i, o = extent(x, c)
-    X, C = x[0].to(dtype), c[:, 0].to(dtype)
+    _, K, b, _T, i, o = extent(x, c)
     if b == 1:
-        J = product(C[:, 0].mT.reshape(K * o, T), X[0]).view(K, o * i)
-        return (J * J).sum().view(1, 1) if K == 1 else gram(J)
+        return gram(rows_of_one(x, c, dtype))
+    X, C = x[0].to(dtype), c[:, 0].to(dtype)
     return gram(torch.stack([torch.bmm(C[k].mT, X) for k in range(K)]).view(K * b, o * i))
 
 

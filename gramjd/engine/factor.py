@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,8 @@ from gramjd.engine.layout import Owners, span
 from gramjd.kernels import convolution, cost, gathered, norms, outer, patches
 from gramjd.kernels import cross as crossing
 from gramjd.kernels import weighted as weighting
-from gramjd.kernels.symmetric import add_gram
+from gramjd.kernels.symmetric import add_gram, gram
+from gramjd.kernels.tracing import tracing
 
 Known = tuple[Tensor, Tensor] | None
 
@@ -194,14 +196,30 @@ class Outer(Factor):
     def samples(self) -> tuple[int, int]:
         return self.c.shape[0], self.c.shape[2]
 
+    @cached_property
+    def _few(self) -> Tensor | None:
+        """While a trace is made: the rows [K, o i], if they are fewer numbers than x and c: the update is then free."""
+        g, K, b, T, i, o = outer.extent(self.x, self.c)
+        if tracing() is None or self.dtype.is_complex or g * b > 1 or T == 1:
+            return None
+        if K * i * o > self.x.numel() + self.c.numel():
+            return None
+        return outer.rows_of_one(self.x, self.c, self.dtype)
+
     def gram(self, dtype: torch.dtype, known: Known = None) -> Tensor:
+        if self._few is not None and dtype == self.dtype:
+            return gram(self._few)
         return outer.gram_outer(self.x, self.c, dtype, known)
 
     def norms(self, dtype: torch.dtype) -> Tensor:
         return norms.norms_outer(self.x, self.c, dtype)
 
     def weighted(self, w: Tensor) -> Tensor:
-        total = weighting.weighted_outer(self.x, self.c, w)
+        if self._few is not None:
+            # A sum of a few, which a compiler joins with what follows.
+            total = (w.to(self.dtype).view(-1, 1) * self._few).sum(0).view(self.c.shape[-1], self.x.shape[-1])
+        else:
+            total = weighting.weighted_outer(self.x, self.c, w)
         return (total.mT if self.flipped else total).reshape(self.shape)
 
     def rows(self, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
