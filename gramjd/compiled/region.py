@@ -19,8 +19,6 @@ from torch.autograd.graph import get_gradient_edge
 
 from gramjd.engine import _torch
 from gramjd.engine.autograd import casts
-from gramjd.engine.node import NodeView, Operand, SendGraph, Sends
-from gramjd.engine.rules import register_rule
 from gramjd.errors import FallbackWarning, warn
 from gramjd.kernels.tracing import TraceError
 
@@ -68,7 +66,8 @@ def backend(graph: fx.GraphModule, examples: Sequence[Any], *, compiler: str = "
 class Region(torch.autograd.Function):
     """A compiled function of tensors and numbers as one node.
 
-    `plain` computes the same uncompiled. What the compiled backward pass saved hangs on `edges`.
+    `layers` compute the same uncompiled, for the rule of this node. What the compiled backward pass saved hangs on
+    `edges`.
     """
 
     @staticmethod
@@ -78,8 +77,7 @@ class Region(torch.autograd.Function):
         leaves = [t.detach().requires_grad_() if need else t for t, need in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
             outputs = compiled(*leaves)
-        ctx.plain, ctx.casts = plain, casts()
-        ctx.numbers = [None if isinstance(t, Tensor) else t for t in inputs]
+        ctx.layers = Layers(plain, inputs)
         ctx.save_for_backward(*[t for t in inputs if isinstance(t, Tensor)])
         ctx.leaves = {2 + n: leaf for n, (leaf, need) in enumerate(zip(leaves, needed, strict=True)) if need}
         ctx.edges = {n: get_gradient_edge(t) for n, t in enumerate(outputs) if _has_graph(t)}
@@ -95,9 +93,7 @@ class Region(torch.autograd.Function):
         tensors = ctx.saved_tensors  # says so if the graph was freed, or an input was written to
         given = {n: c for n, c in enumerate(cotangents) if c is not None and n in ctx.edges}
         if torch.is_grad_enabled():
-            outputs = _again(ctx, tensors)
-            left = iter(tensors)
-            inputs = [next(left) if number is None else None for number in ctx.numbers]
+            outputs, inputs = ctx.layers(tensors), ctx.layers.all_of(tensors)
             leaves, ends = {n: inputs[n - 2] for n in ctx.leaves}, [outputs[n] for n in given]
         else:
             leaves, ends = ctx.leaves, [ctx.edges[n] for n in given]
@@ -113,22 +109,30 @@ def _has_graph(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-@register_rule("RegionBackward")
-def region(node: NodeView) -> Sends:
-    """The layers of a compiled region, walked where it stands."""
-    operands = [Operand(tuple(t.shape), t.dtype, t.detach, is_ids=True) for t in node.saved_tensors]
-    yield SendGraph(tuple(operands), lambda given: _again(node.handle, given))
+class Layers:
+    """What a region computes, uncompiled, as under the settings of its forward pass: a function of its tensors.
 
+    Args:
+        graph: of operations.
+        inputs: of the region, of which those that are no tensors stay as they are.
+    """
 
-def _again(ctx: Any, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
-    """The outputs for the tensors among a region's inputs, uncompiled, under the settings of its forward pass."""
-    left = iter(tensors)
-    inputs = [next(left) if number is None else number for number in ctx.numbers]
-    with ExitStack() as stack:
-        for device, dtype in ctx.casts:
-            stack.enter_context(torch.autocast(device, dtype))
-        found: Sequence[Any] = ctx.plain(*inputs)
-    return found
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        self.graph, self.casts = graph, casts()
+        self.numbers = [None if isinstance(t, Tensor) else t for t in inputs]
+
+    def all_of(self, tensors: Sequence[Tensor | None]) -> list[Any]:
+        """All inputs, with these tensors among them."""
+        left = iter(tensors)
+        return [next(left) if number is None else number for number in self.numbers]
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
+        """The outputs."""
+        with ExitStack() as stack:
+            for device, dtype in self.casts:
+                stack.enter_context(torch.autocast(device, dtype))
+            found: Sequence[Any] = self.graph(*self.all_of(tensors))
+        return found
 
 
 def _obstacle(graph: fx.GraphModule) -> str:

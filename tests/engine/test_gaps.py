@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gramjd
 from gramjd.engine import gaps
 from gramjd.engine.cotangent import Cotangent, densify
 from gramjd.engine.gaps import compatible, distinct, filled, overlay
 from gramjd.engine.layout import Layout, Owners, Piece, canonical
 from tests.engine.layouts import SHAPES, dense_rows, expand, groups, is_canonical, pieces_of, rows_of, values_of
+from tests.oracle import oracle_gramian
 
 seeds = st.integers(0, 2**20)
 B, T = 3, 4
@@ -171,3 +173,18 @@ def test_layouts_over_one_tensor_add_up_in_any_order(data: st.DataObject, shape:
         assert whole is not None
         assert math.prod(p.size for p in whole.pieces) == math.prod(shape)
         assert torch.equal(dense_rows(Cotangent.of(whole, values)), expand(pieces, rows, values))
+
+
+def test_losses_of_single_tokens_keep_the_batch_axis() -> None:
+    """A loss per sequence, token by token in a loop: what is not asked for is zero, and belongs to no other axis."""
+    B, T, d, V = 3, 5, 8, 7
+    query, head, h = torch.nn.Linear(d, d).double(), torch.nn.Linear(d, V).double(), torch.randn(B, T, d).double()
+    q = query(h).view(B, T, 2, 4).transpose(1, 2)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+    logits = head(mixed.transpose(1, 2).reshape(B, T, d))
+    asked = [[0], [1, 2, 4], [0, 1, 2, 3, 4]]
+    losses = torch.stack(
+        [torch.stack([row.log_softmax(-1)[t, t] for t in some]).mean() for row, some in zip(logits, asked, strict=True)]
+    )
+    inputs = [*query.parameters(), *head.parameters()]
+    torch.testing.assert_close(gramjd.gramian(losses, inputs), oracle_gramian(losses, inputs))  # no DenseRowsWarning

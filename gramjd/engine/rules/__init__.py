@@ -20,6 +20,7 @@ from gramjd.engine.rules import (
     pointwise,
     recurrent,
     reductions,
+    regions,
     scattering,
     sparse,
     views,
@@ -46,6 +47,7 @@ TABLE: dict[str, Rule] = {
     **grouped.RULES,
     **recurrent.RULES,
     **parallel.RULES,
+    **regions.RULES,
 }
 
 

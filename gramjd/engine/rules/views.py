@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -73,8 +74,11 @@ def _scattered(layout: Layout, shape: Sequence[int], dim: int, index: Owners, ta
     """Owners over `target` of a part of `dim`.
 
     Without another batch axis the part itself becomes one: the columns of a table of task outputs, or the samples of a
-    loop over a batch, are then one stacked row together.
+    loop over a batch, are then one stacked row together. A single loss needs no axis within its part, whatever of it
+    it owns: the rest is zero.
     """
+    if layout.stacked == layout.losses == 1:
+        layout = layouts.dense([layout.owners.max()], math.prod(shape))
     where = layouts.diagonal_dims(layout, shape)
     assert where is not None, "made whole by the caller"
     if dim in where or (not where and len(index) < target[dim]):
