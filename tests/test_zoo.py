@@ -181,7 +181,7 @@ def _at_least(losses: Losses, inputs: Sequence[Tensor] | None, budget: int) -> t
     [
         "attention-wrong-batch-first",
         "vision-residual-batch-norm",
-        "shuffle-vstack",
+        "edit-assign-stacked",
         "shape-sample-tasks-list",
         "route-top-one-put",
     ],

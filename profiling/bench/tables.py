@@ -19,7 +19,6 @@ from typing import Any
 
 from gramjd.profiling.bench import readme_figures
 from gramjd.profiling.bench.captions import listed, loaded, placed
-from gramjd.profiling.bench.compiled_tables import compiled_steps
 from gramjd.profiling.bench.sweep_tables import swept
 from gramjd.profiling.bench.weightings import ROUGH
 from gramjd.text_table import filled, markdown, short
@@ -120,7 +119,6 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "foreign": ("foreign_cpu.json", beside),
     "sweep": ("sweep_cpu.json", swept),
     "step-memory": ("step_cpu.json", step_memory),
-    "compiled": ("compiled_cpu.json", compiled_steps),
     "weights": ("weights.json", weights),
     "weights-singular": ("weights.json", weights_singular),
     "weights-others": ("weights.json", weights_others),
