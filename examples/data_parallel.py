@@ -43,4 +43,5 @@ if __name__ == "__main__":
     found = main()
     if dist.get_rank() == 0:
         print(f"accuracy {found:.3f} with {dist.get_world_size()} ranks")
+    dist.barrier()  # no rank ends while another one still talks to it
     dist.destroy_process_group()
