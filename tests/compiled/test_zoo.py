@@ -103,4 +103,4 @@ def test_random_programs_in_graphs(first: int) -> None:
                 continue
             traces += 1
             assert relative_error(found, expected) < 1e-9, program(*seeds)
-    assert traces >= 2
+    assert traces  # routes by data, which programs take as well, are refused
