@@ -188,3 +188,12 @@ def test_losses_of_single_tokens_keep_the_batch_axis() -> None:
     )
     inputs = [*query.parameters(), *head.parameters()]
     torch.testing.assert_close(gramjd.gramian(losses, inputs), oracle_gramian(losses, inputs))  # no DenseRowsWarning
+
+
+def test_a_reduction_behind_a_reshape_that_cuts_across_the_losses() -> None:
+    """No dimension of the reduced tensor is a batch axis: the rows are dense there, and exact."""
+    weight, x = torch.randn(3, 5).double().requires_grad_(), torch.randn(5, 4, 3).double()
+    losses = (x @ weight).amax(2).reshape(4, 5).sum(0)[1:]
+    with pytest.warns(gramjd.errors.DenseRowsWarning):
+        found = gramjd.gramian(losses)
+    torch.testing.assert_close(found, oracle_gramian(losses, [weight]))

@@ -238,11 +238,10 @@ def apart(maps: Callable[[NodeView], Sequence[DimMap | None]], fresh: bool = Fal
 
 def _apart(node: NodeView, given: list[DimMap | None], shape: tuple[int, ...], fresh: bool) -> Sends:
     maps = {e: (given[e] if e < len(given) else None) or {} for e in node.wanted}
-    arrived = [(nr, c) for nr, queue in node.arrivals.items() for c in queue]
+    arrived = [(nr, whole(node, c)) for nr, queue in node.arrivals.items() for c in queue]
     where: set[int] = set()
     for _, c in arrived:
-        found = layouts.diagonal_dims(c.layout, shape)
-        where |= set(range(len(shape))) if found is None else found
+        where |= layouts.diagonal_dims(c.layout, shape) or set()
     lacking: dict[frozenset[int], list[int]] = {}
     for edge, kept in maps.items():
         lacking.setdefault(frozenset(where - set(kept)), []).append(edge)
