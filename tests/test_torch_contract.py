@@ -16,10 +16,12 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from torch.utils.hooks import RemovableHandle
 
 import gramjd.engine
+from gramjd.compiled import _compilers
 from gramjd.engine import _torch
 from gramjd.engine.graph import LEAF
 
 LIBRARY = Path(gramjd.engine.__file__).parent.parent
+DOORS = ("_torch.py", "_compilers.py")
 # Of the standard library.
 STANDARD = {"_asdict", "_replace", "_fields", "_getframe"}
 
@@ -212,7 +214,7 @@ def test_a_graph_is_made_on_tensors_without_numbers() -> None:
         return [a.add_(1) * held, torch.ops.aten.lift_fresh_copy.default(held)]
 
     held = torch.tensor([2.0, 3.0])
-    graph = _torch.make_graph(function, [torch.ones(2)])
+    graph = _compilers.make_graph(function, [torch.ones(2)])
     assert seen == [True]
     names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert names == ["aten.add_.Tensor", "aten.mul.Tensor", "aten.lift_fresh_copy.default"]
@@ -220,13 +222,13 @@ def test_a_graph_is_made_on_tensors_without_numbers() -> None:
     torch.testing.assert_close(graph(given), [torch.tensor([4.0, 6.0]), held])
     torch.testing.assert_close(given, torch.full((2,), 2.0))
     with pytest.raises(RuntimeError):
-        _torch.make_graph(lambda a: [a.cpu().numpy()], [torch.ones(2)])
+        _compilers.make_graph(lambda a: [a.cpu().numpy()], [torch.ones(2)])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_graph() -> None:
-    graph = _torch.make_graph(lambda a, b: [a.sub_(b * 2), (a @ b).sum()], [torch.ones(3), torch.ones(3)])
-    run = _torch.compiled_graph(graph, [torch.ones(3), torch.ones(3)], {})
+    graph = _compilers.make_graph(lambda a, b: [a.sub_(b * 2), (a @ b).sum()], [torch.ones(3), torch.ones(3)])
+    run = _compilers.compiled_graph(graph, [torch.ones(3), torch.ones(3)], {})
     a, b = torch.arange(3.0), torch.ones(3)
     with torch.no_grad():
         _, product = run(a, b)
@@ -235,7 +237,7 @@ def test_compiled_graph() -> None:
 
 
 def test_compiling() -> None:
-    with _torch.compiling():
+    with _compilers.compiling():
         assert torch.compiler.is_compiling()
     assert not torch.compiler.is_compiling()
 
@@ -243,26 +245,26 @@ def test_compiling() -> None:
 def test_what_optimizers_and_schedulers_tell(w: Tensor) -> None:
     optimizer = torch.optim.SGD([w], lr=0.1)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    assert not _torch.optimizer_hooks(optimizer)
-    _torch.mark_stepped(optimizer)
-    assert _torch.optimizer_marks(optimizer)
+    assert not _compilers.optimizer_hooks(optimizer)
+    _compilers.mark_stepped(optimizer)
+    assert _compilers.optimizer_marks(optimizer)
     schedule.step()  # warns, which is an error here, unless the optimizer has stepped
     handle = optimizer.register_step_post_hook(lambda *_: None)
-    assert _torch.optimizer_hooks(optimizer)
+    assert _compilers.optimizer_hooks(optimizer)
     handle.remove()
 
 
 def test_homes_and_shape_of_a_module() -> None:
     module = nn.BatchNorm1d(2)
-    parameters, buffers = _torch.homes_of(module)
+    parameters, buffers = _compilers.homes_of(module)
     assert set(parameters) == {"weight", "bias"}
     assert set(buffers) == {"running_mean", "running_var", "num_batches_tracked"}
-    before = _torch.shape_of(module)
+    before = _compilers.shape_of(module)
     handle = module.register_forward_hook(lambda *_: None)
-    assert _torch.shape_of(module) != before
+    assert _compilers.shape_of(module) != before
     handle.remove()
     module.inner = nn.Linear(1, 1)
-    assert _torch.shape_of(module) != before
+    assert _compilers.shape_of(module) != before
 
 
 def test_schemas_and_versions() -> None:
@@ -273,7 +275,7 @@ def test_schemas_and_versions() -> None:
     version = _torch.version_of(t)
     t.add_(1)
     assert _torch.version_of(t) > version
-    assert _torch.unsafe_view is torch.ops.aten._unsafe_view.default
+    assert _compilers.unsafe_view is torch.ops.aten._unsafe_view.default
 
 
 def own_names(files: list[ast.Module]) -> set[str]:
@@ -291,14 +293,78 @@ def own_names(files: list[ast.Module]) -> set[str]:
     return found
 
 
+def test_operations_that_draw_and_write() -> None:
+    aten, x = torch.ops.aten, torch.ones(2, 3)
+    assert _compilers.draws(aten.rand.default, [[2]], {})
+    assert not _compilers.draws(aten.add.Tensor, [x, x], {})
+    attention = aten._scaled_dot_product_flash_attention_for_cpu.default
+    assert not _compilers.draws(attention, [x, x, x], {})
+    assert _compilers.draws(attention, [x, x, x, 0.5], {})
+    assert _torch.operation_of(attention) is _torch.attention_on_cpu
+    assert _torch.attention_on_cpu_backward.default
+    assert [w for _, w in _compilers.arguments_of(aten.add_.Tensor, [x, x], {})][:2] == [True, False]
+    norm = [x, None, None, x[0], x[1], True, 0.1, 1e-5]
+    written = [given for given, writes in _compilers.arguments_of(aten.native_batch_norm.default, norm, {}) if writes]
+    assert len(written) == 2
+    norm[5] = False
+    assert not any(writes for _, writes in _compilers.arguments_of(aten.native_batch_norm.default, norm, {}))
+    with _torch.fake_tensors():
+        fake = torch.ones(2)
+    assert _compilers.fake_mode_of([3, fake]) is fake.fake_mode
+    with _compilers.fake_mode_of([3]):
+        assert _torch.is_fake(torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_a_compiled_backward_pass_saved_stays(w: Tensor) -> None:
+    """Asked for by two passes, within a pass that keeps its graph."""
+    run: list[Any] = []
+
+    def note(graph: Any, examples: Any) -> Any:
+        run.append(_compilers.compiled_with_backward(graph, examples, "aot_eager"))
+        return run[-1]
+
+    torch._dynamo.reset()
+    out = torch.compile(lambda a: (a.exp().sin() * a).sum(), backend=note)(w)
+
+    class Inside(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Tensor) -> Tensor:
+            return a.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            (found,) = _compilers.gradients_of_compiled([out], [w], [g[0]])
+            assert found is not None
+            return found
+
+    leaf = w.detach().clone().requires_grad_()
+    around = Inside.apply(leaf)
+    first, second = (torch.autograd.grad(around, leaf, torch.ones(2), retain_graph=keep)[0] for keep in (True, False))
+    expected = torch.cos(w.exp()) * w.exp() * w + torch.sin(w.exp())
+    torch.testing.assert_close(first, expected.detach())
+    assert torch.equal(first, second)
+    assert len(run) == 1
+
+
+def test_every_interface_is_tried() -> None:
+    """All names of the two doors stand in this file, but for those that are types alone."""
+    tried = Path(__file__).read_text()
+    for door in (_torch, _compilers):
+        tree = ast.parse(Path(str(door.__file__)).read_text())
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        missing = {name for name in names if not name.startswith("_") and f".{name}(" not in tried}
+        assert missing <= {"uncompiled", "dump_memory_history", "record_memory_history", "saved_attribute"}, missing
+
+
 def test_there_is_one_door() -> None:
     """No other file reads a name with an underscore that is not of this package."""
     roots = (LIBRARY, Path(gramjd.kernels.__file__).parent, Path(gramjd.profiling.__file__).parent)
     files = {file: ast.parse(file.read_text()) for root in roots for file in root.rglob("*.py")}
-    ours = own_names([tree for file, tree in files.items() if file.name != "_torch.py"])
+    ours = own_names([tree for file, tree in files.items() if file.name not in DOORS])
     found = []
     for file, tree in files.items():
-        for node in ast.walk(tree) if file.name != "_torch.py" else ():
+        for node in ast.walk(tree) if file.name not in DOORS else ():
             if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr) and node.attr not in ours | STANDARD:
                 found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):

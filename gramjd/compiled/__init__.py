@@ -11,4 +11,5 @@ run.py       the ways to run a graph
 capture.py   any step on a GPU as one CUDA graph, without a trace
 region.py    `torch.compile(model, backend="gramjd")`: a compiled model whose layers a walk sees
 step.py      `gramjd.compile`: first eager, then compiled, one graph per circumstance
+_compilers.py  what all of these rely on in private parts of PyTorch
 """

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gramjd.compiled import _compilers
 from gramjd.engine import _torch
 from gramjd.engine.autograd import casts
 from gramjd.kernels.dispatch import current_backend
@@ -102,13 +103,13 @@ class Outside:
 
     def key(self) -> Hashable:
         """How the modules hang together, and all values as they are now."""
-        shapes = tuple(map(_torch.shape_of, self.modules))
+        shapes = tuple(map(_compilers.shape_of, self.modules))
         values = [id(value) if isinstance(value, Tensor) else value for value in self._values()]
         return shapes, tuple(values)
 
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers that the modules have now."""
-        homes = [home for module in self.modules for home in _torch.homes_of(module)]
+        homes = [home for module in self.modules for home in _compilers.homes_of(module)]
         return [tensor for home in homes for tensor in home.values() if tensor is not None]
 
     def keep(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gramjd.engine import _torch
+from gramjd.compiled import _compilers
 from gramjd.kernels.tracing import TraceError
 
 
@@ -44,7 +44,7 @@ class Held:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         self.model, self.optimizer = model, optimizer
         self.modules = list(model.modules())
-        homes = [_torch.homes_of(module) for module in self.modules]
+        homes = [_compilers.homes_of(module) for module in self.modules]
         self.parameters = _places(parameters for parameters, _ in homes)
         self.buffers = _places(buffers for _, buffers in homes)
 

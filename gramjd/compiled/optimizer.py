@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gramjd.engine import _torch
+from gramjd.compiled import _compilers
 from gramjd.kernels.tracing import TraceError
 
 # Calls with a scale, and what is computed for them: (self, other operands, scale) to what is added to self.
@@ -66,9 +66,9 @@ def traceable(
         if id(p) in leaves:
             optimizer.state[leaves[id(p)]] = {name: state.get(id(value), value) for name, value in values.items()}
     before = {p: dict(values) for p, values in optimizer.state.items()}
-    counted = _torch.optimizer_marks(optimizer)
+    counted = _compilers.optimizer_marks(optimizer)
     try:
-        with _torch.compiling(), Scaled():
+        with _compilers.compiling(), Scaled():
             yield
         _check(optimizer.state, before)
     finally:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gramjd.compiled import _compilers
 from gramjd.compiled.check import undone
-from gramjd.engine import _torch
 
 MODES = ("default", "reduce-overhead", "graph")
 Runner = Callable[..., Sequence[Any]]
@@ -17,7 +17,7 @@ Runner = Callable[..., Sequence[Any]]
 
 def draws(graph: fx.GraphModule) -> bool:
     """Returns True if random numbers are drawn."""
-    return any(_torch.draws(node.target, node.args, node.kwargs) for node in graph.graph.nodes)
+    return any(_compilers.draws(node.target, node.args, node.kwargs) for node in graph.graph.nodes)
 
 
 def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
@@ -29,8 +29,8 @@ def as_graph(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runn
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:
     """One compiled function. Random numbers are drawn from PyTorch's generator, in an order of its own."""
     # On a CPU the calls between kernels would take longer than small kernels do: they are compiled, too.
-    options = {"cpp_wrapper": all(not t.is_cuda for t in inputs), "fallback_random": draws(graph)}
-    return _torch.compiled_graph(graph, inputs, options)
+    options = {"cpp_wrapper": all(t.device.type == "cpu" for t in inputs), "fallback_random": draws(graph)}
+    return _compilers.compiled_graph(graph, inputs, options)
 
 
 def launched(graph: fx.GraphModule, inputs: Sequence[Tensor], held: int) -> Runner:

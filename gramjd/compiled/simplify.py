@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from gramjd.compiled import _compilers
 from gramjd.engine import _torch
 from gramjd.kernels.tracing import TraceError
 
@@ -99,7 +100,7 @@ def reshaped(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _reshape(nodes: Iterable[fx.Node]) -> None:
     for node in nodes:
-        if node.target in (aten.view.default, _torch.unsafe_view):
+        if node.target in (aten.view.default, _compilers.unsafe_view):
             node.target = aten.reshape.default
 
 

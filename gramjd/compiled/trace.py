@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from gramjd.compiled import _compilers
 from gramjd.compiled.simplify import simplified
 from gramjd.engine import _torch
 from gramjd.kernels.tracing import TraceError, Tracing, traced
@@ -59,7 +60,7 @@ def trace(
 
     try:
         with traced(state), torch.no_grad():
-            graph = _torch.make_graph(run, inputs)
+            graph = _compilers.make_graph(run, inputs)
     except TraceError:
         raise
     except Exception as error:

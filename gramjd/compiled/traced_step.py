@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from gramjd.compiled import check
+from gramjd.compiled import _compilers, check
 from gramjd.compiled.guards import Batch
 from gramjd.compiled.held import Held, replaced, unchanged
 from gramjd.compiled.optimizer import rates, traceable
@@ -83,7 +83,7 @@ class TracedStep:
         """
         held = Held(step.model, step.optimizer)
         _check(held, batch)
-        if step.optimizer is None or _torch.optimizer_hooks(step.optimizer):
+        if step.optimizer is None or _compilers.optimizer_hooks(step.optimizer):
             return cls(step, held, batch, False)
         try:
             return cls(step, held, batch, True)
@@ -205,7 +205,7 @@ class TracedStep:
             if any(p.grad is not None for p in parameters):
                 optimizer.zero_grad()
             if self.steps:
-                _torch.mark_stepped(optimizer)
+                _compilers.mark_stepped(optimizer)
                 return
         assert self._outputs is not None, "set by the trace"
         add_to_grad((parameters[n], g) for n, g in zip(self._outputs.trained, rest, strict=False))
@@ -331,11 +331,7 @@ def _check(held: Held, batch: Batch) -> None:
         raise TraceError("has an optimizer with a parameter that is not in the model")
     if any(t.requires_grad for t in batch.tensors):
         raise TraceError("is given a tensor that requires grad")
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
+    if graphs.several_processes():
         raise TraceError("is one of several processes, whose gradients are reduced by hooks")
 
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
+from gramjd.compiled import _compilers
 from gramjd.compiled.held import Held, replaced
 from gramjd.compiled.trace import trace
-from gramjd.engine import _torch
 from gramjd.errors import InputError
 from gramjd.experiments.networks import cifar_net
 from gramjd.kernels import use_backend
@@ -151,7 +151,7 @@ def _plain_compiled(work: Work) -> Ready:
         return [loss.detach()]
 
     inputs = [*[place.tensor.detach() for place in held.places], *work.batch]
-    run = _torch.compiled_graph(trace(program, inputs, donates=False, shorter=False).graph, inputs, {})
+    run = _compilers.compiled_graph(trace(program, inputs, donates=False, shorter=False).graph, inputs, {})
 
     def take() -> None:
         with torch.no_grad():
