@@ -103,7 +103,7 @@ def all_finite(values: Tensor) -> bool:
     return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
-def as_inputs(inputs: Inputs, name: str = "inputs") -> list[Tensor] | None:
+def as_inputs(inputs: Inputs, name: str = "inputs") -> Selected | None:
     """The inputs as a list of distinct tensors; None for all leaves."""
     if inputs is None:
         return None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gramjd.distributed.ranks import Ranks
-from gramjd.distributed.wire import packed, size_of, unpacked
+from gramjd.distributed.wire import Parcel, unpacked
 from gramjd.engine.consumers.cross import add_products
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.cotangent import index_tensor
@@ -86,10 +86,9 @@ class Exchange:
     def _add(self, n: int, jacobian: Jacobian) -> None:
         """What one parameter adds, on all ranks at once."""
         ranks = self.ranks
-        parcel = packed(jacobian) if jacobian.factors else None
+        parcel = Parcel(jacobian) if jacobian.factors else None
         d = math.prod(jacobian.shape) * (2 if self.parameters[n].is_complex() else 1)
-        found = ranks.meet(0 if parcel is None else parcel.nbytes, size_of(jacobian))
-        sizes = [size for size, *_ in found]
+        sizes = [size for size, *_ in ranks.meet(0 if parcel is None else parcel.nbytes)]
         if not any(sizes):
             return
         self.reached.add(n)
@@ -97,7 +96,7 @@ class Exchange:
         by_rows = self.starts[-1] * d * self.dtype.itemsize * (ranks.size - 1) / ranks.size
         if by_factors <= by_rows and not self.mean:
             self._own.add_share(jacobian)
-            self._by_factors(jacobian, parcel, sizes)
+            self._by_factors(jacobian, None if parcel is None else parcel.packed(), sizes)
         else:
             self._by_rows(jacobian, d)
 

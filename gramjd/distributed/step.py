@@ -24,7 +24,7 @@ from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import InputError, RankError, graph_errors
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_given, as_inputs, as_losses, as_scale
+from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_given, as_inputs, as_losses, as_names, as_scale
 from gramjd.options import as_choice
 
 _WIDTHS = (torch.float32, torch.float64)
@@ -34,13 +34,15 @@ ACROSS = ("stack", "mean")
 class Side(NamedTuple):
     """What this rank brings: its losses (maybe none), their graph, and the parameters in the order of all ranks.
 
-    `structure`: a check sum of what decides that order; 0 where it was given.
+    `structure`: a check sum of what decides that order; 0 where it was given. `asked`: each parameter was asked for by
+    itself, so that some loss has to reach it.
     """
 
     losses: list[Tensor]
     graph: Graph | None
     parameters: list[Tensor]
     structure: int
+    asked: bool
 
     @property
     def m(self) -> int:
@@ -92,7 +94,9 @@ def group_backward(
         counts, G = _gramian(ranks, side, limits, kept, UPDATES.index(update), wrapper, mean=mean)
         G = G if scale == 1 else G / scale / scale
         values = ranks.vectors(_values(side, G.dtype) / scale, counts)
-        weights = weights_of(aggregator, G, values.view(ranks.size, -1).mean(0) if mean else values)
+        # Names are those of one rank's losses, and so of the means.
+        names = as_names(losses) if mean else None
+        weights = weights_of(aggregator, G, values.view(ranks.size, -1).mean(0) if mean else values, names=names)
         ranks.meet()
         weights = ranks.of_first(weights)
         start = sum(counts[: ranks.rank])
@@ -101,7 +105,7 @@ def group_backward(
             _through(wrapper, ranks, side, mine, retain_graph)
         else:
             _updates(ranks, side, targets, mine, kept, retain_graph)
-    return GramStep(weights, G)
+    return GramStep(weights, G, names)
 
 
 def group_gramian(
@@ -133,15 +137,14 @@ def _side(losses: Losses, inputs: Inputs) -> Side:
     if not found:
         if targets is None:
             raise InputError("this rank has no losses, so that its parameters are not known: pass `inputs`")
-        return Side([], None, list(targets), 0)
-    if targets is not None:
-        optional = Selected(targets)
-        optional.optional = True  # what this rank's losses do not reach, another's may
-        targets = optional
-    graph = compute.read(found, targets)
-    if targets is not None:
-        return Side(found, graph, list(targets), 0)
-    return Side(found, graph, list(graph.targets.values()), _structure(graph))
+        return Side([], None, list(targets), 0, not targets.optional)
+    if targets is None:
+        graph = compute.read(found, None)
+        return Side(found, graph, list(graph.targets.values()), _structure(graph), False)
+    # What this rank's losses do not reach, another's may.
+    optional = Selected(targets)
+    optional.optional = True
+    return Side(found, compute.read(found, optional), list(targets), 0, not targets.optional)
 
 
 def _structure(graph: Graph) -> int:
@@ -196,7 +199,14 @@ def _gramian(
 
         what = "a Gramian over ranks needs the rows of all losses of a rank"
         compute.notify(compute.at_once(graph, side.losses, on_target, limits, what))
-    return counts, exchange.finish()
+    G = exchange.finish()
+    missing = [p for n, p in enumerate(side.parameters) if n not in exchange.reached]
+    if side.asked and missing:
+        raise RankError(
+            f"an input (shape {tuple(missing[0].shape)}) is not reached by any loss of any rank: remove it from "
+            "`inputs`, or compute the losses from it (raised on all ranks; `.grad` was left as it was)"
+        )
+    return counts, G
 
 
 def _check_sum(parameters: Sequence[Tensor]) -> int:

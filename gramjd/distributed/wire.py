@@ -7,30 +7,35 @@ import pickle
 import torch
 from torch import Tensor
 
-from gramjd.engine.factor import Factor
 from gramjd.engine.parameter import Jacobian
 
 # The length of the pickled part comes first, in so many bytes; tensors begin at multiples of the second.
 PREFIX, ALIGNED = 8, 16
 
 
-def packed(jacobian: Jacobian) -> Tensor:
-    """One vector of bytes that holds a Jacobian."""
-    parts: list[Tensor] = []
-    described = []
-    for factor in jacobian.factors:
-        tensors = [t.detach().contiguous() for t in factor.tensors]
-        bare = factor.with_tensors([t.new_empty(0) for t in tensors])
-        described.append((_cpu(bare), [(tuple(t.shape), t.dtype) for t in tensors]))
-        parts += [t.reshape(-1).view(torch.uint8) for t in tensors]
-    head = pickle.dumps((jacobian.shape, described))
-    front = torch.frombuffer(bytearray(len(head).to_bytes(PREFIX, "little") + head), dtype=torch.uint8)
-    device = parts[0].device if parts else front.device
-    return torch.cat([_filled(part.to(device)) for part in (front, *parts)])
+class Parcel:
+    """A Jacobian to be sent: `nbytes` is known before it is put together.
 
+    A pickled part, with its length in front of it; then the tensors, each at a multiple of `ALIGNED`.
+    """
 
-def _cpu(factor: Factor) -> Factor:
-    return factor.to(torch.device("cpu"))
+    def __init__(self, jacobian: Jacobian) -> None:
+        self._parts: list[Tensor] = []
+        described = []
+        for factor in jacobian.factors:
+            tensors = [t.detach().contiguous() for t in factor.tensors]
+            bare = factor.with_tensors([t.new_empty(0) for t in tensors])
+            described.append((bare.to(torch.device("cpu")), [(tuple(t.shape), t.dtype) for t in tensors]))
+            self._parts += [t.reshape(-1).view(torch.uint8) for t in tensors]
+        head = pickle.dumps((jacobian.shape, described))
+        front = bytearray(len(head).to_bytes(PREFIX, "little") + head)
+        self._front = torch.frombuffer(front, dtype=torch.uint8)
+        self.nbytes = sum(len(part) + -len(part) % ALIGNED for part in (self._front, *self._parts))
+
+    def packed(self) -> Tensor:
+        """One vector of bytes."""
+        device = self._parts[0].device if self._parts else self._front.device
+        return torch.cat([_filled(part.to(device)) for part in (self._front, *self._parts)])
 
 
 def _filled(part: Tensor) -> Tensor:
@@ -39,7 +44,7 @@ def _filled(part: Tensor) -> Tensor:
 
 
 def unpacked(parcel: Tensor, device: torch.device) -> Jacobian:
-    """The Jacobian that `packed` made bytes of."""
+    """The Jacobian that a parcel holds."""
     length = int.from_bytes(bytes(parcel[:PREFIX].tolist()), "little")
     shape, described = pickle.loads(parcel[PREFIX : PREFIX + length].cpu().numpy().tobytes())  # of this group's ranks
     at = PREFIX + length + -(PREFIX + length) % ALIGNED
@@ -53,8 +58,3 @@ def unpacked(parcel: Tensor, device: torch.device) -> Jacobian:
             at += nbytes + -nbytes % ALIGNED
         factors.append(bare.with_tensors(tensors))
     return Jacobian(shape, factors)
-
-
-def size_of(jacobian: Jacobian) -> int:
-    """Bytes of the tensors of a Jacobian."""
-    return sum(t.nbytes for factor in jacobian.factors for t in factor.tensors)

@@ -225,6 +225,22 @@ def bad_option(net: nn.Module) -> object:
     return gramjd.gram_backward(losses_of("mlp", net, 2, dist.get_rank()), update=update, group=dist.group.WORLD)
 
 
+def not_reached(net: nn.Module) -> object:
+    inputs = [*net.parameters(), torch.ones(4, dtype=torch.float64, requires_grad=True)]
+    return gramjd.gram_backward(losses_of("mlp", net, 2, dist.get_rank()), inputs=inputs, group=dist.group.WORLD)
+
+
+def means_by_name() -> None:
+    """Names are those of the means, and an aggregator by name gets them."""
+    net = network("tasks")
+    losses = losses_of("tasks", net, 3, dist.get_rank())
+    named = dict(zip("abc", losses, strict=True))
+    aggregator = gramjd.ByName(gramjd.UPGrad(), ["c", "a", "b"])
+    step = gramjd.gram_backward(named, aggregator, group=dist.group.WORLD, across="mean")
+    assert step.names == ("a", "b", "c")
+    torch.testing.assert_close(step.weights, gramjd.UPGrad()(step.gramian))
+
+
 def size() -> int:
     return dist.get_world_size()
 
@@ -245,6 +261,7 @@ SCENES: dict[str, Callable[[], None]] = {
     "means": lambda: of_means("backward"),
     "means_reuse": lambda: of_means("reuse"),
     "means_wrapped": lambda: of_means("backward", wrapped=True),
+    "means_by_name": means_by_name,
     "gramian": lambda: gramian_only("cnn", uneven(size())),
     "subgroup": subgroup,
     "not_finite": lambda: fails("rank 1: LossError: losses has NaN", not_finite),
@@ -253,6 +270,7 @@ SCENES: dict[str, Callable[[], None]] = {
     "in_the_walk": lambda: fails("rank 1: ValueError: no gradient here", in_the_walk),
     "in_the_weights": lambda: fails("rank 1: ArithmeticError: no weights", in_the_weights),
     "no_losses": lambda: fails("no rank has a loss", no_losses),
+    "not_reached": lambda: fails(r"an input \(shape \(4,\)\) is not reached by any loss of any rank", not_reached),
     "bad_option": lambda: fails("rank 1: InputError: update is 'twice'", bad_option),
 }
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ import gramjd
 from gramjd.errors import InputError, LossError
 from gramjd.integrations.lightning import GramMixin
 from gramjd.profiling import GramMonitor
+from tests.ranks import run_ranks
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra `lightning`")
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
@@ -286,28 +285,6 @@ def ddp(manual: bool) -> None:
 
 @pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
 def test_two_processes(manual: bool) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     # As torchrun sets them, so that Lightning starts no processes of its own.
-    given |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    given |= {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONWARNINGS": "ignore"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"from tests.integrations.test_lightning import ddp; ddp({manual})"],
-            env=os.environ | given | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=300)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
+    given = {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore"}
+    run_ranks(2, ["-c", f"from tests.integrations.test_lightning import ddp; ddp({manual})"], 300, given)
