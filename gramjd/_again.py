@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from gramjd.engine.autograd import AUTOCAST
+from gramjd.engine.autograd import casts, under
 from gramjd.errors import LossError
 from gramjd.losses import Losses, as_given, as_losses
 
@@ -24,8 +24,7 @@ class Again:
     def __init__(self, function: Callable[..., Losses], arguments: Sequence[Any]) -> None:
         self._function, self._arguments = function, arguments
         self._cpu, self._devices = torch.get_rng_state(), get_device_states(*arguments)
-        kinds = [kind for kind in AUTOCAST if torch.is_autocast_enabled(kind)]
-        self._casts = {kind: torch.get_autocast_dtype(kind) for kind in kinds}
+        self._casts = casts()
         self._values: list[Tensor] = []
 
     def first(self) -> Losses:
@@ -43,10 +42,7 @@ class Again:
             torch.set_rng_state(self._cpu)
             set_device_states(devices, states)
             stack.enter_context(torch.enable_grad())
-            for kind in AUTOCAST:
-                if kind in self._casts or torch.is_autocast_enabled(kind):
-                    dtype = self._casts.get(kind)
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=dtype is not None))
+            stack.enter_context(under(self._casts))
             found = as_losses(self._function(*self._arguments))
         before = [value for value in self._values if value.numel()]
         gap = _gap(found, before)

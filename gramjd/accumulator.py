@@ -11,7 +11,15 @@ from torch import Tensor
 
 from gramjd._again import Again, listed
 from gramjd.aggregation import Coordinatewise, UPGrad
-from gramjd.backward import Aggregator, GramStep, check_aggregator, restoring, weighted_backward, weights_of
+from gramjd.backward import (
+    NONFINITE,
+    Aggregator,
+    GramStep,
+    check_aggregator,
+    restoring,
+    weighted_backward,
+    weights_of,
+)
 from gramjd.engine import compute
 from gramjd.engine._torch import uncompiled
 from gramjd.engine.accumulate import Blocks, planned_bytes
@@ -33,7 +41,6 @@ from gramjd.options import as_choice, as_count
 from gramjd.text_table import aligned
 
 KEEPS = ("device", "cpu", "nothing")
-NONFINITE = ("raise", "pass")
 
 
 class Accumulator:

@@ -18,6 +18,7 @@ from gramjd.engine import compute
 from gramjd.engine._torch import profiler_runs, uncompiled
 from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
+from gramjd.engine.graph import Graph, several_processes
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, RanksWarning, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Given, Inputs, Losses, all_finite, as_budget, as_inputs, as_named, as_scale
@@ -171,19 +172,9 @@ def gram_backward(
             _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict, scale)
         return None
     check_aggregator(aggregator)
-    kept: Kept | None = None
     with chosen(backend), graph_errors():
         with _range("walk"):
-            reuse = update == "reuse" and may_reuse()
-            graph = compute.read(found, sources, everything=reuse)
-            if not reuse and graph.selective and may_reuse():  # it can be gone through once
-                reuse, graph = True, compute.read(found, sources, everything=True)
-            if not strict and not all(all_finite(loss.detach()) for loss in found):
-                G = compute.unknown(graph, found)
-            elif reuse:
-                G, kept = compute.gramian_and_rows(graph, found, targets, memory_budget)
-            else:
-                G = compute.total_of(graph, found, None, memory_budget)
+            graph, G, kept = _gramian(found, sources, targets, update, memory_budget, strict)
         with _range("weights"):
             G = G if scale == 1 else G / scale / scale
             weights = weights_of(aggregator, G, losses, strict, names, scale)
@@ -196,11 +187,29 @@ def gram_backward(
     return GramStep(weights, G, names)
 
 
+def _gramian(
+    losses: list[Tensor],
+    sources: list[Tensor] | None,
+    targets: list[Tensor] | None,
+    update: str,
+    memory_budget: int | None,
+    strict: bool,
+) -> tuple[Graph, Tensor, Kept | None]:
+    """The graph, G, and what the update can be made of instead of a second pass."""
+    reuse = update == "reuse" and may_reuse()
+    graph = compute.read(losses, sources, everything=reuse)
+    if not reuse and graph.selective and not several_processes():  # it can be gone through once
+        reuse, graph = True, compute.read(losses, sources, everything=True)
+    if not strict and not all(all_finite(loss.detach()) for loss in losses):
+        return graph, compute.unknown(graph, losses), None
+    if not reuse:
+        return graph, compute.total_of(graph, losses, None, memory_budget), None
+    return graph, *compute.gramian_and_rows(graph, losses, targets, memory_budget)
+
+
 def _say_that_it_is_local() -> None:
     """Say once that losses of other processes do not count, where there are any."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    if torch.distributed.get_world_size() > 1:
+    if several_processes():
         warn(
             "there are several processes, and the Gramian is that of the losses of this one: what conflicts with the "
             "losses of another is not seen. Pass group=torch.distributed.group.WORLD for one Gramian over all of them",
@@ -216,9 +225,7 @@ def check_aggregator(aggregator: Aggregator) -> None:
 
 def may_reuse() -> bool:
     """Returns False, with a warning, where gradients are reduced over processes by hooks on accumulation."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return True
-    if torch.distributed.get_world_size() < 2:
+    if not several_processes():
         return True
     warn(
         'update="reuse" is done by a second backward pass here: there are several processes, and '

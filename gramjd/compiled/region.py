@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.graph import get_gradient_edge
 
+from gramjd.compiled import _compilers
 from gramjd.engine import _torch
-from gramjd.engine.autograd import casts
+from gramjd.engine.autograd import casts, under
 from gramjd.errors import FallbackWarning, warn
 from gramjd.kernels.tracing import TraceError
 
@@ -52,7 +52,7 @@ def backend(graph: fx.GraphModule, examples: Sequence[Any], *, compiler: str = "
         warn(f"a part of a model that torch.compile compiles for gramjd runs uncompiled: it {reason}", FallbackWarning)
         return graph.forward
     plain = copy.deepcopy(graph)
-    compiled = _torch.compiled_with_backward(graph, examples, compiler)
+    compiled = _compilers.compiled_with_backward(graph, examples, compiler)
 
     def call(*inputs: Any) -> Sequence[Any]:
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
@@ -99,7 +99,7 @@ class Region(torch.autograd.Function):
             leaves, ends = ctx.leaves, [ctx.edges[n] for n in given]
         found: list[Any] = [None] * len(ctx.needs_input_grad)
         if given:
-            gradients = _torch.gradients_of_compiled(ends, list(leaves.values()), list(given.values()))
+            gradients = _compilers.gradients_of_compiled(ends, list(leaves.values()), list(given.values()))
             for n, gradient in zip(leaves, gradients, strict=True):
                 found[n] = gradient
         return tuple(found)
@@ -128,9 +128,7 @@ class Layers:
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
         """The outputs."""
-        with ExitStack() as stack:
-            for device, dtype in self.casts:
-                stack.enter_context(torch.autocast(device, dtype))
+        with under(self.casts):
             found: Sequence[Any] = self.graph(*self.all_of(tensors))
         return found
 
@@ -140,7 +138,7 @@ def _obstacle(graph: fx.GraphModule) -> str:
     inputs = [node.meta.get("example_value") for node in graph.graph.nodes if node.op == "placeholder"]
     watch = _Watch([t for t in inputs if isinstance(t, Tensor)])
     try:
-        with _torch.fake_mode_of(inputs), torch.no_grad(), watch:
+        with _compilers.fake_mode_of(inputs), torch.no_grad(), watch:
             outputs = graph(*inputs)
     except TraceError as error:
         return str(error)
@@ -156,9 +154,9 @@ class _Watch(_torch.TorchDispatchMode):
         self.memory = {_torch.storage_of(t) for t in inputs}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _torch.draws(func, args, kwargs or {}):
+        if _compilers.draws(func, args, kwargs or {}):
             raise TraceError(f"draws random numbers ({func})")
-        given = _torch.arguments_of(func, args, kwargs or {})
+        given = _compilers.arguments_of(func, args, kwargs or {})
         written = [t for t, writes in given if writes]
         if any(isinstance(t, Tensor) and _torch.storage_of(t) in self.memory for t in _torch.tree_leaves(written)):
             raise TraceError(f"writes to one of its inputs ({func})")

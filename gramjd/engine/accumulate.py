@@ -11,7 +11,7 @@ from torch import Tensor
 from gramjd.engine import compute
 from gramjd.engine.autograd import release
 from gramjd.engine.consumers.batches import Batch, Meeting, Visit, bytes_of, cannot_keep, combined
-from gramjd.engine.graph import Graph
+from gramjd.engine.graph import Graph, several_processes
 from gramjd.engine.memory import MemoryLimits, memory_of
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import BudgetError, InputError, in_bytes
@@ -162,8 +162,7 @@ class Blocks:
 
 def _refusal(graph: Graph) -> str | None:
     """Why a micro-batch cannot be kept, if it cannot."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if several and torch.distributed.get_world_size() > 1:
+    if several_processes():
         return "there are several processes, and gradients are reduced over them in a backward pass only"
     return cannot_keep(graph)
 

@@ -26,6 +26,17 @@ def casts() -> list[tuple[str, torch.dtype]]:
     return [(device, torch.get_autocast_dtype(device)) for device in AUTOCAST if torch.is_autocast_enabled(device)]
 
 
+def under(given: Sequence[tuple[str, torch.dtype]]) -> contextlib.ExitStack:
+    """Under these casts, as `casts` gave them, and no others."""
+    stack = contextlib.ExitStack()
+    for device, dtype in given:
+        stack.enter_context(torch.autocast(device, dtype))
+    for device, _ in casts():
+        if device not in dict(given):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
 def plainly() -> contextlib.ExitStack:
     """Without a graph, and without autocast: sums are accumulated in float32 at least, wherever a walk is begun."""
     stack = contextlib.ExitStack()

@@ -199,10 +199,10 @@ class Outer(Factor):
     @cached_property
     def _few(self) -> Tensor | None:
         """While a trace is made: the rows [K, o i], if they are fewer numbers than x and c: the update is then free."""
-        g, K, b, T, i, o = outer.extent(self.x, self.c)
-        if tracing() is None or self.dtype.is_complex or g * b > 1 or T == 1:
+        if tracing() is None or self.dtype.is_complex:
             return None
-        if K * i * o > self.x.numel() + self.c.numel():
+        g, K, b, T, i, o = outer.extent(self.x, self.c)
+        if g * b > 1 or T == 1 or K * i * o > self.x.numel() + self.c.numel():
             return None
         return outer.rows_of_one(self.x, self.c, self.dtype)
 

@@ -125,6 +125,12 @@ def edge_of(tensor: Tensor) -> Edge:
     return edge.node, edge.output_nr
 
 
+def several_processes() -> bool:
+    """Returns True if this process is one of a group of several."""
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: bool = False) -> Graph:
     """Walk the graph from the losses, and find the inputs."""
     roots = [edge_of(loss) for loss in losses]

@@ -92,10 +92,14 @@ class SendFactor(NamedTuple):
 
 
 class SendGraph(NamedTuple):
-    """A graph that computes the same as the node: what arrives at its operands is what the node's inputs receive."""
+    """A graph that computes the same as the node: what arrives at its operands is what the node's inputs receive.
+
+    `numbers`: a plan builds it from operands with numbers, too, where it has tensors of its own on their device.
+    """
 
     operands: tuple[Operand | None, ...]
     build: Callable[[Sequence[Tensor | None]], Sequence[Tensor]]
+    numbers: bool = False
 
 
 Sends = Iterable[Send | SendFactor | SendGraph]

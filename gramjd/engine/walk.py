@@ -231,7 +231,8 @@ class Walk:
         """Walk a graph that computes the same as a node, made on the spot."""
         given: list[Tensor | None] = []
         for edge, operand in enumerate(send.operands):
-            one = None if operand is None else (operand.compute() if self.computes else operand.planned())
+            computes = self.computes or send.numbers
+            one = None if operand is None else (operand.compute() if computes else operand.planned())
             given.append(one if one is None or not view.wants(edge) else one.detach().requires_grad_())
         with torch.enable_grad():
             outputs = send.build(given)

@@ -7,9 +7,8 @@ from gramjd.engine.node import NodeView, Operand, Rule, SendGraph, Sends
 
 def region(node: NodeView) -> Sends:
     """A node that saved its inputs; its `layers` are a function from them to its outputs, made of ordinary layers."""
-    # With numbers in a plan, too: what layers make for themselves lies on their device.
-    operands = [Operand(tuple(t.shape), t.dtype, t.detach, is_ids=True) for t in node.saved_tensors]
-    yield SendGraph(tuple(operands), node.handle.layers)
+    operands = [Operand(tuple(t.shape), t.dtype, t.detach) for t in node.saved_tensors]
+    yield SendGraph(tuple(operands), node.handle.layers, numbers=True)
 
 
 RULES: dict[str, Rule] = {"RegionBackward": region}
