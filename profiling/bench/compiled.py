@@ -12,10 +12,9 @@ import argparse
 import copy
 import json
 import os
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from gramjd.profiling.bench.compiled_tables import compiled_steps
 from gramjd.profiling.bench.models import GPT, MultiTask, PooledEncoder, mlp, vgg
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
-from gramjd.profiling.timing import ratio, spread
+from gramjd.profiling.timing import interleave, ratio, spread
 from gramjd.text_table import aligned, digits
 
 RATE = 1e-4
@@ -229,7 +228,8 @@ def measure(name: str, seconds: float, wanted: Sequence[str], threads: int, roun
             except Exception as error:  # a contender that cannot take a case is named in the table
                 refused[contender] = f"{type(error).__name__}: {str(error)[:200]}"
         clock = time.process_time if threads == 1 else time.perf_counter
-        times = _interleaved({name: one.take for name, one in ready.items()}, seconds, rounds, clock)
+        taken = {name: one.take for name, one in ready.items()}
+        times = interleave(taken, rounds=rounds, warmup=1, seconds=seconds, at_least=AT_LEAST, clock=clock)
         peaks = {contender: peak_bytes(one.take) for contender, one in ready.items()}
     found: dict[str, Any] = {contender: {"refused": reason} for contender, reason in refused.items()}
     for contender, spent in times.items():
@@ -240,32 +240,6 @@ def measure(name: str, seconds: float, wanted: Sequence[str], threads: int, roun
             "peak_bytes": peaks[contender],
         }
     return found
-
-
-def _interleaved(
-    steps: Mapping[str, Callable[[], object]], seconds: float, rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    names = list(steps)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        steps[name]()
-    end = time.perf_counter() + seconds
-    for n in range(rounds):
-        for name in names[n % len(names) :] + names[: n % len(names)]:
-            times[name].append(_steady(steps[name], clock))
-        if n >= 5 and time.perf_counter() > end:
-            break
-    return times
-
-
-def _steady(step: Callable[[], object], clock: Callable[[], float]) -> float:
-    """The median of a few calls: a quick one after slow ones would mostly pay for caches that those left cold."""
-    spent: list[float] = []
-    while sum(spent) < AT_LEAST or not spent:
-        start = clock()
-        step()
-        spent.append(clock() - start)
-    return statistics.median(spent)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -173,13 +173,20 @@ def measure(case: Case, rounds: int, seconds: float, contenders: Sequence[str] =
         except RefusalError as error:
             results[name] = {"refused": said(error)}
     times = interleave(steps, rounds=rounds, seconds=seconds, at_least=0.02, clock=time.process_time)
-    for name, spent in times.items():
-        results[name] = {
+    results |= summary(times)
+    return {name: results[name] for name in contenders}
+
+
+def summary(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """For each contender its time, the ratio to the plain one's, and the number of rounds."""
+    return {
+        name: {
             "milliseconds": spread([1e3 * t for t in spent]).rounded(),
             "ratio": ratio(spent, times["plain"]).rounded(),
             "rounds": len(spent),
         }
-    return {name: results[name] for name in contenders}
+        for name, spent in times.items()
+    }
 
 
 def trained(make: Make, work: Tasks) -> Callable[[], None]:

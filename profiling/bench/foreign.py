@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 
 from gramjd.errors import InputError
 from gramjd.profiling.bench.cases import Case, work_on
-from gramjd.profiling.bench.few import line, load, report
+from gramjd.profiling.bench.few import line, load, report, summary
 from gramjd.profiling.bench.step import Contender, Prepared, gramian_difference, step_of
 from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.methods import RefusalError, said
 from gramjd.profiling.target import Work
-from gramjd.profiling.timing import interleave, ratio, spread
+from gramjd.profiling.timing import interleave
 from gramjd.text_table import aligned
 
 CLASSES = 10
@@ -199,12 +199,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
                 steps[name] = step
         taken = {name: step.take for name, step in steps.items()}
         times = interleave(taken, rounds=rounds, warmup=2, seconds=seconds, at_least=0.02, clock=time.process_time)
-    for name, spent in times.items():
-        results[name] = {
-            "milliseconds": spread([1e3 * t for t in spent]).rounded(),
-            "ratio": ratio(spent, times["plain"]).rounded(),
-            "rounds": len(spent),
-        }
+    results |= summary(times)
     return {name: results[name] for name in CONTENDERS}
 
 
