@@ -20,22 +20,21 @@ class Parcel:
     """
 
     def __init__(self, jacobian: Jacobian) -> None:
-        self._parts: list[Tensor] = []
+        self._tensors = [t.detach() for factor in jacobian.factors for t in factor.tensors]
         described = []
         for factor in jacobian.factors:
-            tensors = [t.detach().contiguous() for t in factor.tensors]
-            bare = factor.with_tensors([t.new_empty(0) for t in tensors])
-            described.append((bare.to(torch.device("cpu")), [(tuple(t.shape), t.dtype) for t in tensors]))
-            self._parts += [t.reshape(-1).view(torch.uint8) for t in tensors]
+            bare = factor.with_tensors([t.new_empty(0) for t in factor.tensors])
+            described.append((bare.to(torch.device("cpu")), [(tuple(t.shape), t.dtype) for t in factor.tensors]))
         head = pickle.dumps((jacobian.shape, described))
         front = bytearray(len(head).to_bytes(PREFIX, "little") + head)
         self._front = torch.frombuffer(front, dtype=torch.uint8)
-        self.nbytes = sum(len(part) + -len(part) % ALIGNED for part in (self._front, *self._parts))
+        sizes = [len(self._front), *(t.numel() * t.dtype.itemsize for t in self._tensors)]
+        self.nbytes = sum(n + -n % ALIGNED for n in sizes)
 
     def packed(self) -> Tensor:
         """One vector of bytes."""
-        device = self._parts[0].device if self._parts else self._front.device
-        return torch.cat([_filled(part.to(device)) for part in (self._front, *self._parts)])
+        parts = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._tensors]
+        return torch.cat([_filled(part.to(parts[0].device)) for part in (self._front, *parts)])
 
 
 def _filled(part: Tensor) -> Tensor:
