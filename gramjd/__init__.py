@@ -122,6 +122,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
         {
             **dict.fromkeys(("aggregation", "engine", "kernels"), "gramjd.multitask"),
             "compiled": "gramjd.compiled.step",
+            "distributed": "gramjd.distributed.step",
             "errors": "gramjd.errors",
             "extend": "gramjd.extend",
             "integrations": "gramjd.integrations",
