@@ -14,7 +14,7 @@ from gramjd.aggregation import Coordinatewise, UPGrad
 from gramjd.aggregation._foreign import refuse_foreign
 from gramjd.aggregation._inner import check_inner
 from gramjd.aggregation._weighting import Weighting
-from gramjd.engine import compute
+from gramjd.engine import compute, dtensor
 from gramjd.engine._torch import profiler_runs, uncompiled
 from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
@@ -178,7 +178,12 @@ def gram_backward(
         with _range("weights"):
             G = G if scale == 1 else G / scale / scale
             weights = weights_of(aggregator, G, losses, strict, names, scale)
+            if graph.mesh is not None:  # they may be drawn at random
+                weights = dtensor.alike(weights, graph.mesh)
         leaves = list(graph.leaves.values()) if targets is None else targets
+        if graph.sharded is not None:
+            leaves = [*leaves, *graph.sharded.shards.values()]
+            targets = None if targets is None else graph.sharded.leaves_for(targets)
         with _range("backward"), restoring(leaves):
             if kept is None:
                 weighted_backward(found, weights, targets, retain_graph)
@@ -197,8 +202,10 @@ def _gramian(
 ) -> tuple[Graph, Tensor, Kept | None]:
     """The graph, G, and what the update can be made of instead of a second pass."""
     reuse = update == "reuse" and may_reuse()
-    graph = compute.read(losses, sources, everything=reuse)
-    if not reuse and graph.selective and not several_processes():  # it can be gone through once
+    graph = compute.read(losses, sources, everything=reuse, spread=True)
+    if reuse and graph.spread:  # gradients are reduced in a backward pass
+        reuse, graph = False, compute.read(losses, sources, spread=True)
+    if not reuse and not graph.spread and graph.selective and not several_processes():  # it can be gone through once
         reuse, graph = True, compute.read(losses, sources, everything=True)
     if not strict and not all(all_finite(loss.detach()) for loss in losses):
         return graph, compute.unknown(graph, losses), None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
-from gramjd.errors import DenseRowsWarning, FallbackWarning, GraphError, InputError, RanksWarning
+from gramjd.errors import DenseRowsWarning, FallbackWarning, InputError, RanksWarning
 
 
 def network() -> nn.Sequential:
@@ -94,35 +94,6 @@ def accumulated() -> None:
     torch.testing.assert_close(found, [torch.stack(given).mean(0) for given in zip(*updates, strict=True)])
 
 
-def refused(losses: Callable[[], Tensor], words: str, inputs: Callable[[], object] = lambda: None) -> None:
-    with pytest.raises(GraphError, match=words):
-        gramjd.gram_backward(losses(), inputs=inputs())
-
-
-def fully_sharded(each: bool) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    net = network()
-    for layer in net if each else ():
-        if list(layer.parameters()):
-            fully_shard(layer)
-    fully_shard(net)
-    refused(lambda: losses_of(net, batch(dist.get_rank(), 0)), "FSDP")
-    dist.barrier()  # no process was left waiting, and no collective was begun
-
-
-def tensor_parallel() -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    net = network()
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
-    refused(lambda: losses_of(net, batch(0, 0)), "DTensor")
-    refused(lambda: losses_of(net, batch(0, 0)), "DTensor", lambda: net)
-    dist.barrier()
-
-
 SCENES = {
     "data_parallel": lambda: in_parallel("backward"),
     "data_parallel_reuse": lambda: in_parallel("reuse"),
@@ -131,9 +102,6 @@ SCENES = {
     "data_parallel_unused": lambda: in_parallel("backward", find_unused_parameters=True),
     "data_parallel_inputs": in_parallel_for_inputs,
     "data_parallel_accumulated": accumulated,
-    "fully_sharded": lambda: fully_sharded(True),
-    "fully_sharded_root_only": lambda: fully_sharded(False),
-    "tensor_parallel": tensor_parallel,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several processes: what a step does under PyTorch's own parallel training, or refuses by name."""
+"""Several processes: what a step does under PyTorch's own parallel training without a `group`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from tests.ranks import run_ranks
         "data_parallel_unused",
         "data_parallel_inputs",
         "data_parallel_accumulated",
-        "fully_sharded",
-        "fully_sharded_root_only",
-        "tensor_parallel",
     ],
 )
 def test_scene(scene: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 import gramjd.engine
 from gramjd.compiled import _compilers
-from gramjd.engine import _torch
+from gramjd.engine import _fsdp, _torch
 from gramjd.engine.graph import LEAF
 
 LIBRARY = Path(gramjd.engine.__file__).parent.parent
-DOORS = ("_torch.py", "_compilers.py")
+DOORS = ("_torch.py", "_compilers.py", "_fsdp.py")
 # Of the standard library.
 STANDARD = {"_asdict", "_replace", "_fields", "_getframe"}
 
@@ -347,10 +348,75 @@ def test_what_a_compiled_backward_pass_saved_stays(w: Tensor) -> None:
     assert len(run) == 1
 
 
+def test_sharded_modules(tmp_path: Path) -> None:
+    """A group of one process shards as larger ones do."""
+    assert not _fsdp.loaded()
+    assert _fsdp.states() == []
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        from torch.distributed.fsdp import fully_shard
+
+        layer, first = nn.Linear(2, 3), nn.Linear(2, 2)
+        fully_shard(layer, reshard_after_forward=True)
+        assert _fsdp.loaded()
+        (state,) = _fsdp.states()
+        (group,) = _fsdp.groups(state)
+        assert _fsdp.parameters(group) == []  # nothing was gathered yet
+        out = layer(first(torch.ones(1, 2)))
+        pairs = _fsdp.parameters(group)
+        assert all(shard is p for (shard, _), p in zip(pairs, layer.parameters(), strict=True))
+        (_, weight), _ = pairs
+        assert weight.shape == (3, 2)
+        assert not _fsdp.is_gathered(group)
+        assert weight.untyped_storage().nbytes() == 0
+        names: dict[str, Any] = {}
+        stack = [out.grad_fn]
+        while stack:
+            node = stack.pop()
+            names[node.name()] = node
+            stack += [child for child, _ in node.next_functions if child is not None]
+        assert names[_fsdp.LEAVING].param_group is group
+        _fsdp.gather(group)
+        assert _fsdp.is_gathered(group)
+        torch.testing.assert_close(weight.detach(), pairs[0][0].full_tensor().detach())
+        _fsdp.free(group)
+        assert weight.untyped_storage().nbytes() == 0
+        assert _fsdp.ranks(group) == (1, [0])
+        assert _fsdp.divisor(group) == 1
+        layer.set_gradient_divide_factor(3.0)
+        assert _fsdp.divisor(group) == 3
+        _frames_of_hooks(out, state, group)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _frames_of_hooks(out: Tensor, state: Any, group: Any) -> None:
+    """The hook on the output is seen in its frame; while it is quiet it gathers nothing."""
+    seen = []
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        found = _fsdp.state_of_hook(frame)
+        if found is not None:
+            seen.append((found, _fsdp.is_own(frame)))
+
+    before = group._training_state
+    place = (GradientEdge(out.grad_fn, 0),)
+    with _fsdp.quiet([state]):
+        sys.settrace(watch)
+        try:
+            _torch.run_backward(place, (torch.ones(1, 3),), place, True)
+        finally:
+            sys.settrace(None)
+        assert not _fsdp.is_gathered(group)
+    assert (state, True) in seen
+    assert _fsdp.state_of_hook(sys._getframe()) is None
+    assert group._training_state == before
+
+
 def test_every_interface_is_tried() -> None:
-    """All names of the two doors stand in this file, but for those that are types alone."""
+    """All names of the doors stand in this file, but for those that are types alone."""
     tried = Path(__file__).read_text()
-    for door in (_torch, _compilers):
+    for door in (_torch, _compilers, _fsdp):
         tree = ast.parse(Path(str(door.__file__)).read_text())
         names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         missing = {name for name in names if not name.startswith("_") and f".{name}(" not in tried}

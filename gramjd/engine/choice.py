@@ -69,6 +69,8 @@ def choose(
         return Choice(False, "in anomaly mode a walk looks at what each node returns")
     if graph.hooks.edges or graph.hooks.nodes:
         return Choice(False, "there are hooks")
+    if graph.spread:
+        return Choice(False, "the model is spread over processes")
     if m > FEW and way is None:
         return Choice(False, f"more than {FEW} losses")
     survey = survey_of(graph, losses)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gramjd.engine import dtensor, hooks
 from gramjd.engine import graph as graphs
-from gramjd.engine import hooks
 from gramjd.engine.autograd import plainly
 from gramjd.engine.choice import Choice, choose
 from gramjd.engine.consumers.columns import Columns, Combine
@@ -18,7 +18,7 @@ from gramjd.engine.consumers.cross import Rectangle
 from gramjd.engine.consumers.gramian import Gramian, Total
 from gramjd.engine.consumers.rows import Rows
 from gramjd.engine.consumers.update import Kept
-from gramjd.engine.graph import Edge, Graph, Selected
+from gramjd.engine.graph import SPREAD, Edge, Graph, Selected
 from gramjd.engine.layout import Mask, Owners
 from gramjd.engine.memory import NO_LIMITS, MemoryLimits, Meter, OverBudgetError
 from gramjd.engine.node import LostAxis
@@ -26,7 +26,7 @@ from gramjd.engine.notices import name_others, notify
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.structure import structured
 from gramjd.engine.walk import OnTarget, walked
-from gramjd.errors import BudgetError, InputError, in_bytes
+from gramjd.errors import BudgetError, GraphError, InputError, in_bytes
 from gramjd.kernels.products import library_fixed
 
 
@@ -36,11 +36,12 @@ def read(
     missing_ok: bool = False,
     everything: bool = False,
     beside: Sequence[Tensor] | None = None,
+    spread: bool = False,
 ) -> Graph:
     """The graph between losses and inputs, with its hooks.
 
     `everything`: where no inputs are named, leaves that are no parameters are targets as well. `beside`: further
-    inputs, whatever `inputs` are.
+    inputs, whatever `inputs` are. `spread`: the caller can deal with models that are spread over processes.
     """
     graph = graphs.read(losses, inputs, missing_ok)
     if everything:
@@ -48,6 +49,10 @@ def read(
     if beside is not None:
         graph.targets |= graphs.chosen(graph, beside)
     graph.hooks = hooks.find(structured(graph))
+    if graph.sharded is not None:
+        graph.sharded = graph.sharded if graph.sharded.met(graph) else None
+    if graph.spread and not spread:
+        raise GraphError(SPREAD)
     return graph
 
 
@@ -59,7 +64,7 @@ def total(
     kind: type[Total] = Gramian,
 ) -> Tensor:
     """The Gramian [m, m] (or another kind of total) of the losses over the inputs; the graph stays usable."""
-    return total_of(read(losses, inputs), losses, dtype, memory_budget, kind)
+    return total_of(read(losses, inputs, spread=True), losses, dtype, memory_budget, kind)
 
 
 def total_of(
@@ -75,9 +80,12 @@ def total_of(
     choice = choose(graph, losses, limits, list(graph.targets))
     if choice.passes:
         by_passes(graph, losses, choice, found, list(graph.targets))
+    elif graph.spread:  # the ranks walk together: none may walk several times
+        what = "a Gramian of a model that is spread over processes needs the rows of all losses"
+        notify(at_once(graph, losses, lambda _, jacobian: found.add_share(jacobian), limits, what))
     else:
         notify(_add_all(graph, losses, dict.fromkeys(graph.targets, found), limits))
-    return found.finished()
+    return found.finished() if graph.mesh is None else dtensor.summed(found.finished(), graph.mesh)
 
 
 def by_passes(

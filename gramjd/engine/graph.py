@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from gramjd.engine import _torch
+from gramjd.engine import _fsdp, _torch, dtensor
 from gramjd.engine._torch import Node
+from gramjd.engine.sharding import Sharded
 from gramjd.errors import GraphError, InputError
 
 Edge = tuple[Node, int]
@@ -21,11 +22,14 @@ LEAF = "torch::autograd::AccumulateGrad"
 # For parameters that PyTorch's own parallel training has spread over processes.
 NOT_SHARDED = "use DistributedDataParallel, or a module that is not sharded"
 FSDP = (
-    "the model is sharded by FSDP, which gathers and frees parameters around its own backward pass, where a walk "
-    f"cannot follow: {NOT_SHARDED}"
+    "the model is sharded by FSDP in a way that a walk cannot follow: shard it by "
+    f"torch.distributed.fsdp.fully_shard and call gram_backward or gramian; else {NOT_SHARDED}"
+)
+SPREAD = (
+    "the model is spread over processes, by FSDP or by tensor parallelism, where gram_backward and gramian alone can "
+    f"follow: call one of them; else {NOT_SHARDED}"
 )
 REFUSED = {
-    "RegisterPostBackwardFunctionBackward": FSDP,
     "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which "
     "pairs gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "
     "(Tensor.register_hook)",
@@ -70,6 +74,10 @@ class Graph:
     # Leaves that are no parameters, where parameters are the inputs because none were named.
     others: dict[Edge, Tensor] = field(default_factory=dict)
     hooks: Any = None
+    # What of it is sharded over processes.
+    sharded: Sharded | None = None
+    # The mesh that tensors of the graph are spread over, as DTensors.
+    mesh: Any = None
     # A `Structure`: see there.
     structure: Any = None
     # What nodes do, for those that had to be watched to find out.
@@ -84,6 +92,11 @@ class Graph:
     def number(self) -> dict[Node, int]:
         """The number of each node."""
         return {node: n for n, node in enumerate(self.edges)}
+
+    @property
+    def spread(self) -> bool:
+        """True if a part of it is spread over processes."""
+        return self.sharded is not None or self.mesh is not None
 
     @property
     def visited(self) -> list[Node]:
@@ -147,10 +160,15 @@ def read(losses: Sequence[Tensor], inputs: Sequence[Tensor] | None, missing_ok: 
         edges[node] = node.next_functions
         stack.extend([child for child, _ in edges[node] if child is not None and child not in edges])
     graph = Graph(roots, {}, edges, names)
+    if _fsdp.loaded():
+        graph.sharded = Sharded.of(list(graph.leaves.values()))
+        if graph.sharded is not None and inputs is not None:
+            inputs = graph.sharded.leaves_for(inputs)
     graph.targets, graph.others = _by_default(graph) if inputs is None else (chosen(graph, inputs, missing_ok), {})
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        graph.mesh = dtensor.mesh_of(list(graph.leaves.values()))
         for tensor in graph.targets.values():
-            _refuse_sharded(tensor)
+            _refuse_freed(graph, tensor)
     return graph
 
 
@@ -181,12 +199,8 @@ def chosen(graph: Graph, inputs: Sequence[Tensor], missing_ok: bool = False) -> 
     return reached
 
 
-def _refuse_sharded(tensor: Tensor) -> None:
-    if type(tensor).__name__ == "DTensor":
-        raise GraphError(
-            f"a parameter of shape {tuple(tensor.shape)} is a DTensor, spread over several processes by FSDP or tensor "
-            f"parallelism, which a walk cannot follow: {NOT_SHARDED}"
-        )
+def _refuse_freed(graph: Graph, tensor: Tensor) -> None:
     held = tensor.layout == torch.strided and tensor.numel() > 0 and not tensor.is_meta
-    if held and not tensor.untyped_storage().nbytes():
+    gathered = graph.sharded is not None and id(tensor) in graph.sharded.shards
+    if held and not gathered and not tensor.untyped_storage().nbytes():
         raise GraphError(f"a parameter of shape {tuple(tensor.shape)} has no memory: {FSDP}")

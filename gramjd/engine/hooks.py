@@ -22,20 +22,22 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gramjd.engine import _torch
+from gramjd.engine import _fsdp, _torch
 from gramjd.engine.autograd import by_engine, on_device
 from gramjd.engine.graph import FSDP, LEAF, Edge, Graph, Metadata, Node
 from gramjd.errors import GraphError
 
-SHARDED = "torch.distributed.fsdp"
-
 
 @dataclass
 class Hooks:
-    """Edges whose tensor has a hook, and nodes that have one themselves (as modules with backward hooks make)."""
+    """Edges whose tensor has a hook, and nodes that have one themselves (as modules with backward hooks make).
+
+    `gathers`: edges at which sharded modules gather their parameters, by a hook that changes nothing.
+    """
 
     edges: set[Edge] = field(default_factory=set)
     nodes: set[Node] = field(default_factory=set)
+    gathers: dict[Edge, list[_fsdp.State]] = field(default_factory=dict)
 
 
 class _Last(threading.local):
@@ -110,9 +112,10 @@ def _search(graph: Graph, nodes: Sequence[Node], hooks: Hooks) -> None:
             hooks.nodes.add(node)
         for nr in graph.used[node]:
             edges.setdefault(graph.metadata(node)[nr].device, []).append((node, nr))
-    for device, there in edges.items():
-        # Hooks run in the thread of the device, which is the one that has to watch them.
-        on_device(device, _Probe(graph, there, hooks))
+    with _fsdp.quiet(graph.sharded.states if graph.sharded else ()):
+        for device, there in edges.items():
+            # Hooks run in the thread of the device, which is the one that has to watch them.
+            on_device(device, _Probe(graph, there, hooks))
 
 
 class _Probe:
@@ -122,6 +125,7 @@ class _Probe:
         self.graph, self.edges, self.hooks = graph, edges, hooks
         self.zeros: dict[Metadata, Tensor] = {}
         self.expected, self.unchanged = torch.empty(0), False
+        self.gathering: list[_fsdp.State] = []
 
     def end(self, gradient: Tensor) -> None:
         """The last hook of an edge."""
@@ -131,8 +135,12 @@ class _Probe:
     def watch(self, frame: Any, event: str, argument: Any) -> None:
         """Called by Python before a function begins: those that the engine calls are hooks."""
         by_engine = frame.f_back is not None and frame.f_back.f_code is _torch.run_backward.__code__
-        if by_engine and frame.f_code is not _Probe.end.__code__:
+        if not by_engine or frame.f_code is _Probe.end.__code__:
+            return
+        state = _fsdp.state_of_hook(frame) if self.graph.sharded else None
+        if state is None:
             raise _StopError(frame)
+        self.gathering.append(state)  # it does nothing now, so that hooks behind it are found
 
     def __call__(self) -> None:
         """Note the edges that have a hook."""
@@ -140,8 +148,11 @@ class _Probe:
         gc.disable()  # so that no finalizer is called, and stopped, in between
         try:
             for edge in self.edges:
+                self.gathering = []
                 if self._has_hook(edge, before):
                     self.hooks.edges.add(edge)
+                if self.gathering:
+                    self.hooks.gathers[edge] = self.gathering
         finally:
             if collects:
                 gc.enable()
@@ -187,8 +198,8 @@ def _all_outputs(graph: Graph, edge: Edge, value: Tensor) -> tuple[list[Gradient
 
 
 def _refuse_sharded(frame: Any) -> None:
-    """Raise if a hook belongs to PyTorch's own sharded training, whose hooks gather and free parameters."""
-    if frame is not None and str(frame.f_globals.get("__name__", "")).startswith(SHARDED):
+    """Raise if a hook belongs to sharded training of a kind that a walk cannot follow."""
+    if _fsdp.is_own(frame):
         raise GraphError(FSDP)
 
 

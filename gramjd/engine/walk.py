@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gramjd.engine import dtensor, rules
 from gramjd.engine import plan as plans
-from gramjd.engine import rules
 from gramjd.engine.anomaly import finds_nan, refuse_nan
 from gramjd.engine.autograd import in_graph_task
 from gramjd.engine.cotangent import Cotangent, by_loss, densify, index_tensor
@@ -64,7 +65,9 @@ class Walk:
         temporaries = self.meter.limits.temporaries
         temporaries = self.graph.structure.plain_bytes / 10 if temporaries is None else temporaries
         itemsize = max((t.dtype.itemsize for t in self.graph.targets.values()), default=4)
-        with chunks_within(temporaries, itemsize), library_fixed():
+        sharded = self.graph.sharded if self.computes else None
+        gathering = nullcontext() if sharded is None else sharded.gathering(self.graph)
+        with chunks_within(temporaries, itemsize), library_fixed(), gathering as self._gathering:
             self._run(seeds)
 
     def _run(self, seeds: Sequence[Cotangent | None]) -> None:
@@ -84,10 +87,14 @@ class Walk:
         for (node, nr), seed in zip(graph.roots, seeds, strict=True):
             if seed is not None and number[node] in self._structure.wanted:
                 self._deliver((number[node], nr), seed)
-        waiting, early = self._waiting, self._early
+        waiting, early, gathering = self._waiting, self._early, self._gathering
         for n in self._structure.order:
+            if gathering is not None:
+                gathering.enter(n)
             if self._inbox[n]:
                 self._visit(n)
+            if gathering is not None:
+                gathering.leave(n)
             for at, child in self._structure.children[n]:
                 if not (early and (n, at) in early):
                     waiting[child] -= 1
@@ -124,7 +131,11 @@ class Walk:
             shape = (message.layout.stacked, *message.shape)
             values = message.values if self.computes else torch.empty(shape, dtype=message.dtype, device="meta")
             factors.append(GivenRows.of(message, values))
-        self.on_target(edge, Jacobian(tuple(self.graph.targets[edge].shape), factors))
+        target, mesh = self.graph.targets[edge], self.graph.mesh
+        jacobian = Jacobian(tuple(target.shape), factors)
+        if mesh is not None and self.computes:
+            jacobian = dtensor.counted(jacobian, target, mesh)
+        self.on_target(edge, jacobian)
 
     def _after_hooks(self, place: Place, queue: Sequence[Message]) -> Cotangent:
         """What arrived at a tensor with hooks, as those leave it.
