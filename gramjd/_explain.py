@@ -38,6 +38,15 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """What this rank sends to others for a parameter's share of G, and how: as "factors" or as "rows"."""
+
+    parameter: str
+    way: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The plan of a Gramian: `print` it, or take `to_dict()`.
 
@@ -45,7 +54,8 @@ class Explanation:
     reached with one row's worth of memory. `operations` are floating-point operations of the Gramian's products;
     `row_bytes` the most that stacked rows take at once, beyond what a plain backward pass holds; `products` the library
     of large float32 products on the CPU, with the reason for it. The table is that of a walk; `way` is "walk", or
-    "passes" where a plain backward pass per loss is made instead, with the reason.
+    "passes" where a plain backward pass per loss is made instead, with the reason. With a `group`, `sent` is what this
+    rank sends for each parameter, and `all_losses` how many losses G is of.
     """
 
     losses: int
@@ -54,6 +64,8 @@ class Explanation:
     row_bytes: int
     products: str
     way: str = ""
+    sent: tuple[Sent, ...] = ()
+    all_losses: int = 0
 
     @property
     def operations(self) -> int:
@@ -80,7 +92,16 @@ class Explanation:
         places = [f"dense rows from {lost.operation} on: it {lost.reason}" for lost in self.dense]
         tail = places or ["a batch axis reaches every layer: no dense rows"]
         tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
+        tail += [_exchange(self.sent, self.all_losses)] if self.all_losses else []
         return "\n".join([aligned([head, *body, total], total=True), f"way: {self.way}", *tail])
+
+
+def _exchange(sent: Sequence[Sent], losses: int) -> str:
+    ways = [f"{sum(s.way == way for s in sent)} parameters by {way}" for way in ("factors", "rows")]
+    total = _short(sum(s.bytes for s in sent), "B")
+    return (
+        f"between ranks, for G of {losses} losses: {' and '.join(ways)}; this rank sends {total}, then G and gradients"
+    )
 
 
 def _short(number: int, unit: str = "") -> str:
@@ -89,18 +110,21 @@ def _short(number: int, unit: str = "") -> str:
 
 
 @uncompiled
-def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
+def explain(losses: Losses, inputs: Inputs = None, *, group: Any = None, across: str = "stack") -> Explanation:
     """Which operation every parameter is used by, where its batch axis was found, and what its share of G costs.
 
     Args:
         losses: as in `gramian`.
         inputs: as in `gramian`; a module or a mapping from names puts names in the table.
+        group: as in `gram_backward`: what crosses the wire is told as well. All ranks make this call.
+        across: as in `gram_backward`.
 
     Returns:
         An Explanation. Nothing is computed but index tensors read; the graph stays usable.
 
     Raises:
         LossError, InputError, GraphError, BackendError: as `gramian` does.
+        RankError: with a `group`, as `gram_backward` does.
 
     >>> import torch
     >>> layer = torch.nn.Linear(3, 2)
@@ -118,7 +142,9 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
 
     found = as_losses(losses)
     with graph_errors():
-        graph = compute.read(found, as_inputs(inputs))
+        graph = compute.read(found, as_inputs(inputs), spread=True)
+        if graph.sharded is not None:
+            names |= {whole: names[id(shard)] for whole, shard in graph.sharded.shards.items() if id(shard) in names}
         device, dtype = found[0].device.type, compute.accumulation_dtype(found, graph, None)
         dense, peak = compute.plan(graph, found, note)
         choice = choose(graph, found, MemoryLimits.of(found, None), list(graph.targets))
@@ -128,7 +154,14 @@ def explain(losses: Losses, inputs: Inputs = None) -> Explanation:
         for use in uses.get(edge, ())
     )
     m = sum(loss.numel() for loss in found)
-    return Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()), str(choice))
+    plan = Explanation(m, named, tuple(dict.fromkeys(dense)), peak, str(current_products()), str(choice))
+    if group is None:
+        return plan
+    from gramjd.distributed.step import exchanged
+
+    everyone, exchange = exchanged(losses, group, inputs, across)
+    sent = [Sent(names.get(id(p), f"parameter {one.place}"), one.way, one.bytes) for p, one in exchange]
+    return replace(plan, sent=tuple(sent), all_losses=everyone)
 
 
 def _use(factor: Factor, device: str, dtype: torch.dtype) -> Use:

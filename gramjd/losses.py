@@ -75,6 +75,25 @@ def as_named(losses: Losses, finite: bool = True) -> tuple[tuple[str, ...] | Non
     return names, as_given(kept), found
 
 
+def as_tasks(losses: Losses) -> list[Tensor]:
+    """The losses of tasks as a list of checked tensors: one scalar per task."""
+    kept = losses if isinstance(losses, Mapping) else as_given(losses)
+    found = as_losses(kept)
+    check_tasks(as_given(kept), found)
+    return found
+
+
+def check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
+    """Raise unless there is one scalar loss per task."""
+    single = isinstance(losses, Tensor)
+    if any(loss.ndim > 1 if single else loss.numel() > 1 for loss in found):
+        sizes = ", ".join(str(tuple(loss.shape)) for loss in found)
+        raise LossError(
+            f"each task needs one scalar loss, as a tensor [m] or a sequence of m scalars; got {sizes}: reduce over "
+            "the samples, or use gram_backward"
+        )
+
+
 def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not isinstance(loss, Tensor):
         raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors")

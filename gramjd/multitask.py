@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ from gramjd.engine._torch import uncompiled
 from gramjd.engine.autograd import add_to_grad, plainly, release
 from gramjd.engine.consumers.update import Kept
 from gramjd.engine.tasks import Tasks, read_tasks
-from gramjd.errors import LossError, graph_errors
+from gramjd.errors import graph_errors
 from gramjd.kernels.dispatch import chosen
-from gramjd.losses import Inputs, Losses, as_budget, as_inputs, as_named
+from gramjd.losses import Inputs, Losses, as_budget, as_inputs, as_named, check_tasks
 from gramjd.options import as_choice
 from gramjd.renamed import MTL_WORDS, foreign_words
 
@@ -40,6 +41,7 @@ def mtl_backward(
     update: str = "backward",
     memory_budget: int | None = None,
     backend: str | None = None,
+    group: Any = None,
 ) -> GramStep:
     """Multi-task step: shared parameters get `J^T w`, every other parameter the plain gradient of its own loss.
 
@@ -55,6 +57,9 @@ def mtl_backward(
             the exceptions that `gram_backward` tells of.
         memory_budget: bytes that the rows of J may take, and that "reuse" may keep, as in `gram_backward`.
         backend: what `gramjd.kernels.use_backend` takes; default: what is in force.
+        group: a `torch.distributed` process group whose ranks all make this call with the same tasks, each with its
+            part of the data: a loss is the mean over ranks then, and so are gradients. DistributedDataParallel is not
+            needed. Default: the losses of this process alone.
 
     Returns:
         GramStep(weights [m], gramian [m, m]). With nothing shared G is zero.
@@ -63,6 +68,7 @@ def mtl_backward(
         LossError: also for a task whose loss has more than one element.
         InputError, BudgetError, GraphError, AggregatorError, RuntimeError: as `gram_backward` does; what it says of
             `.grad` holds for all passes together.
+        RankError: with a `group`, what any of its ranks raised, on all of them.
 
     >>> trunk, heads = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     >>> step = mtl_backward([heads[0] * trunk.sum(), -2 * heads[1] * trunk[0]], shared=trunk)
@@ -72,12 +78,25 @@ def mtl_backward(
     >>> heads.grad
     tensor([ 2., -2.])
     """
+    if group is not None:
+        from gramjd.distributed.tasks import group_mtl_backward
+
+        return group_mtl_backward(
+            losses,
+            aggregator,
+            group,
+            shared=shared,
+            retain_graph=retain_graph,
+            update=update,
+            memory_budget=memory_budget,
+            backend=backend,
+        )
     as_choice(update, "update", UPDATES)
     names, losses, found = as_named(losses)
+    check_tasks(losses, found)
     memory_budget = as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     check_aggregator(aggregator)
-    _check_tasks(losses, found)
     targets = as_inputs(shared, "shared")
     with chosen(backend), graph_errors():
         tasks = read_tasks(found, targets)
@@ -103,14 +122,3 @@ def _fill(losses: Sequence[Tensor], tasks: Tasks, kept: Kept | None, weights: Te
     add_to_grad(gradients)
     if gradients and not (own or joint or retain_graph):
         release(tasks.graph, losses)
-
-
-def _check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
-    """Raise unless there is one scalar loss per task."""
-    single = isinstance(losses, Tensor)
-    if any(loss.ndim > 1 if single else loss.numel() > 1 for loss in found):
-        sizes = ", ".join(str(tuple(loss.shape)) for loss in found)
-        raise LossError(
-            f"each task needs one scalar loss, as a tensor [m] or a sequence of m scalars; got {sizes}: reduce over "
-            "the samples, or use gram_backward"
-        )

@@ -13,20 +13,72 @@ ranks, the last one first, as a walk mostly meets them; one that comes before it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gramjd.distributed.ranks import Ranks
 from gramjd.distributed.wire import Parcel, unpacked
+from gramjd.engine import dtensor
 from gramjd.engine.consumers.cross import add_products
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.given import GivenRows
 from gramjd.engine.parameter import Jacobian
+from gramjd.errors import BudgetError, RankError, in_bytes
 from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
+
+# Bytes of rows that a rank deals out at a time.
+AT_ONCE = 32 << 20
+
+
+class Sent(NamedTuple):
+    """What a rank sends for the parameter at a place: the way that it takes, and bytes."""
+
+    place: int
+    way: str
+    bytes: int
+
+
+def way(sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.dtype, mean: bool, limit: int) -> str:
+    """The way that a parameter takes: "factors" or "rows", whichever is fewer bytes on an average rank.
+
+    Args:
+        sizes: bytes of the factors of each rank.
+        numbers: d, of the parameter.
+        counts: losses of each rank.
+        dtype: of the rows.
+        mean: rows are averaged over ranks, which factors cannot be.
+        limit: bytes that the rows of one rank may take.
+
+    Raises:
+        BudgetError: they would take more, and there is no other way.
+    """
+    ranks, mine = len(sizes), max(counts) * numbers * dtype.itemsize
+    if mean and mine > limit:
+        raise BudgetError(
+            f"means over ranks need the rows of one parameter at a time, {in_bytes(mine)}, but memory_budget is "
+            f"{in_bytes(limit)}: raise it to at least {mine} bytes"
+        )
+    by_factors = sum(sizes) * (ranks - 1) / 2
+    by_rows = sum(counts) * numbers * dtype.itemsize * (ranks - 1) / ranks
+    return "rows" if mean or (by_rows < by_factors and mine <= limit) else "factors"
+
+
+def sent_by(rank: int, way: str, sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.dtype) -> int:
+    """Bytes that a rank sends for a parameter."""
+    ranks = len(sizes)
+    if way == "rows":
+        return counts[rank] * -(-numbers // ranks) * (ranks - 1) * dtype.itemsize
+    # Where the number of ranks is even, one of the two that are opposite sends.
+    opposite = ranks % 2 == 0 and rank < ranks // 2
+    return sizes[rank] * (ranks // 2 - opposite)
 
 
 class Exchange:
@@ -39,6 +91,10 @@ class Exchange:
         device: of this rank's losses.
         dtype: of the Gramian.
         mean: a loss is the mean over ranks, all of which have the same number of losses.
+        limit: bytes that rows of one parameter may take on a rank; the same on all of them.
+
+    Attributes:
+        sent: what this rank has sent for each parameter so far.
     """
 
     def __init__(
@@ -49,9 +105,11 @@ class Exchange:
         device: torch.device,
         dtype: torch.dtype,
         mean: bool = False,
+        limit: int = sys.maxsize,
     ) -> None:
         self.ranks, self.parameters, self.counts, self.device, self.dtype = ranks, parameters, counts, device, dtype
-        self.mean = mean
+        self.mean, self.limit = mean, limit
+        self.sent: list[Sent] = []
         self.starts = [sum(counts[:r]) for r in range(len(counts) + 1)]
         size = counts[0] if mean else self.starts[-1]
         # Half of G: G is this and its transpose.
@@ -81,24 +139,47 @@ class Exchange:
     def _take_next(self) -> None:
         n, self._next = self._next, self._next - 1
         jacobian = self._waiting.pop(n, None)
-        self._add(n, jacobian or Jacobian(tuple(self.parameters[n].shape)))
+        self._add(n, jacobian or Jacobian(dtensor.counted_shape(self.parameters[n])))
 
     def _add(self, n: int, jacobian: Jacobian) -> None:
         """What one parameter adds, on all ranks at once."""
-        ranks = self.ranks
         parcel = Parcel(jacobian) if jacobian.factors else None
-        d = math.prod(jacobian.shape) * (2 if self.parameters[n].is_complex() else 1)
-        sizes = [size for size, *_ in ranks.meet(0 if parcel is None else parcel.nbytes)]
-        if not any(sizes):
+        met = self._agreed(n, 0 if parcel is None else parcel.nbytes, jacobian)
+        if met is None:
             return
-        self.reached.add(n)
-        by_factors = sum(sizes) * (ranks.size - 1) / 2
-        by_rows = self.starts[-1] * d * self.dtype.itemsize * (ranks.size - 1) / ranks.size
-        if by_factors <= by_rows and not self.mean:
+        sizes, d = met
+        if self.sent[-1].way == "factors":
             self._own.add_share(jacobian)
             self._by_factors(jacobian, None if parcel is None else parcel.packed(), sizes)
         else:
             self._by_rows(jacobian, d)
+
+    def plan(self, jacobians: Mapping[int, Jacobian]) -> list[Sent]:
+        """What this rank would send for Jacobians without numbers, by the ids of their parameters."""
+        for n in reversed(range(len(self.parameters))):
+            parameter = self.parameters[n]
+            jacobian = jacobians.get(id(parameter), Jacobian(tuple(parameter.shape)))
+            self._agreed(n, Parcel(jacobian).nbytes if jacobian.factors else 0, jacobian)
+        return self.sent
+
+    def _agreed(self, n: int, nbytes: int, jacobian: Jacobian) -> tuple[list[int], int] | None:
+        """Have the ranks choose the way of a parameter: bytes of the factors of each and d; None if none reaches it."""
+        d = math.prod(jacobian.shape) * (2 if self.parameters[n].is_complex() else 1)
+        said = self.ranks.meet(nbytes, d)
+        sizes = [size for size, *_ in said]
+        if not any(sizes):
+            return None
+        widths = {width for size, width, *_ in said if size}
+        if len(widths) > 1:
+            raise RankError(
+                f"ranks hold different parts, {sorted(widths)} numbers, of a parameter of shape "
+                f"{tuple(self.parameters[n].shape)}: give the same kind of losses on all ranks, such as several each"
+            )
+        (d,) = widths
+        self.reached.add(n)
+        chosen = way(sizes, d, self.counts, self.dtype, self.mean, self.limit)
+        self.sent.append(Sent(n, chosen, sent_by(self.ranks.rank, chosen, sizes, d, self.counts, self.dtype)))
+        return sizes, d
 
     def _by_factors(self, jacobian: Jacobian, parcel: Tensor | None, sizes: Sequence[int]) -> None:
         me, size = self.ranks.rank, self.ranks.size
@@ -113,20 +194,38 @@ class Exchange:
                 add_products(self._block(me, source), jacobian, theirs)
 
     def _by_rows(self, jacobian: Jacobian, d: int) -> None:
+        ranks, rows = self.ranks, self._rows(jacobian, d)
+        for lo in range(0, d, self._columns):
+            part = rows[:, lo : lo + self._columns]
+            missing = -part.shape[1] % ranks.size
+            columns = ranks.dealt(pad(part, (0, missing)) if missing else part, self.counts)
+            if self.mean:
+                columns = columns.view(ranks.size, -1, columns.shape[1]).mean(0)
+            self.half.add_(mirrored(gram_rows(columns, self.dtype)), alpha=0.5)
+
+    @property
+    def _columns(self) -> int:
+        """How many columns are dealt out at a time: a multiple of the number of ranks, alike on all of them."""
         size = self.ranks.size
-        width = -(-d // size)
-        rows = torch.zeros(self.counts[self.ranks.rank], size * width, dtype=self.dtype, device=self.device)
+        return max(1, AT_ONCE // (max(self.counts) * self.dtype.itemsize * size)) * size
+
+    def _rows(self, jacobian: Jacobian, d: int) -> Tensor:
+        """This rank's rows [m, d] of a parameter's Jacobian."""
+        m = self.counts[self.ranks.rank]
+        found: Tensor | None = None
         for factor in jacobian.factors:
             one = factor.dense if isinstance(factor, GivenRows) else factor
             values = one.materialise(self.dtype)
             values = torch.view_as_real(values) if values.is_complex() else values
+            values = values.reshape(len(values), d).to(self.dtype)
+            if found is None and np.array_equal(one.owners, np.arange(m)):
+                found = values
+                continue
+            found = torch.zeros(m, d, dtype=self.dtype, device=self.device) if found is None else found
             live = index_tensor((one.owners >= 0).nonzero()[0], self.device)
             owners = index_tensor(one.owners[one.owners >= 0], self.device)
-            rows[:, :d].index_add_(0, owners, values.reshape(len(values), d).to(self.dtype).index_select(0, live))
-        columns = self.ranks.dealt(rows, self.counts)
-        if self.mean:
-            columns = columns.view(size, -1, width).mean(0)
-        self.half.add_(mirrored(gram_rows(columns, self.dtype)), alpha=0.5)
+            found = found.index_add(0, owners, values.index_select(0, live))
+        return torch.zeros(m, d, dtype=self.dtype, device=self.device) if found is None else found
 
     def _block(self, r: int, s: int) -> Tensor:
         return self.half[self.starts[r] : self.starts[r + 1], self.starts[s] : self.starts[s + 1]]

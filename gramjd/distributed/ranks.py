@@ -13,7 +13,7 @@ from gramjd.errors import InputError, RankError
 
 Group = dist.ProcessGroup
 # Numbers that a rank may bring to a meeting.
-MOST = 7
+MOST = 8
 
 
 class Ranks:

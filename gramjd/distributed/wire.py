@@ -23,8 +23,8 @@ class Parcel:
         self._tensors = [t.detach() for factor in jacobian.factors for t in factor.tensors]
         described = []
         for factor in jacobian.factors:
-            bare = factor.with_tensors([t.new_empty(0) for t in factor.tensors])
-            described.append((bare.to(torch.device("cpu")), [(tuple(t.shape), t.dtype) for t in factor.tensors]))
+            bare = factor.with_tensors([torch.empty(0, dtype=t.dtype) for t in factor.tensors])
+            described.append((bare, [(tuple(t.shape), t.dtype) for t in factor.tensors]))
         head = pickle.dumps((jacobian.shape, described))
         front = bytearray(len(head).to_bytes(PREFIX, "little") + head)
         self._front = torch.frombuffer(front, dtype=torch.uint8)

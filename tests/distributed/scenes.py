@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -14,6 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
+from gramjd._explain import Sent
+from gramjd.distributed import side
+from gramjd.engine.parameter import Jacobian
 from gramjd.errors import RankError
 from tests.oracle import oracle_gramian
 
@@ -50,6 +54,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int, torch
         lambda net, m, g: cross_entropy(
             net(tokens := torch.randint(11, (m, 6), generator=g)).transpose(1, 2), tokens, reduction="none"
         ).mean(1),
+    ),
+    "wide": (
+        lambda: nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 50), nn.LayerNorm(50)),
+        lambda net, m, g: net(torch.randn(m, 3, 4, generator=g).double()).square().sum((1, 2)),
     ),
     "tasks": (
         mlp,
@@ -130,10 +138,89 @@ def of_means(update: str, wrapped: bool = False) -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
 
 
+class Tasks(nn.Module):
+    """Heads on a trunk; a head that one task has alone, and a part of the trunk that two share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+        self.pair = nn.Linear(6, 4)
+        self.heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(6, 1)])
+
+    def losses(self, rank: int) -> dict[str, Tensor]:
+        hidden = self.trunk(torch.randn(7, 5, generator=torch.Generator().manual_seed(rank)).double())
+        pair = self.pair(hidden).tanh()
+        given = zip("abc", self.heads, (pair, pair, hidden), strict=True)
+        return {name: head(x).square().mean() for name, head, x in given}
+
+
+def of_tasks(update: str, wrapped: bool = False) -> None:
+    """A multi-task step is that of one process that has the mean losses."""
+    torch.manual_seed(0)
+    net = Tasks().double()
+    other = copy.deepcopy(net)
+    if wrapped:
+        DistributedDataParallel(other)  # its hooks wait for a backward pass that is never made
+    for _ in range(2):
+        parts = [net.losses(rank) for rank in range(size())]
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in "abc"}
+        expected = gramjd.mtl_backward(means)
+        step = gramjd.mtl_backward(other.losses(dist.get_rank()), update=update, group=dist.group.WORLD)
+        assert step.names == ("a", "b", "c")
+        torch.testing.assert_close(step.gramian, expected.gramian, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(step.weights, expected.weights)
+        for p, q in zip(other.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+
+
 def gramian_only(name: str, counts: Sequence[int]) -> None:
     net = network(name)
     found = gramjd.gramian(losses_of(name, net, counts[dist.get_rank()], dist.get_rank()), group=dist.group.WORLD)
     torch.testing.assert_close(found, expected(name, counts)[0], rtol=1e-10, atol=1e-12)
+
+
+def counted(name: str, counts: Sequence[int], across: str = "stack") -> None:
+    """The bytes that `explain` plans are those that are sent, rank by rank and parameter by parameter."""
+    seen: list[tuple[str, int]] = []
+
+    class Counting(side.Exchange):
+        def _add(self, n: int, jacobian: Jacobian) -> None:
+            before, known = self.ranks.sent, len(self.sent)
+            super()._add(n, jacobian)
+            if len(self.sent) > known:
+                seen.append((self.sent[-1].way, self.ranks.sent - before))
+
+    net, rank = network(name), dist.get_rank()
+    planned = gramjd.explain(losses_of(name, net, counts[rank], rank), net, group=dist.group.WORLD, across=across)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(side, "Exchange", Counting)
+        gramjd.gram_backward(
+            losses_of(name, net, counts[rank], rank), inputs=net, group=dist.group.WORLD, across=across
+        )
+    assert [(one.way, one.bytes) for one in planned.sent] == seen
+    assert planned.all_losses == (counts[0] if across == "mean" else sum(counts))
+    assert "between ranks" in str(planned)
+    if name == "wide":
+        # A linear layer of 40 x 50 with T = 3: factors, the bytes of its inputs and gradients to half of the others.
+        (layer,) = [one for one in planned.sent if one.parameter == "1.weight" and one.way == "factors"]
+        ranks = size()
+        steps = ranks // 2 - (ranks % 2 == 0 and rank < ranks // 2)
+        numbers = 8 * counts[rank] * 3 * (40 + 50) * steps
+        assert numbers <= layer.bytes <= numbers + 3000 * steps  # with what says what they are
+        # A vector of 50 numbers: rows, cut into as many parts as there are ranks.
+        (vector,) = [one for one in planned.sent if one.parameter == "2.weight"]
+        assert vector == Sent("2.weight", "rows", 8 * counts[rank] * -(-50 // ranks) * (ranks - 1))
+
+
+def within_budget() -> None:
+    """Rows that the memory budget does not allow are not formed: factors go instead, or means are refused."""
+    net, rank = network("wide"), dist.get_rank()
+    losses = losses_of("wide", net, 3, rank)
+    expected = gramjd.gramian(losses, group=dist.group.WORLD)
+    found = gramjd.gramian(losses, group=dist.group.WORLD, memory_budget=1000)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(RankError, match="means over ranks need the rows of one parameter at a time"):
+        gramjd.gram_backward(losses, group=dist.group.WORLD, across="mean", memory_budget=1000)
 
 
 def subgroup() -> None:
@@ -245,7 +332,7 @@ def size() -> int:
     return dist.get_world_size()
 
 
-SCENES: dict[str, Callable[[], None]] = {
+SCENES: dict[str, Callable[[], object]] = {
     **{
         f"{name}_{update}": (lambda name=name, update=update: agrees(name, uneven(size()), update))
         for name in MODELS
@@ -262,8 +349,14 @@ SCENES: dict[str, Callable[[], None]] = {
     "means_reuse": lambda: of_means("reuse"),
     "means_wrapped": lambda: of_means("backward", wrapped=True),
     "means_by_name": means_by_name,
+    "of_tasks": lambda: of_tasks("backward"),
+    "of_tasks_reuse": lambda: of_tasks("reuse"),
+    "of_tasks_wrapped": lambda: of_tasks("backward", wrapped=True),
     "gramian": lambda: gramian_only("cnn", uneven(size())),
     "subgroup": subgroup,
+    "counted": lambda: [counted(name, uneven(size())) for name in MODELS],
+    "counted_means": lambda: counted("tasks", [3] * size(), "mean"),
+    "within_budget": within_budget,
     "not_finite": lambda: fails("rank 1: LossError: losses has NaN", not_finite),
     "another_structure": lambda: fails("disagree about the number of parameters: rank 0 has 6", another_structure),
     "another_graph": lambda: fails("disagree about the graph of the losses", another_graph),

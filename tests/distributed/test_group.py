@@ -12,10 +12,13 @@ TOGETHER = {
     "tied and uneven": (2, "tied_backward", "tied_reuse", "empty_rank", "empty_first"),
     "four ranks": (4, "mlp_reuse", "tied_backward", "empty_rank"),
     "means": (3, "means", "means_reuse", "means_wrapped", "means_by_name"),
+    "tasks": (3, "of_tasks", "of_tasks_reuse", "of_tasks_wrapped"),
     "wrapped": (2, "wrapped", "wrapped_reuse", "wrapped_static", "wrapped_views", "wrapped_unused"),
     "faults": (2, "not_finite", "another_structure", "another_graph", "in_the_walk"),
     "later faults": (2, "in_the_weights", "no_losses", "bad_option", "not_reached"),
     "some of them": (3, "subgroup"),
+    "bytes": (2, "counted", "counted_means", "within_budget"),
+    "bytes of three": (3, "counted", "counted_means"),
 }
 
 
