@@ -71,6 +71,9 @@ class Accumulator:
             "cpu"; and what `gram_backward` means by it, for one micro-batch.
         nonfinite: as in `gram_backward`.
         backend: as in `gram_backward`.
+        group: a `torch.distributed` process group whose ranks all call `step`, for one Gramian over the micro-batches
+            of all of them: those of a rank after those of the one before. `inputs` are to be given, the same on all;
+            micro-batches must be kept, and come from a module without a wrapper. A rank may have added none.
 
     Raises:
         InputError: options that are not allowed.
@@ -97,6 +100,7 @@ class Accumulator:
         memory_budget: int | None = None,
         nonfinite: str = "raise",
         backend: str | None = None,
+        group: Any = None,
     ) -> None:
         """Start with no losses."""
         self.aggregator = aggregator if aggregator is not None else UPGrad()
@@ -112,12 +116,16 @@ class Accumulator:
             raise InputError("an input is computed from others: an Accumulator fills the `.grad` of leaves only")
         self._budget = as_budget(memory_budget)
         self._strict = as_choice(nonfinite, "nonfinite", NONFINITE) == "raise"
-        self._backend = backend
+        self._backend, self._group = backend, group
+        if group is not None and (self._inputs is None or keep == "nothing" or not self._strict):
+            raise InputError(
+                'with a `group` give `inputs`, such as the module, keep micro-batches, and leave nonfinite="raise"'
+            )
         self.reset()
 
     def reset(self) -> None:
         """Forget all that was added since the last step."""
-        self._blocks = Blocks(self._inputs, self._keep, self._budget)
+        self._blocks = Blocks(self._inputs, self._keep, self._budget, self._group is not None)
         self._values: list[Given] = []
         self._names: list[tuple[str, ...] | None] = []
 
@@ -177,9 +185,12 @@ class Accumulator:
             GraphError: something that was kept (a parameter, data, an activation) was modified in place since.
             InputError: an input that no micro-batch reached.
             AggregatorError: as `gram_backward` does.
+        RankError: with a `group`, what any of its ranks raised, on all of them.
             What was added is still there then, and `.grad` as it was; but where one of several forward and backward
             passes fails, as `gram_backward` says.
         """
+        if self._group is not None:
+            return self._step_over_ranks(scale)
         entries, scale = self._blocks.entries, as_scale(scale)
         if not entries:
             raise LossError("there are no losses: call add() for each micro-batch before step()")
@@ -192,6 +203,20 @@ class Accumulator:
             self._update(weights)
         self.reset()
         return GramStep(weights, G, names)
+
+    def _step_over_ranks(self, scale: float) -> GramStep:
+        from gramjd.distributed.accumulated import group_step
+        from gramjd.distributed.ranks import Ranks
+
+        ranks = Ranks(self._group)
+        with ranks.together(), chosen(self._backend), graph_errors():
+            for entry in self._blocks.entries:
+                if entry.batch is not None:
+                    entry.batch.check()
+            values = [torch.cat([part.reshape(-1) for part in listed(value)]) for value in self._values]
+            weights, G = group_step(ranks, self._blocks, values, self.aggregator, as_scale(scale))
+        self.reset()
+        return GramStep(weights, G, None)
 
     def _update(self, weights: Tensor) -> None:
         entries = self._blocks.entries

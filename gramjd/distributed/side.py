@@ -53,6 +53,15 @@ class Side(NamedTuple):
         """Losses of this rank."""
         return sum(loss.numel() for loss in self.losses)
 
+    def check_reached(self, exchange: Exchange) -> None:
+        """Raise RankError, on all ranks, for a parameter that was asked for and that no loss of any rank reaches."""
+        missing = [p for n, p in enumerate(self.parameters) if n not in exchange.reached]
+        if self.asked and missing:
+            raise RankError(
+                f"an input (shape {tuple(missing[0].shape)}) is not reached by any loss of any rank: remove it from "
+                "`inputs`, or compute the losses from it (raised on all ranks; `.grad` was left as it was)"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where they are."""
@@ -172,12 +181,7 @@ def gramian_over(exchange: Exchange, side: Side, limits: MemoryLimits, kept: Kep
     G = exchange.finish()
     if side.mesh is not None:
         G = dtensor.summed(G, side.mesh)
-    missing = [p for n, p in enumerate(side.parameters) if n not in exchange.reached]
-    if side.asked and missing:
-        raise RankError(
-            f"an input (shape {tuple(missing[0].shape)}) is not reached by any loss of any rank: remove it from "
-            "`inputs`, or compute the losses from it (raised on all ranks; `.grad` was left as it was)"
-        )
+    side.check_reached(exchange)
     return G
 
 

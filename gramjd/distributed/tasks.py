@@ -13,6 +13,7 @@ from gramjd.distributed.ranks import Group, Ranks
 from gramjd.distributed.side import Side, exchange_of, gramian_over, structure_of, values_of
 from gramjd.engine import compute
 from gramjd.engine.consumers.update import Kept
+from gramjd.engine.graph import SINK, WAITS
 from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.tasks import read_tasks
 from gramjd.errors import InputError, graph_errors
@@ -40,11 +41,8 @@ def group_mtl_backward(
         check_aggregator(aggregator)
         found = as_tasks(losses)
         tasks = read_tasks(found, as_inputs(shared, "shared"))
-        if "_DDPSinkBackward" in tasks.graph.names.values():
-            raise InputError(
-                "the losses were computed through a DistributedDataParallel wrapper with unused parameters or a static "
-                "graph, which waits for a backward pass of its own: call the module itself (`wrapper.module`)"
-            )
+        if SINK in tasks.graph.names.values():
+            raise InputError(WAITS)
         limits = MemoryLimits.of(found, as_budget(memory_budget))
         graph = compute.read(found, tasks.joint) if tasks.joint else tasks.graph
         side = Side(found, graph, tasks.joint, structure_of(tasks.graph), False)

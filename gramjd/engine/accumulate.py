@@ -11,7 +11,7 @@ from torch import Tensor
 from gramjd.engine import compute
 from gramjd.engine.autograd import release
 from gramjd.engine.consumers.batches import Batch, Meeting, Visit, bytes_of, cannot_keep, combined
-from gramjd.engine.graph import Graph, several_processes
+from gramjd.engine.graph import SINK, WAITS, Graph, several_processes
 from gramjd.engine.memory import MemoryLimits, memory_of
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import BudgetError, InputError, in_bytes
@@ -39,6 +39,8 @@ class Blocks:
     inputs: Sequence[Tensor] | None
     keep: str
     memory_budget: int | None
+    # Products are formed at the step, with those of other ranks.
+    later: bool = False
     entries: list[Entry] = field(default_factory=list)
     blocks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -52,20 +54,24 @@ class Blocks:
         graph = self._read(losses)
         m, home = sum(loss.numel() for loss in losses), losses[0].device
         limits = MemoryLimits.of(losses, self.memory_budget)
-        reason = _refusal(graph) if self.keep != "nothing" else 'keep="nothing"'
+        reason = _refusal(graph, self.later) if self.keep != "nothing" else 'keep="nothing"'
         place = torch.device("cpu") if self.keep == "cpu" and reason is None else home
-        meeting = Meeting(graph, m, home, compute.accumulation_dtype(losses, graph, None), place)
-        meeting.meets([entry.batch for entry in self.entries if entry.batch is not None and entry.finite])
+        meeting = Meeting(graph, m, home, compute.accumulation_dtype(losses, graph, None), place, not self.later)
+        earlier = () if self.later else [e.batch for e in self.entries if e.batch is not None and e.finite]
+        meeting.meets(earlier)
         compute.notify(compute.at_once(graph, losses, meeting.note, limits, AT_ONCE))
         compute.name_others(graph)
         batch, new = meeting.batch, len(self.entries)
         batch.collected()
         if reason is None and self._too_large(self.nbytes + batch.nbytes, place, again):
             reason = "it does not fit the memory budget"
+        if reason is not None and self.later:
+            raise InputError(f"a micro-batch cannot be kept, as it has to be with a `group`: {reason}")
         if reason is not None and again is None:
             raise InputError(f"a micro-batch cannot be kept: {reason}. Hand over a function: add(losses_of, batch)")
-        found = self._met(meeting, batch)
-        found[new, new] = meeting.own.finished()
+        found = {} if self.later else self._met(meeting, batch)
+        if not self.later:
+            found[new, new] = meeting.own.finished()
         self.entries.append(Entry(m, home, self._leaves(graph), batch if reason is None else None, again))
         self.blocks |= found
         if not retain_graph and reason is None:
@@ -160,11 +166,11 @@ class Blocks:
         return [*found, *((leaf, torch.zeros_like(leaf)) for leaf in rest.values())]
 
 
-def _refusal(graph: Graph) -> str | None:
-    """Why a micro-batch cannot be kept, if it cannot."""
-    if several_processes():
+def _refusal(graph: Graph, summed: bool) -> str | None:
+    """Why a micro-batch cannot be kept, if it cannot. `summed`: gradients are summed over processes by gramjd."""
+    if several_processes() and not summed:
         return "there are several processes, and gradients are reduced over them in a backward pass only"
-    return cannot_keep(graph)
+    return WAITS if summed and SINK in graph.names.values() else cannot_keep(graph)
 
 
 def planned_bytes(graph: Graph, losses: Sequence[Tensor]) -> int:

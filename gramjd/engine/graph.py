@@ -29,6 +29,12 @@ SPREAD = (
     "the model is spread over processes, by FSDP or by tensor parallelism, where gram_backward and gramian alone can "
     f"follow: call one of them; else {NOT_SHARDED}"
 )
+# Of DistributedDataParallel where it waits for a backward pass of its own after each forward pass.
+SINK = "_DDPSinkBackward"
+WAITS = (
+    "the losses were computed through a DistributedDataParallel wrapper with unused parameters or a static graph, which "
+    "waits for a backward pass of its own: call the module itself (`wrapper.module`)"
+)
 REFUSED = {
     "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which "
     "pairs gradients of its inputs and outputs and cannot follow stacked rows: remove it, or put hooks on tensors "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gramjd.backward import Aggregator, gram_backward
 from gramjd.errors import InputError, LossError
+from gramjd.integrations._ranks import over_all
 from gramjd.step import GramStep
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ class GramMixin:
     by "ddp", then happens as ever. With automatic optimisation there is nothing else to do; with manual optimisation
     call `self.manual_backward(losses)`.
 
-    Each micro-batch and each process has a Gramian of its own; their updates are averaged. The weights are those of the
-    losses before Lightning divided and scaled them, for every aggregator.
+    Each micro-batch and each process has a Gramian of its own; their updates are averaged. With `gram_ranks = True`
+    there is one Gramian over the losses of all processes (under "ddp"). The weights are those of the losses before
+    Lightning divided and scaled them, for every aggregator.
 
     Attributes, of the class or of the object:
         gram_aggregator: as in `gram_backward`; default `UPGrad()`.
         gram_options: further options of `gram_backward`, such as `{"update": "reuse"}`.
+        gram_ranks: True for one Gramian over the losses of all processes; `.grad` is then that of one process that has
+            all of them.
         gram_names: the names of the losses in their order, one per element; may change with every batch.
         gram_monitor: a `GramMonitor` that sees every step. Its numbers are logged as `gramjd/NAME`, as often as the
             trainer logs (`log_every_n_steps`).
@@ -49,6 +53,7 @@ class GramMixin:
 
     gram_aggregator: Aggregator | None = None
     gram_options: Mapping[str, Any] = {}
+    gram_ranks: bool = False
     gram_names: Sequence[str] | None = None
     gram_monitor: GramMonitor | None = None
     gram_step: GramStep | None = None
@@ -67,7 +72,8 @@ class GramMixin:
         factor = 1.0 if scaler is None else scaler.get_scale()
         if self.automatic_optimization:  # type: ignore[attr-defined]
             factor /= trainer.accumulate_grad_batches
-        given = {"nonfinite": "raise" if scaler is None else "pass", **self.gram_options}
+        ranks = over_all(trainer.strategy.model) if self.gram_ranks else {}
+        given = {"nonfinite": "raise" if scaler is None else "pass", **ranks, **self.gram_options}
         self.gram_step = gram_backward(
             named(loss, self.gram_names), self.gram_aggregator, scale=factor, retain_graph=retain_graph, **given
         )

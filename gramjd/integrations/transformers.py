@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from gramjd.backward import Aggregator, gram_backward
 from gramjd.errors import InputError
 from gramjd.extras import require
+from gramjd.integrations._ranks import over_all
 from gramjd.step import GramStep
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ class GramTrainerMixin:
     do not. For anything else override `gram_losses`. Evaluation is the Trainer's own.
 
     Gradients are divided by the number of accumulation steps, each of which has a Gramian of its own, as has each
-    process. (The Trainer divides by the number of tokens in all of them; a mean per sequence is what makes sequences
-    comparable.) Mixed precision, clipping, gradient checkpointing, LoRA and logging are the Trainer's. DeepSpeed, FSDP,
-    Megatron and LOMO, which have backward passes of their own, are refused.
+    process; with `gram_ranks = True` there is one over the losses of all processes. (The Trainer divides by the number
+    of tokens in all of them; a mean per sequence is what makes sequences comparable.) Mixed precision, clipping,
+    gradient checkpointing, LoRA and logging are the Trainer's. DeepSpeed, FSDP, Megatron and LOMO, which have backward
+    passes of their own, are refused.
 
     Attributes, of the class or of the object:
         gram_aggregator: as in `gram_backward`; default `UPGrad()`.
         gram_options: further options of `gram_backward`, such as `{"update": "reuse"}`.
+        gram_ranks: True for one Gramian over the losses of all processes; `.grad` is then that of one process that has
+            all of them.
         gram_monitor: a `GramMonitor` that sees every step; its numbers are in the Trainer's logs as `gramjd/NAME`.
         gram_step: what the last step was made of.
 
@@ -52,6 +56,7 @@ class GramTrainerMixin:
 
     gram_aggregator: Aggregator | None = None
     gram_options: Mapping[str, Any] = {}
+    gram_ranks: bool = False
     gram_monitor: GramMonitor | None = None
     gram_step: GramStep | None = None
     # The losses of a training step between its forward and its backward pass.
@@ -112,7 +117,9 @@ class GramTrainerMixin:
         assert self.gram_pending is not None, "the losses come before the backward pass"
         scaler = getattr(trainer.accelerator, "scaler", None)
         factor = (1.0 if scaler is None else scaler.get_scale()) / self.gram_accumulation
-        given = {"inputs": trainer.model, "nonfinite": "raise" if scaler is None else "pass", **self.gram_options}
+        given = {"inputs": trainer.model, "nonfinite": "raise" if scaler is None else "pass"}
+        given |= over_all(trainer.model_wrapped) if self.gram_ranks else {}
+        given |= self.gram_options
         self.gram_step = gram_backward(self.gram_pending * factor, self.gram_aggregator, scale=factor, **given)
         if self.gram_monitor is not None and self.gram_step is not None:
             self.gram_monitor.update(self.gram_step)

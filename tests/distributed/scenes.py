@@ -18,7 +18,7 @@ import gramjd
 from gramjd._explain import Sent
 from gramjd.distributed import side
 from gramjd.engine.parameter import Jacobian
-from gramjd.errors import RankError
+from gramjd.errors import InputError, RankError
 from tests.oracle import oracle_gramian
 
 
@@ -114,6 +114,50 @@ def agrees(name: str, counts: Sequence[int], update: str, wrapped: bool = False,
 
 def uneven(size: int) -> list[int]:
     return [3, 1, 4, 2][:size]
+
+
+def accumulated(name: str, keep: str, empty: bool = False) -> None:
+    """Micro-batches of all ranks, as one process with all of their losses has them."""
+    counts = [0 if empty and rank == 1 else 1 + rank % 2 for rank in range(size())]  # micro-batches
+    parts = [(rank, k) for rank, count in enumerate(counts) for k in range(count)]
+    net, other = network(name), network(name)
+    losses = torch.cat([losses_of(name, net, 2 + k, 10 * rank + k) for rank, k in parts])
+    G = oracle_gramian(losses, [p for p in net.parameters() if p.shape != (3,) or name != "tied"])
+    losses.backward(gramjd.UPGrad()(G))
+    accumulator = gramjd.Accumulator(inputs=other, keep=keep, group=dist.group.WORLD)
+    for rank, k in parts:
+        if rank == dist.get_rank():
+            accumulator.add(losses_of(name, other, 2 + k, 10 * rank + k))
+    step = accumulator.step()
+    torch.testing.assert_close(step.gramian, G, rtol=1e-10, atol=1e-12)
+    for p, q in zip(other.parameters(), net.parameters(), strict=True):
+        assert (p.grad is None or not p.grad.any()) if q.grad is None else True
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+    assert len(accumulator) == 0
+
+
+def accumulated_faults() -> None:
+    """A rank whose micro-batch is not finite, or whose aggregator fails; then all is as before."""
+    net = network("mlp")
+    with pytest.raises(InputError, match="give `inputs`"):
+        gramjd.Accumulator(group=dist.group.WORLD)
+    wrapped = DistributedDataParallel(network("mlp"), find_unused_parameters=True)
+    with pytest.raises(InputError, match="cannot be kept, as it has to be with a `group`"):
+        gramjd.Accumulator(inputs=wrapped, group=dist.group.WORLD).add(losses_of("mlp", wrapped, 2, 0))
+
+    def failing(G: Tensor) -> Tensor:
+        if dist.get_rank() == 1:
+            raise ArithmeticError("no weights here")
+        return G.new_ones(len(G))
+
+    accumulator = gramjd.Accumulator(failing, inputs=net, group=dist.group.WORLD)
+    accumulator.add(losses_of("mlp", net, 2, dist.get_rank()))
+    with pytest.raises(RankError, match="rank 1: ArithmeticError: no weights here"):
+        accumulator.step()
+    assert all(p.grad is None for p in net.parameters())
+    assert len(accumulator) == 2
+    accumulated("mlp", "device")
 
 
 def of_means(update: str, wrapped: bool = False) -> None:
@@ -232,7 +276,7 @@ def subgroup() -> None:
         found = gramjd.gramian(losses_of("mlp", net, 2 + rank, rank), group=group)
         torch.testing.assert_close(found, expected("mlp", [2, 3])[0], rtol=1e-10, atol=1e-12)
     else:
-        with pytest.raises(gramjd.errors.InputError, match="no member"):
+        with pytest.raises(InputError, match="no member"):
             gramjd.gramian(losses_of("mlp", network("mlp"), 2, 0), group=group)
     dist.barrier()
 
@@ -357,6 +401,10 @@ SCENES: dict[str, Callable[[], object]] = {
     "counted": lambda: [counted(name, uneven(size())) for name in MODELS],
     "counted_means": lambda: counted("tasks", [3] * size(), "mean"),
     "within_budget": within_budget,
+    **{f"accumulated_{name}": (lambda name=name: accumulated(name, "device")) for name in MODELS},
+    "accumulated_on_cpu": lambda: accumulated("mlp", "cpu"),
+    "accumulated_by_one": lambda: accumulated("tied", "device", empty=True),
+    "accumulated_faults": accumulated_faults,
     "not_finite": lambda: fails("rank 1: LossError: losses has NaN", not_finite),
     "another_structure": lambda: fails("disagree about the number of parameters: rank 0 has 6", another_structure),
     "another_graph": lambda: fails("disagree about the graph of the losses", another_graph),

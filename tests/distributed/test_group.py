@@ -17,6 +17,15 @@ TOGETHER = {
     "faults": (2, "not_finite", "another_structure", "another_graph", "in_the_walk"),
     "later faults": (2, "in_the_weights", "no_losses", "bad_option", "not_reached"),
     "some of them": (3, "subgroup"),
+    "accumulated": (
+        3,
+        "accumulated_mlp",
+        "accumulated_cnn",
+        "accumulated_tied",
+        "accumulated_tasks",
+        "accumulated_wide",
+    ),
+    "accumulated by some": (2, "accumulated_on_cpu", "accumulated_by_one", "accumulated_faults"),
     "bytes": (2, "counted", "counted_means", "within_budget"),
     "bytes of three": (3, "counted", "counted_means"),
 }

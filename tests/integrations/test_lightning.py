@@ -247,10 +247,11 @@ def test_what_is_no_vector_is_refused() -> None:
         fitted(Weighted())
 
 
-def ddp(manual: bool) -> None:
-    """One of two processes: parameters are those of the mean of both processes' updates."""
+def ddp(manual: bool, together: bool = False) -> None:
+    """One of two processes: parameters are those of the mean of both processes' updates, or of their joint one."""
     rank = int(os.environ["RANK"])
     model = (Manual if manual else Model)()
+    model.gram_ranks = together
 
     class Halves(torch.utils.data.Dataset):  # type: ignore[type-arg]
         def __len__(self) -> int:
@@ -277,14 +278,17 @@ def ddp(manual: bool) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
     for first in range(0, 6, 2):
         optimizer.zero_grad()
-        for batch in BATCHES[first : first + 2]:
+        pair = BATCHES[first : first + 2]
+        if together:
+            gramjd.gram_backward(torch.cat([losses_of(net, batch) for batch in pair]))
+        for batch in () if together else pair:
             gramjd.gram_backward(losses_of(net, batch) / 2)
         optimizer.step()
     assert distance(parameters(model), [p.detach() for p in net.parameters()]) < 1e-5
 
 
-@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
-def test_two_processes(manual: bool) -> None:
+@pytest.mark.parametrize("given", ["False", "True", "False, True"], ids=["automatic", "manual", "together"])
+def test_two_processes(given: str) -> None:
     # As torchrun sets them, so that Lightning starts no processes of its own.
-    given = {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore"}
-    run_ranks(2, ["-c", f"from tests.integrations.test_lightning import ddp; ddp({manual})"], 300, given)
+    known = {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore"}
+    run_ranks(2, ["-c", f"from tests.integrations.test_lightning import ddp; ddp({given})"], 300, known)

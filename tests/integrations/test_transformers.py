@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import gramjd
 from gramjd.errors import InputError
 from gramjd.integrations.transformers import GramTrainerMixin, per_sequence
 from gramjd.profiling import GramMonitor
+from tests.ranks import run_ranks
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `transformers`")
 accelerate = pytest.importorskip("accelerate", reason="needs the extra `transformers`")
@@ -296,3 +298,39 @@ def test_a_fine_tuning_of_a_tiny_llama(tmp_path: Path) -> None:
     assert distance(trained_parameters(model), expected, start) < 1e-2
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert sum(logged[-10:]) < 0.985 * sum(logged[:10])
+
+
+def ranks(together: bool, folder: str) -> None:
+    """One of two processes: parameters are those of one process with both batches, or of the mean of two updates."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else int(os.environ["RANK"])
+    data = [one for n, one in enumerate(sentences()) if n != 3]
+    order = list(range(16))
+
+    class Ordered(Recorded):
+        gram_ranks = together
+
+        def get_train_dataloader(self) -> Any:
+            own = [data[k] for k in order[rank::2]]
+            return torch.utils.data.DataLoader(own, batch_size=4, collate_fn=transformers.default_data_collator)
+
+    trainer = Ordered(model=llama(), args=arguments(Path(folder), max_steps=2), train_dataset=data)
+    trainer.train()
+    mine, net = trainer.model, llama()
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+    for step in range(2):
+        parts = []
+        for half in range(2):
+            batch = [data[k] for k in order[half::2]][4 * step : 4 * step + 4]
+            parts.append(sequence_losses(net, transformers.default_data_collator(batch), 0.0))
+        optimizer.zero_grad()
+        for losses in [torch.cat(parts)] if together else [part / 2 for part in parts]:
+            gramjd.gram_backward(losses, retain_graph=True)
+        optimizer.step()
+    for p, q in zip(mine.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p.detach().cpu(), q.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["apart", "together"])
+def test_two_processes(together: bool, tmp_path: Path) -> None:
+    code = f"from tests.integrations.test_transformers import ranks; ranks({together}, {str(tmp_path)!r})"
+    run_ranks(2, ["-c", code], 300, {"PYTHONWARNINGS": "ignore", "ACCELERATE_USE_CPU": "true"})

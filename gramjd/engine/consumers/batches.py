@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +13,11 @@ from gramjd.engine import _torch
 from gramjd.engine.consumers.cross import add_products
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.consumers.update import sparse_gradients
+from gramjd.engine.factor import Factor
+from gramjd.engine.given import GivenRows
 from gramjd.engine.graph import LEAF, Edge, Graph
 from gramjd.engine.hooks import on_accumulation
+from gramjd.engine.layout import Layout, Owners, interned
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import GraphError
 
@@ -80,8 +84,10 @@ class Batch:
 class Meeting:
     """What one micro-batch adds: its own block of G, its products with batches that are kept, and itself."""
 
-    def __init__(self, graph: Graph, m: int, home: torch.device, dtype: torch.dtype, kept: torch.device):
-        self.graph, self._home = graph, home
+    def __init__(
+        self, graph: Graph, m: int, home: torch.device, dtype: torch.dtype, kept: torch.device, multiplies: bool = True
+    ):
+        self.graph, self._home, self._multiplies = graph, home, multiplies
         self.own = Gramian(m, home, dtype)
         self.batch = Batch(m, kept)
         self.products: list[tuple[Batch, Tensor]] = []
@@ -95,7 +101,7 @@ class Meeting:
         """The Jacobian of a leaf arrived."""
         leaf = self.graph.targets[edge]
         counted = edge not in self.graph.others
-        if counted:
+        if counted and self._multiplies:
             self.own.add_share(jacobian)
             for other, product in self.products:
                 _multiply(product, other, leaf, jacobian)
@@ -119,6 +125,26 @@ def _multiply(product: Tensor, other: Batch, leaf: Tensor, jacobian: Jacobian) -
     mine = other.jacobians.get(id(leaf))
     if mine is not None and id(leaf) in other.counted:
         add_products(product, mine.to(product.device), jacobian)
+
+
+def joint(batches: Sequence[Batch], leaf: Tensor) -> Jacobian:
+    """The Jacobian of a leaf for the losses of all batches, one batch after the other."""
+    found, start = Jacobian(tuple(leaf.shape)), 0
+    for batch in batches:
+        if id(leaf) in batch.counted:
+            for factor in batch.jacobians[id(leaf)].factors:
+                owners = np.where(factor.owners >= 0, factor.owners + start, -1)
+                found.factors.append(_owned_by(factor, owners, start))
+        start += batch.m
+    return found
+
+
+def _owned_by(factor: Factor, owners: Owners, start: int) -> Factor:
+    if not isinstance(factor, GivenRows):
+        return replace(factor, owners=owners)
+    layout = factor.layout
+    moved = np.where(layout.owners >= 0, layout.owners + start, -1)
+    return replace(factor, owners=owners, layout=interned(Layout(layout.pieces, moved)))
 
 
 def combined(batches: Sequence[Batch], weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
