@@ -33,7 +33,7 @@ NOT_RUN = {
     "howto/compiled.md": 1,
     "howto/frameworks.md": 3,
     "howto/gpu.md": 2,
-    "howto/processes.md": 2,
+    "howto/processes.md": 4,
     "migrate/other.md": 3,
     "migrate/torchjd.md": 3,
 }

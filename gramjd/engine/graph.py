@@ -32,8 +32,8 @@ SPREAD = (
 # Of DistributedDataParallel where it waits for a backward pass of its own after each forward pass.
 SINK = "_DDPSinkBackward"
 WAITS = (
-    "the losses were computed through a DistributedDataParallel wrapper with unused parameters or a static graph, which "
-    "waits for a backward pass of its own: call the module itself (`wrapper.module`)"
+    "the losses were computed through a DistributedDataParallel wrapper with unused parameters or a static graph, "
+    "which waits for a backward pass of its own: call the module itself (`wrapper.module`)"
 )
 REFUSED = {
     "BackwardHookFunctionBackward": "a module has a full backward hook (Module.register_full_backward_hook), which "

@@ -11,6 +11,7 @@ BENCHMARKS = (
     Command("few", "few task losses: a step beside m plain passes and TorchJD", f"{HERE}.few"),
     Command("foreign", "models that others wrote: a step beside m plain passes and TorchJD", f"{HERE}.foreign"),
     Command("sweep", "architectures of timm and transformers: right, dense rows, time", f"{HERE}.sweep"),
+    Command("ranks", "several ranks: bytes, time and memory over the plain wrapped step", f"{HERE}.ranks"),
     Command("weights", "weightings beside TorchJD's and one eigh", f"{HERE}.weights"),
     Command("routes", "every route of an outer product against what the cost model chooses", f"{HERE}.routes"),
     Command("kernels", "the GPU kernels against the torch expressions that they replace", f"{HERE}.kernels"),

@@ -19,6 +19,8 @@ from typing import Any
 
 from gramjd.profiling.bench import readme_figures
 from gramjd.profiling.bench.captions import listed, loaded, placed
+from gramjd.profiling.bench.compiled_tables import compiled_steps
+from gramjd.profiling.bench.ranks_tables import at_scale, local_error, ranks_table
 from gramjd.profiling.bench.sweep_tables import swept
 from gramjd.profiling.bench.weightings import ROUGH
 from gramjd.text_table import filled, markdown, short
@@ -115,10 +117,14 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "step-time": ("step_cpu.json", step_time),
     "step-time-kept": ("step_cpu_kept.json", step_time),
     "step-time-torch": ("step_cpu_torch.json", step_time),
+    "compiled": ("compiled_cpu.json", compiled_steps),
     "few": ("few_cpu.json", beside),
     "foreign": ("foreign_cpu.json", beside),
     "sweep": ("sweep_cpu.json", swept),
     "step-memory": ("step_cpu.json", step_memory),
+    "ranks": ("ranks_cpu.json", ranks_table),
+    "ranks-scale": ("ranks_cpu.json", at_scale),
+    "ranks-error": ("ranks_cpu.json", local_error),
     "weights": ("weights.json", weights),
     "weights-singular": ("weights.json", weights_singular),
     "weights-others": ("weights.json", weights_others),
