@@ -7,14 +7,14 @@ With R ranks, of which rank r has m_r losses, and M losses in all, a parameter w
 
 Where loss i is the mean over ranks of each one's loss i, the rows are averaged as they arrive, and M is the number of
 losses of one rank. What a rank computed is added up over ranks at the end. Parameters are taken in one order on all
-ranks, the last one first, as a walk mostly meets them; one that comes before its turn waits.
+ranks, the last one first, as a walk mostly meets them, small ones in bundles; one that comes before its turn waits.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gramjd.distributed.ranks import Ranks
+from gramjd.distributed.ranks import MOST, Ranks
 from gramjd.distributed.wire import Parcel, unpacked
 from gramjd.engine import dtensor
 from gramjd.engine.consumers.cross import add_products
@@ -34,8 +34,8 @@ from gramjd.errors import BudgetError, RankError, in_bytes
 from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
 
-# Bytes of rows that a rank deals out at a time.
-AT_ONCE = 32 << 20
+# Bytes of rows that a rank deals out at a time; numbers of the parameters that are exchanged together.
+AT_ONCE, BUNDLE = 32 << 20, 1 << 20
 
 
 class Sent(NamedTuple):
@@ -95,6 +95,7 @@ class Exchange:
 
     Attributes:
         sent: what this rank has sent for each parameter so far.
+        reached: places of the parameters that the losses of some rank reach.
     """
 
     def __init__(
@@ -110,95 +111,104 @@ class Exchange:
         self.ranks, self.parameters, self.counts, self.device, self.dtype = ranks, parameters, counts, device, dtype
         self.mean, self.limit = mean, limit
         self.sent: list[Sent] = []
+        self.reached: set[int] = set()
         self.starts = [sum(counts[:r]) for r in range(len(counts) + 1)]
         size = counts[0] if mean else self.starts[-1]
         # Half of G: G is this and its transpose.
         self.half = torch.zeros(size, size, dtype=dtype, device=device)
-        # Places of the parameters that the losses of some rank reach.
-        self.reached: set[int] = set()
         self._own = Gramian(counts[ranks.rank], device, dtype)
         self._place = {id(p): n for n, p in enumerate(parameters)}
         self._waiting: dict[int, Jacobian] = {}
-        self._next = len(parameters) - 1
+        self._bundles = list(_bundles(parameters))[::-1]
 
     def note(self, parameter: Tensor, jacobian: Jacobian) -> None:
         """The Jacobian of a parameter, complete."""
         self._waiting[self._place[id(parameter)]] = jacobian
-        while self._next in self._waiting:
-            self._take_next()
+        while self._bundles and all(n in self._waiting for n in self._bundles[-1]):
+            self._add(self._bundles.pop())
 
     def finish(self) -> Tensor:
         """G, once all of this rank's Jacobians were noted."""
-        while self._next >= 0:
-            self._take_next()
+        while self._bundles:
+            self._add(self._bundles.pop())
         if not self.mean:
             self._block(self.ranks.rank, self.ranks.rank).add_(self._own.finished(), alpha=0.5)
         total = self.ranks.summed(self.half)
         return total + total.T
 
-    def _take_next(self) -> None:
-        n, self._next = self._next, self._next - 1
-        jacobian = self._waiting.pop(n, None)
-        self._add(n, jacobian or Jacobian(dtensor.counted_shape(self.parameters[n])))
-
-    def _add(self, n: int, jacobian: Jacobian) -> None:
-        """What one parameter adds, on all ranks at once."""
-        parcel = Parcel(jacobian) if jacobian.factors else None
-        met = self._agreed(n, 0 if parcel is None else parcel.nbytes, jacobian)
-        if met is None:
-            return
-        sizes, d = met
-        if self.sent[-1].way == "factors":
-            self._own.add_share(jacobian)
-            self._by_factors(jacobian, None if parcel is None else parcel.packed(), sizes)
-        else:
-            self._by_rows(jacobian, d)
-
     def plan(self, jacobians: Mapping[int, Jacobian]) -> list[Sent]:
         """What this rank would send for Jacobians without numbers, by the ids of their parameters."""
-        for n in reversed(range(len(self.parameters))):
-            parameter = self.parameters[n]
-            jacobian = jacobians.get(id(parameter), Jacobian(tuple(parameter.shape)))
-            self._agreed(n, Parcel(jacobian).nbytes if jacobian.factors else 0, jacobian)
+        while self._bundles:
+            places = self._bundles.pop()
+            self._agreed(places, [jacobians.get(id(self.parameters[n])) or self._none(n) for n in places])
         return self.sent
 
-    def _agreed(self, n: int, nbytes: int, jacobian: Jacobian) -> tuple[list[int], int] | None:
-        """Have the ranks choose the way of a parameter: bytes of the factors of each and d; None if none reaches it."""
-        d = math.prod(jacobian.shape) * (2 if self.parameters[n].is_complex() else 1)
-        said = self.ranks.meet(nbytes, d)
-        sizes = [size for size, *_ in said]
-        if not any(sizes):
-            return None
-        widths = {width for size, width, *_ in said if size}
-        if len(widths) > 1:
-            raise RankError(
-                f"ranks hold different parts, {sorted(widths)} numbers, of a parameter of shape "
-                f"{tuple(self.parameters[n].shape)}: give the same kind of losses on all ranks, such as several each"
-            )
-        (d,) = widths
-        self.reached.add(n)
-        chosen = way(sizes, d, self.counts, self.dtype, self.mean, self.limit)
-        self.sent.append(Sent(n, chosen, sent_by(self.ranks.rank, chosen, sizes, d, self.counts, self.dtype)))
-        return sizes, d
+    def _none(self, n: int) -> Jacobian:
+        return Jacobian(dtensor.counted_shape(self.parameters[n]))
 
-    def _by_factors(self, jacobian: Jacobian, parcel: Tensor | None, sizes: Sequence[int]) -> None:
+    def _add(self, places: Sequence[int]) -> None:
+        """What some parameters add, on all ranks at once."""
+        jacobians = [self._waiting.pop(n, None) or self._none(n) for n in places]
+        met = self._agreed(places, jacobians)
+        by_factors = [one for one in met if one.way == "factors"]
+        if by_factors:
+            for one in by_factors:
+                self._own.add_share(one.jacobian)
+            self._by_factors(by_factors)
+        by_rows = [one for one in met if one.way == "rows"]
+        if by_rows:
+            self._by_rows(by_rows)
+
+    def _agreed(self, places: Sequence[int], jacobians: Sequence[Jacobian]) -> list[Met]:
+        """Have the ranks choose the way of each parameter; those that no loss reaches are left out."""
+        parcels = [Parcel(jacobian) if jacobian.factors else None for jacobian in jacobians]
+        widths = [
+            math.prod(jacobian.shape) * (2 if self.parameters[n].is_complex() else 1)
+            for n, jacobian in zip(places, jacobians, strict=True)
+        ]
+        nbytes = [0 if parcel is None else parcel.nbytes for parcel in parcels]
+        said = self.ranks.meet(*nbytes, *widths)
+        found = []
+        for k, (n, jacobian, parcel) in enumerate(zip(places, jacobians, parcels, strict=True)):
+            sizes = [row[k] for row in said]
+            if not any(sizes):
+                continue
+            numbers = {row[len(places) + k] for row in said if row[k]}
+            if len(numbers) > 1:
+                raise RankError(
+                    f"ranks hold different parts, {sorted(numbers)} numbers, of a parameter of shape "
+                    f"{tuple(self.parameters[n].shape)}: give several losses on each rank, or one on each"
+                )
+            (d,) = numbers
+            self.reached.add(n)
+            chosen = way(sizes, d, self.counts, self.dtype, self.mean, self.limit)
+            self.sent.append(Sent(n, chosen, sent_by(self.ranks.rank, chosen, sizes, d, self.counts, self.dtype)))
+            found.append(Met(jacobian, parcel, sizes, d, chosen))
+        return found
+
+    def _by_factors(self, met: Sequence[Met]) -> None:
         me, size = self.ranks.rank, self.ranks.size
+        packed = [one.parcel.packed() for one in met if one.parcel is not None]
+        mine = torch.cat(packed) if packed else None
+        totals = [sum(one.sizes[rank] for one in met) for rank in range(size)]
         for step in range(1, size // 2 + 1):
             to, source = (me - step) % size, (me + step) % size
             once = 2 * step == size  # the pair would be met from both ends
             given = self.ranks.swapped(
-                parcel, None if once and me < step else to, sizes[source], None if once and me >= step else source
+                mine, None if once and me < step else to, totals[source], None if once and me >= step else source
             )
-            if given is not None and jacobian.factors:
-                theirs = unpacked(given, self.device)
-                add_products(self._block(me, source), jacobian, theirs)
+            if given is None:
+                continue
+            for one, part in zip(met, given.split([one.sizes[source] for one in met]), strict=True):
+                if one.jacobian.factors and len(part):
+                    add_products(self._block(me, source), one.jacobian, unpacked(part, self.device))
 
-    def _by_rows(self, jacobian: Jacobian, d: int) -> None:
-        ranks, rows = self.ranks, self._rows(jacobian, d)
-        for lo in range(0, d, self._columns):
-            part = rows[:, lo : lo + self._columns]
-            missing = -part.shape[1] % ranks.size
-            columns = ranks.dealt(pad(part, (0, missing)) if missing else part, self.counts)
+    def _by_rows(self, met: Sequence[Met]) -> None:
+        ranks = self.ranks
+        rows = [pad(self._rows(one.jacobian, one.numbers), (0, -one.numbers % ranks.size)) for one in met]
+        whole = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        for lo in range(0, whole.shape[1], self._columns):
+            columns = ranks.dealt(whole[:, lo : lo + self._columns], self.counts)
             if self.mean:
                 columns = columns.view(ranks.size, -1, columns.shape[1]).mean(0)
             self.half.add_(mirrored(gram_rows(columns, self.dtype)), alpha=0.5)
@@ -229,3 +239,27 @@ class Exchange:
 
     def _block(self, r: int, s: int) -> Tensor:
         return self.half[self.starts[r] : self.starts[r + 1], self.starts[s] : self.starts[s + 1]]
+
+
+class Met(NamedTuple):
+    """A parameter that some rank reaches: bytes of its factors on each rank, d, and the way that it takes."""
+
+    jacobian: Jacobian
+    parcel: Parcel | None
+    sizes: list[int]
+    numbers: int
+    way: str
+
+
+def _bundles(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Places of parameters that are exchanged together, the last ones first: a large one alone, small ones in one."""
+    places: list[int] = []
+    numbers = 0
+    for n in reversed(range(len(parameters))):
+        if places and (numbers + parameters[n].numel() > BUNDLE or 2 * len(places) + 2 > MOST):
+            yield places
+            places, numbers = [], 0
+        places.append(n)
+        numbers += parameters[n].numel()
+    if places:
+        yield places

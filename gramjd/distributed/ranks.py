@@ -12,8 +12,8 @@ from torch import Tensor
 from gramjd.errors import InputError, RankError
 
 Group = dist.ProcessGroup
-# Numbers that a rank may bring to a meeting.
-MOST = 8
+# Numbers that a rank may bring to a meeting: all meetings send as many, so that one that has failed can join any.
+MOST = 64
 
 
 class Ranks:

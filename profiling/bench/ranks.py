@@ -269,7 +269,7 @@ def measure(kind: str, count: int, seconds: float = 300.0) -> dict[str, Any]:
             for process in started:
                 process.kill()
         if any(process.returncode for process in started):
-            raise RuntimeError(f"{kind} on {count} ranks failed:\n{printed[0][-2000:]}")
+            raise RuntimeError(f"{kind} on {count} ranks failed:\n" + "\n".join(text[-1000:] for text in printed))
         everyone = json.loads(Path(out).read_text())
     mean = {name: sum(one[name] for one in everyone) / count for name in everyone[0]}
     return {"kind": kind, "ranks": count, **{name: digits(number) for name, number in mean.items()}}

@@ -16,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
 from gramjd._explain import Sent
-from gramjd.distributed import side
-from gramjd.engine.parameter import Jacobian
+from gramjd.distributed import exchange, side
 from gramjd.errors import InputError, RankError
 from tests.oracle import oracle_gramian
 
@@ -225,14 +224,13 @@ def gramian_only(name: str, counts: Sequence[int]) -> None:
 
 def counted(name: str, counts: Sequence[int], across: str = "stack") -> None:
     """The bytes that `explain` plans are those that are sent, rank by rank and parameter by parameter."""
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[list[exchange.Sent], int]] = []
 
     class Counting(side.Exchange):
-        def _add(self, n: int, jacobian: Jacobian) -> None:
+        def _add(self, places: Sequence[int]) -> None:
             before, known = self.ranks.sent, len(self.sent)
-            super()._add(n, jacobian)
-            if len(self.sent) > known:
-                seen.append((self.sent[-1].way, self.ranks.sent - before))
+            super()._add(places)
+            seen.append((self.sent[known:], self.ranks.sent - before))
 
     net, rank = network(name), dist.get_rank()
     planned = gramjd.explain(losses_of(name, net, counts[rank], rank), net, group=dist.group.WORLD, across=across)
@@ -241,7 +239,9 @@ def counted(name: str, counts: Sequence[int], across: str = "stack") -> None:
         gramjd.gram_backward(
             losses_of(name, net, counts[rank], rank), inputs=net, group=dist.group.WORLD, across=across
         )
-    assert [(one.way, one.bytes) for one in planned.sent] == seen
+    assert [(one.way, one.bytes) for one in planned.sent] == [(one.way, one.bytes) for sent, _ in seen for one in sent]
+    assert [sum(one.bytes for one in sent) for sent, _ in seen] == [counted for _, counted in seen]
+    assert len(seen) < len(planned.sent), "small parameters go together"
     assert planned.all_losses == (counts[0] if across == "mean" else sum(counts))
     assert "between ranks" in str(planned)
     if name == "wide":

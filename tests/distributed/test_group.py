@@ -35,3 +35,8 @@ TOGETHER = {
 def test_ranks(name: str) -> None:
     ranks, *scenes = TOGETHER[name]
     run_ranks(ranks, ["-m", "tests.distributed.scenes", *scenes], timeout=600)
+
+
+@pytest.mark.slow
+def test_eight_ranks() -> None:
+    run_ranks(8, ["-m", "tests.distributed.scenes", "counted", "mlp_reuse", "accumulated_mlp"], timeout=600)
