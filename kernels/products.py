@@ -83,7 +83,7 @@ def _suits_onednn(a: Tensor, b: Tensor) -> bool:
     if not (pays(M, K, N) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
         return False
     dense = b.is_contiguous() or b.mT.is_contiguous()
-    return dense and (N >= WIDE or a.is_contiguous()) and library() == "onednn"
+    return dense and (N >= WIDE or a.is_contiguous()) and library() == "onednn" and not _torch.is_spread(b)
 
 
 def pays(M: float, K: float, N: float) -> bool:

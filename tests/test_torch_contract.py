@@ -348,6 +348,18 @@ def test_what_a_compiled_backward_pass_saved_stays(w: Tensor) -> None:
     assert len(run) == 1
 
 
+def test_tensors_that_are_spread(tmp_path: Path) -> None:
+    assert not _torch.is_spread(torch.ones(2))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+        assert _torch.is_spread(distribute_tensor(torch.ones(2), init_device_mesh("cpu", (1,))))
+        assert not _torch.is_spread(torch.ones(2))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_sharded_modules(tmp_path: Path) -> None:
     """A group of one process shards as larger ones do."""
     assert not _fsdp.loaded()

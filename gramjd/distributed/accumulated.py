@@ -38,7 +38,7 @@ def group_step(
         raise LossError("losses of a micro-batch are NaN or infinite")
     parameters = list(blocks.inputs)
     asked = not getattr(blocks.inputs, "optional", False)
-    side = Side([value for value in values if value.numel()], None, parameters, 0, asked)
+    side = Side([value for value in values if value.numel()], None, parameters, False, asked)
     limits = MemoryLimits.of(side.losses or parameters[:1], blocks.memory_budget)
     exchange = exchange_of(ranks, side, limits, dtype=compute.wide_dtype([*side.losses, *parameters]))
     batches = [entry.batch for entry in blocks.entries if entry.batch is not None]

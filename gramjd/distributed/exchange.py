@@ -7,7 +7,7 @@ With R ranks, of which rank r has m_r losses, and M losses in all, a parameter w
 
 Where loss i is the mean over ranks of each one's loss i, the rows are averaged as they arrive, and M is the number of
 losses of one rank. What a rank computed is added up over ranks at the end. Parameters are taken in one order on all
-ranks, the last one first, as a walk mostly meets them, small ones in bundles; one that comes before its turn waits.
+ranks, that of the walk where their graphs are alike, small ones in bundles; one that comes before its turn waits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
 
 # Bytes of rows that a rank deals out at a time; numbers of the parameters that are exchanged together.
-AT_ONCE, BUNDLE = 32 << 20, 1 << 20
+AT_ONCE, BUNDLE = 32 << 20, 1 << 18
 
 
 class Sent(NamedTuple):
@@ -92,6 +92,7 @@ class Exchange:
         dtype: of the Gramian.
         mean: a loss is the mean over ranks, all of which have the same number of losses.
         limit: bytes that rows of one parameter may take on a rank; the same on all of them.
+        order: places of the parameters in the order in which they are taken; default: the last one first.
 
     Attributes:
         sent: what this rank has sent for each parameter so far.
@@ -107,6 +108,7 @@ class Exchange:
         dtype: torch.dtype,
         mean: bool = False,
         limit: int = sys.maxsize,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.ranks, self.parameters, self.counts, self.device, self.dtype = ranks, parameters, counts, device, dtype
         self.mean, self.limit = mean, limit
@@ -119,7 +121,8 @@ class Exchange:
         self._own = Gramian(counts[ranks.rank], device, dtype)
         self._place = {id(p): n for n, p in enumerate(parameters)}
         self._waiting: dict[int, Jacobian] = {}
-        self._bundles = list(_bundles(parameters))[::-1]
+        order = range(len(parameters))[::-1] if order is None else order
+        self._bundles = list(_bundles(parameters, order))[::-1]
 
     def note(self, parameter: Tensor, jacobian: Jacobian) -> None:
         """The Jacobian of a parameter, complete."""
@@ -188,8 +191,7 @@ class Exchange:
 
     def _by_factors(self, met: Sequence[Met]) -> None:
         me, size = self.ranks.rank, self.ranks.size
-        packed = [one.parcel.packed() for one in met if one.parcel is not None]
-        mine = torch.cat(packed) if packed else None
+        mine = self._packed([one.parcel for one in met if one.parcel is not None])
         totals = [sum(one.sizes[rank] for one in met) for rank in range(size)]
         for step in range(1, size // 2 + 1):
             to, source = (me - step) % size, (me + step) % size
@@ -203,10 +205,21 @@ class Exchange:
                 if one.jacobian.factors and len(part):
                     add_products(self._block(me, source), one.jacobian, unpacked(part, self.device))
 
+    def _packed(self, parcels: Sequence[Parcel]) -> Tensor | None:
+        if not parcels:
+            return None
+        out = torch.zeros(sum(parcel.nbytes for parcel in parcels), dtype=torch.uint8, device=self.device)
+        for parcel, part in zip(parcels, out.split([parcel.nbytes for parcel in parcels]), strict=True):
+            parcel.pack(part)
+        return out
+
     def _by_rows(self, met: Sequence[Met]) -> None:
         ranks = self.ranks
-        rows = [pad(self._rows(one.jacobian, one.numbers), (0, -one.numbers % ranks.size)) for one in met]
+        rows = [self._rows(one.jacobian, one.numbers) for one in met]
+        missing = [-one.numbers % ranks.size for one in met]
+        rows = [pad(part, (0, width)) if width else part for part, width in zip(rows, missing, strict=True)]
         whole = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+        del rows
         for lo in range(0, whole.shape[1], self._columns):
             columns = ranks.dealt(whole[:, lo : lo + self._columns], self.counts)
             if self.mean:
@@ -251,11 +264,11 @@ class Met(NamedTuple):
     way: str
 
 
-def _bundles(parameters: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Places of parameters that are exchanged together, the last ones first: a large one alone, small ones in one."""
+def _bundles(parameters: Sequence[Tensor], order: Sequence[int]) -> Iterator[list[int]]:
+    """Places of parameters that are exchanged together: a large one alone, small ones in one."""
     places: list[int] = []
     numbers = 0
-    for n in reversed(range(len(parameters))):
+    for n in order:
         if places and (numbers + parameters[n].numel() > BUNDLE or 2 * len(places) + 2 > MOST):
             yield places
             places, numbers = [], 0

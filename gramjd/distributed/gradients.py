@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,42 +15,42 @@ from gramjd.engine.consumers.update import Kept
 from gramjd.engine.hooks import on_accumulation
 from gramjd.errors import InputError
 
-# Bytes of a buffer, as large as those of DistributedDataParallel.
-BUFFER = 25 * 2**20
+# Bytes of a buffer.
+BUFFER = 8 << 20
 
 
-def summed(ranks: Ranks, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """For each parameter the sum over ranks of its gradient (None: zero).
+def summed(ranks: Ranks, parameters: Sequence[Tensor], mine: dict[int, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter with the sum over ranks of its gradient, buffer by buffer.
 
-    Of one that is spread over a mesh as well, each rank of that sums its piece.
+    Of one that is spread over a mesh as well, each rank of that sums its piece. `mine`: gradients of this rank by the
+    id of the parameter, zero where there is none; each is taken out when it is used.
     """
-    given = [_piece(p, torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, gradients, strict=True)]
-    found: list[Tensor] = [torch.empty(0)] * len(given)
-    for places in _buffers(given):
-        total = ranks.summed(torch.cat([given[n].reshape(-1) for n in places]))
-        for n, part in zip(places, total.split([given[n].numel() for n in places]), strict=True):
-            found[n] = dtensor.like(parameters[n], part.view(given[n].shape))
-    return found
+    for buffer in _buffers(parameters):
+        given = [_piece(p, mine.pop(id(p), None)) for p in buffer]
+        shapes = [one.shape for one in given]
+        flat = torch.cat([one.reshape(-1) for one in given])
+        del given
+        total = ranks.summed(flat)
+        for p, part, shape in zip(buffer, total.split([shape.numel() for shape in shapes]), shapes, strict=True):
+            yield p, dtensor.like(p, part.view(shape))
 
 
-def _piece(parameter: Tensor, gradient: Tensor) -> Tensor:
-    found = dtensor.piece(parameter, gradient)
+def _piece(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    found = dtensor.piece(parameter, torch.zeros_like(parameter) if gradient is None else gradient)
     return found if found.layout == torch.strided else found.to_dense()
 
 
-def _buffers(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Places of tensors of one type and device, so many that they fill a buffer."""
-    places: list[int] = []
-    for n, tensor in enumerate(tensors):
-        if places:
-            first = tensors[places[0]]
-            full = sum(tensors[k].nbytes for k in places) + tensor.nbytes > BUFFER
-            if full or (first.dtype, first.device) != (tensor.dtype, tensor.device):
-                yield places
-                places = []
-        places.append(n)
-    if places:
-        yield places
+def _buffers(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters of one type and device, so many that they fill a buffer."""
+    found: list[Tensor] = []
+    for p in parameters:
+        full = sum(one.nbytes for one in found) + p.nbytes > BUFFER
+        if found and (full or (found[0].dtype, found[0].device) != (p.dtype, p.device)):
+            yield found
+            found = []
+        found.append(p)
+    if found:
+        yield found
 
 
 def gradients_of(
@@ -81,10 +81,10 @@ def gradients_of(
     return found
 
 
-def add_sums(ranks: Ranks, targets: Sequence[Tensor], mine: Mapping[int, Tensor], device: torch.device) -> None:
-    """Add the sum over ranks to the `.grad` of the targets that some rank reaches."""
+def add_sums(ranks: Ranks, targets: Sequence[Tensor], mine: dict[int, Tensor], device: torch.device) -> None:
+    """Add the sum over ranks to the `.grad` of the targets that some rank reaches. `mine` is used up."""
     ranks.meet()
     flags = torch.tensor([int(id(t) in mine) for t in targets], device=device)
     somewhere = ranks.summed(flags).tolist()
     used = [t for t, count in zip(targets, somewhere, strict=True) if count]
-    add_to_grad(zip(used, summed(ranks, used, [mine.get(id(t)) for t in used]), strict=True))
+    add_to_grad(list(summed(ranks, used, mine)))  # all of them were received before one is written

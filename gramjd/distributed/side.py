@@ -28,14 +28,14 @@ _WIDTHS = (torch.float32, torch.float64)
 class Side(NamedTuple):
     """What this rank brings: its losses (maybe none), their graph, and the parameters in the order of all ranks.
 
-    `structure`: a check sum of what decides that order; 0 where it was given. `asked`: each parameter was asked for by
-    itself, so that some loss has to reach it.
+    `follows`: that order, or that of collectives within the model, is the graph's, which has to be the same on
+    all ranks then. `asked`: each parameter was asked for by itself, so that some loss has to reach it.
     """
 
     losses: list[Tensor]
     graph: Graph | None
     parameters: list[Tensor]
-    structure: int
+    follows: bool
     asked: bool
 
     @property
@@ -63,6 +63,21 @@ class Side(NamedTuple):
             )
 
     @property
+    def structure(self) -> int:
+        """A check sum of the graph; 0 where there is none."""
+        return 0 if self.graph is None else self.graph.structure.check_sum
+
+    @property
+    def met(self) -> list[int]:
+        """The places of the parameters in the order in which a walk completes their Jacobians."""
+        assert self.graph is not None, "a rank with losses has a graph"
+        graph = self.graph
+        place = {id(p): n for n, p in enumerate(self.parameters)}
+        leaves = [graph.targets.get((node, 0)) for node in graph.visited]
+        found = [place[id(leaf)] for leaf in leaves if leaf is not None and id(leaf) in place]
+        return [*found, *(n for n in range(len(place)) if n not in set(found))]
+
+    @property
     def device(self) -> torch.device:
         """Where they are."""
         return (self.losses or self.parameters)[0].device
@@ -88,19 +103,19 @@ def side_of(losses: Losses, inputs: Inputs) -> Side:
     if not found:
         if targets is None:
             raise InputError("this rank has no losses, so that its parameters are not known: pass `inputs`")
-        return Side([], None, list(targets), 0, not targets.optional)
+        return Side([], None, list(targets), False, not targets.optional)
     if targets is None:
         graph = compute.read(found, None, spread=True)
-        return Side(found, graph, list(graph.targets.values()), structure_of(graph), False)
+        return Side(found, graph, list(graph.targets.values()), True, False)
     # What this rank's losses do not reach, another's may.
     optional = Selected(targets)
     optional.optional = True
     graph = compute.read(found, optional, spread=True)
-    side = Side(found, graph, list(targets), 0, not targets.optional)
+    side = Side(found, graph, list(targets), False, not targets.optional)
     if side.sharded is None:
         return side
     # Parameters are gathered in the order of the graph.
-    return side._replace(parameters=in_graph(side, targets), structure=structure_of(graph))
+    return side._replace(parameters=in_graph(side, targets), follows=True)
 
 
 def in_graph(side: Side, inputs: list[Tensor] | None) -> list[Tensor]:
@@ -120,13 +135,6 @@ def reduction_of(ranks: Ranks, side: Side, inputs: Inputs) -> Reduction | None:
         sharded.check_ranks(torch.distributed.get_process_group_ranks(ranks.group))
         sharded.before = ranks.meet
     return Reduction(KINDS[1], sharded.divisor(), [*side.parameters, *sharded.shards.values()])
-
-
-def structure_of(graph: Graph) -> int:
-    """A check sum of the nodes and edges of a graph: where it is the same, so is the order of the leaves."""
-    number = {node: n for n, node in enumerate(graph.edges)}
-    nodes = [(graph.names[node], [(number.get(child), nr) for child, nr in graph.edges[node]]) for node in number]
-    return zlib.crc32(repr(nodes).encode())
 
 
 def exchange_of(
@@ -150,6 +158,7 @@ def exchange_of(
         2 * mean + update,
         0 if reduction is None else 1 + KINDS.index(reduction.kind),
         side.structure,
+        side.follows,
         min(int(limits.rows), sys.maxsize),
     )
     counts, kind = [count for count, *_ in said], max(row[5] for row in said)
@@ -161,7 +170,9 @@ def exchange_of(
     if mean and len(set(counts)) > 1:
         raise RankError(f"losses per rank: {counts}; a mean over ranks needs the same number on each")
     wide = _WIDTHS[max(row[3] for row in said)]
-    return Exchange(ranks, side.parameters, counts, side.device, wide, mean, min(row[7] for row in said))
+    alike = all(counts) and len({row[6] for row in said}) == 1 and side.graph is not None
+    order = side.met if alike else range(len(side.parameters))[::-1]
+    return Exchange(ranks, side.parameters, counts, side.device, wide, mean, min(row[8] for row in said), order)
 
 
 def gramian_over(exchange: Exchange, side: Side, limits: MemoryLimits, kept: Kept | None = None) -> Tensor:
@@ -196,7 +207,7 @@ def _agree(said: Sequence[Sequence[int]]) -> None:
         "the shapes and dtypes of parameters": 2,
         "`update` or `across`": 4,
         "a wrapper": 5,
-        "the graph of the losses": 6,
+        **({"the graph of the losses": 6} if any(row[7] for row in said) else {}),
     }
     for what, place in kinds.items():
         values = [row[place] for row in said]

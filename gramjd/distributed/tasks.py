@@ -10,7 +10,7 @@ from gramjd.aggregation import UPGrad
 from gramjd.backward import UPDATES, GramStep, check_aggregator, weights_of
 from gramjd.distributed.gradients import add_sums, gradients_of
 from gramjd.distributed.ranks import Group, Ranks
-from gramjd.distributed.side import Side, exchange_of, gramian_over, structure_of, values_of
+from gramjd.distributed.side import Side, exchange_of, gramian_over, values_of
 from gramjd.engine import compute
 from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import SINK, WAITS
@@ -45,7 +45,7 @@ def group_mtl_backward(
             raise InputError(WAITS)
         limits = MemoryLimits.of(found, as_budget(memory_budget))
         graph = compute.read(found, tasks.joint) if tasks.joint else tasks.graph
-        side = Side(found, graph, tasks.joint, structure_of(tasks.graph), False)
+        side = Side(found, graph, tasks.joint, True, False)
         kept = Kept(graph, tasks.joint, int(limits.kept)) if update == "reuse" and tasks.joint else None
         exchange = exchange_of(ranks, side, limits, UPDATES.index(update), mean=True)
         G = gramian_over(exchange, side, limits, kept)

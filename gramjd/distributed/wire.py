@@ -31,15 +31,13 @@ class Parcel:
         sizes = [len(self._front), *(t.numel() * t.dtype.itemsize for t in self._tensors)]
         self.nbytes = sum(n + -n % ALIGNED for n in sizes)
 
-    def packed(self) -> Tensor:
-        """One vector of bytes."""
-        parts = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._tensors]
-        return torch.cat([_filled(part.to(parts[0].device)) for part in (self._front, *parts)])
-
-
-def _filled(part: Tensor) -> Tensor:
-    missing = -len(part) % ALIGNED
-    return torch.cat([part, part.new_zeros(missing)]) if missing else part
+    def pack(self, into: Tensor) -> None:
+        """Write it into a vector of `nbytes` bytes."""
+        at = 0
+        for part in (self._front, *self._tensors):
+            numel = part.numel() * part.dtype.itemsize
+            into[at : at + numel].view(part.dtype).view(part.shape).copy_(part)
+            at += numel + -numel % ALIGNED
 
 
 def unpacked(parcel: Tensor, device: torch.device) -> Jacobian:

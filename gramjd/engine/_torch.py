@@ -281,6 +281,12 @@ def schema_of(operation: Any) -> Any:
     return getattr(operation, "_schema", None)
 
 
+def is_spread(tensor: Tensor) -> bool:
+    """Returns True for a DTensor, a tensor that is spread over processes."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
+
+
 def version_of(tensor: Tensor) -> int:
     """Grows when a tensor is written to."""
     return tensor._version

@@ -9,7 +9,6 @@ all ranks hold the whole. So the Gramian is the sum over the ranks of the mesh o
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,20 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gramjd.engine._torch import is_spread
 from gramjd.engine.factor import Factor, Outer
 from gramjd.engine.given import GivenRows
 from gramjd.engine.isometry import TRANSPOSED
 from gramjd.engine.layout import dense
 from gramjd.engine.parameter import Jacobian
 from gramjd.errors import GraphError
-
-MODULE = "torch.distributed.tensor"
-
-
-def is_spread(tensor: Tensor) -> bool:
-    """Returns True for a DTensor."""
-    loaded = sys.modules.get(MODULE)
-    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def mesh_of(tensors: Sequence[Tensor]) -> Any:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gramjd
 from gramjd.errors import GraphError, RankError
+from gramjd.kernels import products
 from tests.oracle import oracle_gramian
 
 WORDS, WIDTH, LENGTH = 12, 8, 6
@@ -112,7 +113,7 @@ def compare(
     for (name, p), g in zip(parameters.items(), gradients, strict=True):
         found = whole(mine[name].grad)
         assert found is not None, name
-        torch.testing.assert_close(found.double(), times * g, rtol=100 * close, atol=100 * close, msg=name)
+        torch.testing.assert_close(found.double(), times * g, rtol=100 * close, atol=100 * close)
         assert p.grad is None
 
 
@@ -342,6 +343,17 @@ def tensor_parallel(sequence: bool) -> None:
     )
 
 
+def in_float32() -> None:
+    """Products of whole tensors are left to PyTorch, whatever library is asked for."""
+    mesh = init_device_mesh("cpu", (len(ranks()),))
+    net, other = parallel(language().float(), mesh), language().float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "LEAST", 0)
+        patch.setattr(products, "THIN", 1)
+        step = gramjd.gram_backward(losses_of(net, tokens_of(1)), backend="auto")
+    compare(net, other, step, losses_of(other, tokens_of(1)), close=1e-4)
+
+
 def both(sequence: bool, sharding: bool) -> None:
     """Pairs of ranks have one model between them, and each pair its own losses."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
@@ -389,6 +401,7 @@ SCENES: dict[str, Callable[[], None]] = {
     "refused": refused,
     "tensor": lambda: tensor_parallel(sequence=False),
     "tensor_sequence": lambda: tensor_parallel(sequence=True),
+    "in_float32": in_float32,
     "random_weights": random_weights,
     "tensor_data": lambda: both(sequence=False, sharding=False),
     "tensor_sharded": lambda: both(sequence=False, sharding=True),

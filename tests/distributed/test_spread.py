@@ -12,7 +12,7 @@ TOGETHER = {
     "with the rest": (2, "in_precision", "checkpointed", "hooked", "local", "only_some", "trains"),
     "three ranks": (3, "each", "another_group"),
     "faults": (2, "in_the_walk", "not_finite", "no_losses", "refused"),
-    "tensor-parallel": (2, "tensor", "tensor_sequence", "random_weights"),
+    "tensor-parallel": (2, "tensor", "tensor_sequence", "in_float32", "random_weights"),
     "two dimensions": (
         4,
         "hybrid",
