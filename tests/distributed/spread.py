@@ -113,7 +113,7 @@ def compare(
     for (name, p), g in zip(parameters.items(), gradients, strict=True):
         found = whole(mine[name].grad)
         assert found is not None, name
-        torch.testing.assert_close(found.double(), times * g, rtol=100 * close, atol=100 * close)
+        torch.testing.assert_close(found.double(), times * g.double(), rtol=100 * close, atol=100 * close)
         assert p.grad is None
 
 
