@@ -5,9 +5,10 @@ With R ranks, of which rank r has m_r losses, and M losses in all, a parameter w
     factors   each rank receives the factors of half of the others, one rank at a time, and multiplies them with its own
     rows      each rank receives d / R columns of the rows of all, [M, d / R], and forms their Gram matrix
 
-Where loss i is the mean over ranks of each one's loss i, the rows are averaged as they arrive, and M is the number of
-losses of one rank. What a rank computed is added up over ranks at the end. Parameters are taken in one order on all
-ranks, that of the walk where their graphs are alike, small ones in bundles; one that comes before its turn waits.
+Where loss i is the mean over ranks of each one's loss i, rows are averaged as they arrive, or products over all pairs
+of ranks, and G is [m, m] for the m losses of one rank. What a rank computed is added up over ranks at the end.
+Parameters are taken in one order on all ranks, that of the walk where their graphs are alike, small ones in bundles;
+one that comes before its turn waits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.given import GivenRows
 from gramjd.engine.parameter import Jacobian
-from gramjd.errors import BudgetError, RankError, in_bytes
+from gramjd.errors import RankError
 from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
 
@@ -46,7 +47,7 @@ class Sent(NamedTuple):
     bytes: int
 
 
-def way(sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.dtype, mean: bool, limit: int) -> str:
+def way(sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.dtype, limit: int) -> str:
     """The way that a parameter takes: "factors" or "rows", whichever is fewer bytes on an average rank.
 
     Args:
@@ -54,21 +55,12 @@ def way(sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.
         numbers: d, of the parameter.
         counts: losses of each rank.
         dtype: of the rows.
-        mean: rows are averaged over ranks, which factors cannot be.
-        limit: bytes that the rows of one rank may take.
-
-    Raises:
-        BudgetError: they would take more, and there is no other way.
+        limit: bytes that the rows of one rank may take; where they would take more, factors go.
     """
-    ranks, mine = len(sizes), max(counts) * numbers * dtype.itemsize
-    if mean and mine > limit:
-        raise BudgetError(
-            f"means over ranks need the rows of one parameter at a time, {in_bytes(mine)}, but memory_budget is "
-            f"{in_bytes(limit)}: raise it to at least {mine} bytes"
-        )
+    ranks = len(sizes)
     by_factors = sum(sizes) * (ranks - 1) / 2
     by_rows = sum(counts) * numbers * dtype.itemsize * (ranks - 1) / ranks
-    return "rows" if mean or (by_rows < by_factors and mine <= limit) else "factors"
+    return "rows" if by_rows < by_factors and max(counts) * numbers * dtype.itemsize <= limit else "factors"
 
 
 def sent_by(rank: int, way: str, sizes: Sequence[int], numbers: int, counts: Sequence[int], dtype: torch.dtype) -> int:
@@ -134,8 +126,7 @@ class Exchange:
         """G, once all of this rank's Jacobians were noted."""
         while self._bundles:
             self._add(self._bundles.pop())
-        if not self.mean:
-            self._block(self.ranks.rank, self.ranks.rank).add_(self._own.finished(), alpha=0.5)
+        self._block(self.ranks.rank, self.ranks.rank).add_(self._own.finished(), alpha=0.5 * self._share)
         total = self.ranks.summed(self.half)
         return total + total.T
 
@@ -184,7 +175,7 @@ class Exchange:
                 )
             (d,) = numbers
             self.reached.add(n)
-            chosen = way(sizes, d, self.counts, self.dtype, self.mean, self.limit)
+            chosen = way(sizes, d, self.counts, self.dtype, self.limit)
             self.sent.append(Sent(n, chosen, sent_by(self.ranks.rank, chosen, sizes, d, self.counts, self.dtype)))
             found.append(Met(jacobian, parcel, sizes, d, chosen))
         return found
@@ -201,9 +192,13 @@ class Exchange:
             )
             if given is None:
                 continue
+            block = self._block(me, source)
+            products = torch.zeros_like(block) if self.mean else block
             for one, part in zip(met, given.split([one.sizes[source] for one in met]), strict=True):
                 if one.jacobian.factors and len(part):
-                    add_products(self._block(me, source), one.jacobian, unpacked(part, self.device))
+                    add_products(products, one.jacobian, unpacked(part, self.device))
+            if self.mean:
+                block.add_(products, alpha=self._share)
 
     def _packed(self, parcels: Sequence[Parcel]) -> Tensor | None:
         if not parcels:
@@ -250,7 +245,14 @@ class Exchange:
             found = found.index_add(0, owners, values.index_select(0, live))
         return torch.zeros(m, d, dtype=self.dtype, device=self.device) if found is None else found
 
+    @property
+    def _share(self) -> float:
+        """What a product of rows of two ranks counts: those of means are averaged over all pairs of ranks."""
+        return 1 / self.ranks.size**2 if self.mean else 1.0
+
     def _block(self, r: int, s: int) -> Tensor:
+        if self.mean:
+            return self.half
         return self.half[self.starts[r] : self.starts[r + 1], self.starts[s] : self.starts[s + 1]]
 
 
