@@ -155,12 +155,12 @@ def gram_backward(
         )
     if across != "stack":
         raise InputError(f"across is {across!r}, which is about the ranks of a `group`: give one")
-    _say_that_it_is_local()
     as_choice(update, "update", UPDATES)
     as_choice(nonfinite, "nonfinite", NONFINITE)
     scale, strict = as_scale(scale), nonfinite == "raise"
     names, losses, found = as_named(losses, strict)
-    targets, memory_budget = as_inputs(inputs), as_budget(memory_budget)
+    targets: list[Tensor] | None = as_inputs(inputs)
+    memory_budget = as_budget(memory_budget)
     aggregator = aggregator if aggregator is not None else UPGrad()
     sources = targets if gramian_inputs is None else as_inputs(gramian_inputs, "gramian_inputs")
     if gramian_inputs is not None and targets is not None:
@@ -168,6 +168,7 @@ def gram_backward(
     if isinstance(aggregator, Coordinatewise):
         if gramian_inputs is not None:
             raise InputError(f"{aggregator!r} makes no Gramian: leave out `gramian_inputs`")
+        _say_that_it_is_local(None)
         with chosen(backend), graph_errors():
             _coordinatewise(found, aggregator, targets, retain_graph, memory_budget, strict, scale)
         return None
@@ -207,6 +208,7 @@ def _gramian(
         reuse, graph = False, compute.read(losses, sources, spread=True)
     if not reuse and not graph.spread and graph.selective and not several_processes():  # it can be gone through once
         reuse, graph = True, compute.read(losses, sources, everything=True)
+    _say_that_it_is_local(graph.mesh)
     if not strict and not all(all_finite(loss.detach()) for loss in losses):
         return graph, compute.unknown(graph, losses), None
     if not reuse:
@@ -214,9 +216,9 @@ def _gramian(
     return graph, *compute.gramian_and_rows(graph, losses, targets, memory_budget)
 
 
-def _say_that_it_is_local() -> None:
-    """Say once that losses of other processes do not count, where there are any."""
-    if several_processes():
+def _say_that_it_is_local(mesh: Any) -> None:
+    """Say once that losses of other processes do not count, where there are any that are not of the model's mesh."""
+    if several_processes() and (mesh is None or mesh.size() < torch.distributed.get_world_size()):
         warn(
             "there are several processes, and the Gramian is that of the losses of this one: what conflicts with the "
             "losses of another is not seen. Pass group=torch.distributed.group.WORLD for one Gramian over all of them",

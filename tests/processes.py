@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gramjd
 from gramjd.errors import DenseRowsWarning, FallbackWarning, InputError, RanksWarning
+from tests.ranks import end
 
 
 def network() -> nn.Sequential:
@@ -110,3 +111,4 @@ if __name__ == "__main__":
         SCENES[sys.argv[1]]()
     finally:
         dist.destroy_process_group()
+    end()

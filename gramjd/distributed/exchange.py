@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gramjd.distributed.ranks import MOST, Ranks
 from gramjd.distributed.wire import Parcel, unpacked
@@ -35,8 +34,8 @@ from gramjd.errors import RankError
 from gramjd.kernels.rows import gram_rows
 from gramjd.kernels.symmetric import mirrored
 
-# Bytes of rows that a rank deals out at a time; numbers of the parameters that are exchanged together.
-AT_ONCE, BUNDLE = 32 << 20, 1 << 18
+# The least bytes of rows that a rank deals out at a time; numbers of the parameters that are exchanged together.
+AT_ONCE, BUNDLE = 1 << 20, 1 << 18
 
 
 class Sent(NamedTuple):
@@ -122,6 +121,7 @@ class Exchange:
         while self._bundles and all(n in self._waiting for n in self._bundles[-1]):
             self._add(self._bundles.pop())
 
+    @torch.no_grad()
     def finish(self) -> Tensor:
         """G, once all of this rank's Jacobians were noted."""
         while self._bundles:
@@ -142,7 +142,7 @@ class Exchange:
 
     def _add(self, places: Sequence[int]) -> None:
         """What some parameters add, on all ranks at once."""
-        jacobians = [self._waiting.pop(n, None) or self._none(n) for n in places]
+        jacobians = [self._waiting.pop(n) if n in self._waiting else self._none(n) for n in places]
         met = self._agreed(places, jacobians)
         by_factors = [one for one in met if one.way == "factors"]
         if by_factors:
@@ -209,23 +209,19 @@ class Exchange:
         return out
 
     def _by_rows(self, met: Sequence[Met]) -> None:
-        ranks = self.ranks
-        rows = [self._rows(one.jacobian, one.numbers) for one in met]
-        missing = [-one.numbers % ranks.size for one in met]
-        rows = [pad(part, (0, width)) if width else part for part, width in zip(rows, missing, strict=True)]
-        whole = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-        del rows
-        for lo in range(0, whole.shape[1], self._columns):
-            columns = ranks.dealt(whole[:, lo : lo + self._columns], self.counts)
+        ranks, size = self.ranks, self.ranks.size
+        widths = [-(-one.numbers // size) * size for one in met]
+        rows = torch.zeros(self.counts[ranks.rank], sum(widths), dtype=self.dtype, device=self.device)
+        for one, part in zip(met, rows.split(widths, 1), strict=True):
+            part[:, : one.numbers] = self._rows(one.jacobian, one.numbers)
+        # A part at a time, which is the same on all ranks: a multiple of their number.
+        line = max(self.counts) * self.dtype.itemsize
+        step = max(1, max(AT_ONCE, line * sum(widths) // 8) // (line * size)) * size
+        for part in rows.split(step, 1):
+            columns = ranks.dealt(part, self.counts)
             if self.mean:
-                columns = columns.view(ranks.size, -1, columns.shape[1]).mean(0)
+                columns = columns.view(size, -1, columns.shape[1]).mean(0)
             self.half.add_(mirrored(gram_rows(columns, self.dtype)), alpha=0.5)
-
-    @property
-    def _columns(self) -> int:
-        """How many columns are dealt out at a time: a multiple of the number of ranks, alike on all of them."""
-        size = self.ranks.size
-        return max(1, AT_ONCE // (max(self.counts) * self.dtype.itemsize * size)) * size
 
     def _rows(self, jacobian: Jacobian, d: int) -> Tensor:
         """This rank's rows [m, d] of a parameter's Jacobian."""

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch import Tensor
 # The node at a module's inputs.
 LEAVING = "RegisterPostBackwardFunctionBackward"
 MODULE = "torch.distributed.fsdp"
-State, Group = Any, Any
+State: TypeAlias = Any
+Group: TypeAlias = Any
 
 
 def loaded() -> bool:

@@ -19,6 +19,7 @@ from gramjd._explain import Sent
 from gramjd.distributed import exchange, side
 from gramjd.errors import InputError, RankError
 from tests.oracle import oracle_gramian
+from tests.ranks import end
 
 
 class Tied(nn.Module):
@@ -428,3 +429,4 @@ if __name__ == "__main__":
             dist.barrier()
     finally:
         dist.destroy_process_group()
+    end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -25,9 +26,10 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 import gramjd
-from gramjd.errors import GraphError, RankError
+from gramjd.errors import GraphError, RankError, RanksWarning
 from gramjd.kernels import products
 from tests.oracle import oracle_gramian
+from tests.ranks import end
 
 WORDS, WIDTH, LENGTH = 12, 8, 6
 
@@ -335,7 +337,9 @@ def tensor_parallel(sequence: bool) -> None:
     """The ranks have the same losses."""
     net, other = parallel(language(), init_device_mesh("cpu", (len(ranks()),)), sequence), language()
     for times in (1, 2):
-        step = gramjd.gram_backward(losses_of(net, tokens_of(1)), update="reuse")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RanksWarning)  # all ranks know all losses
+            step = gramjd.gram_backward(losses_of(net, tokens_of(1)), update="reuse")
         compare(net, other, step, losses_of(other, tokens_of(1)), times)
     torch.testing.assert_close(
         gramjd.gramian(losses_of(net, tokens_of(1)), net.blocks[0]),
@@ -416,3 +420,4 @@ if __name__ == "__main__":
             dist.barrier()
     finally:
         dist.destroy_process_group()
+    end()
