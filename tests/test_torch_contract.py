@@ -24,7 +24,7 @@ from gramjd.engine.graph import LEAF
 LIBRARY = Path(gramjd.engine.__file__).parent.parent
 DOORS = ("_torch.py", "_compilers.py", "_fsdp.py")
 # Of the standard library.
-STANDARD = {"_asdict", "_replace", "_fields", "_getframe"}
+STANDARD = {"_asdict", "_replace", "_fields", "_getframe", "_exit"}
 
 
 class Twice(torch.autograd.Function):
