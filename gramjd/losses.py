@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gramjd.engine._torch import is_spread
 from gramjd.engine.graph import Selected
 from gramjd.errors import InputError, LossError
 from gramjd.kernels.tracing import tracing
@@ -97,6 +98,8 @@ def check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
 def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not isinstance(loss, Tensor):
         raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors")
+    if is_spread(loss):
+        raise LossError(f"{which} is a DTensor, spread over processes: pass {which}.full_tensor()")
     if loss.is_complex():
         raise LossError(f"{which} is complex ({loss.dtype}); a loss must be real: take its modulus or real part")
     if not loss.is_floating_point():

@@ -355,7 +355,9 @@ def test_tensors_that_are_spread(tmp_path: Path) -> None:
         from torch.distributed.tensor import distribute_tensor, init_device_mesh
 
         assert _torch.is_spread(distribute_tensor(torch.ones(2), init_device_mesh("cpu", (1,))))
-        assert not _torch.is_spread(torch.ones(2))
+        whole = _torch.replicated(torch.ones(2), init_device_mesh("cpu", (1,)))
+        assert _torch.is_spread(whole)
+        assert not _torch.is_spread(whole.full_tensor())
     finally:
         torch.distributed.destroy_process_group()
 

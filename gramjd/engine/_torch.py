@@ -287,6 +287,13 @@ def is_spread(tensor: Tensor) -> bool:
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
+def replicated(tensor: Tensor, mesh: Any) -> Tensor:
+    """A tensor that all ranks of a mesh hold, as a DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def version_of(tensor: Tensor) -> int:
     """Grows when a tensor is written to."""
     return tensor._version

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gramjd.engine import _torch
 from gramjd.engine.gaps import compatible, distinct
 from gramjd.engine.layout import Layout, Owners, Piece, Shape, cached, canonical, dense, split
 from gramjd.kernels.tracing import concretely, constant, donates, tracing
@@ -230,6 +231,8 @@ def _spreading(layout: Layout, shape: tuple[int, ...], dims: tuple[int, ...] | N
 
 
 def _spread(values: Tensor, plan: _Spread) -> Tensor:
+    if _torch.is_spread(values):  # over the ranks of a mesh: rows of whole tensors, alike on all of them
+        return _torch.replicated(_spread(values.full_tensor(), plan), values.device_mesh)  # type: ignore[attr-defined]
     """`out[owner[k, g], .., g, ..] += values[k, .., g, ..]`, g running over the pieces `gone`."""
     layout, sizes, gone, owner, _ = plan
     stacked, count = values.shape[0], layout.stacked

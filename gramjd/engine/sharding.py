@@ -62,8 +62,9 @@ class Sharded:
             if used and id(group) not in seen:
                 raise GraphError(
                     f"a parameter of shape {tuple(used[0].shape)} is sharded by FSDP, and no hook of FSDP was found on "
-                    "the outputs of its module: an edit in place has dropped it, or a hook that was registered inside "
-                    "the module hides it; clone the output, or register hooks on it outside of the module"
+                    "the outputs of its module: an edit in place has dropped it (clone the output), a hook that was "
+                    "registered inside the module hides it (register it outside), or the losses are made of "
+                    "derivatives, which FSDP cannot differentiate again"
                 )
         return bool(seen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -158,6 +159,35 @@ def accumulated_faults() -> None:
     assert all(p.grad is None for p in net.parameters())
     assert len(accumulator) == 2
     accumulated("mlp", "device")
+
+
+def without_sync() -> None:
+    """Two steps, the first of which DistributedDataParallel is told not to reduce: `.grad` is the sum of both."""
+    net, other = network("mlp"), network("mlp")
+    model = DistributedDataParallel(net)
+    rank = dist.get_rank()
+    for step, context in enumerate((model.no_sync(), contextlib.nullcontext())):
+        with context:
+            losses = losses_of("mlp", model, 2, 10 * step + rank)
+            gramjd.gram_backward(losses, inputs=model, group=dist.group.WORLD)
+        gramjd.gram_backward(torch.cat([losses_of("mlp", other, 2, 10 * step + r) for r in range(size())]))
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+
+
+def in_autocast(wrapped: bool) -> None:
+    """The walk is that of one process under the same autocast."""
+    net, other = network("tied").float(), network("tied").float()
+    model = DistributedDataParallel(net, find_unused_parameters=True) if wrapped else net
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = losses_of("tied", model, 3, dist.get_rank())
+        joint = torch.cat([losses_of("tied", other, 3, rank) for rank in range(size())])
+    step = gramjd.gram_backward(mine, inputs=model, group=dist.group.WORLD)
+    expected = gramjd.gram_backward(joint)
+    torch.testing.assert_close(step.gramian, expected.gramian, rtol=5e-3, atol=1e-3)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        if q.grad is not None:
+            assert (p.grad - q.grad).abs().max() <= 0.02 * q.grad.abs().max()
 
 
 def of_means(update: str, wrapped: bool = False) -> None:
@@ -407,6 +437,9 @@ SCENES: dict[str, Callable[[], object]] = {
     "counted": lambda: [counted(name, uneven(size())) for name in MODELS],
     "counted_means": lambda: counted("tasks", [3] * size(), "mean"),
     "within_budget": within_budget,
+    "without_sync": without_sync,
+    "in_autocast": lambda: in_autocast(wrapped=False),
+    "in_autocast_wrapped": lambda: in_autocast(wrapped=True),
     **{f"accumulated_{name}": (lambda name=name: accumulated(name, "device")) for name in MODELS},
     "accumulated_on_cpu": lambda: accumulated("mlp", "cpu"),
     "accumulated_by_one": lambda: accumulated("tied", "device", empty=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import gramjd
-from gramjd.errors import GraphError, RankError, RanksWarning
+from gramjd.errors import GraphError, LossError, RankError, RanksWarning
 from gramjd.kernels import products
 from tests.oracle import oracle_gramian
 from tests.ranks import end
@@ -347,6 +349,93 @@ def tensor_parallel(sequence: bool) -> None:
     )
 
 
+class Norms(nn.Module):
+    """A part that is cut along the sentence between two that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.norm = nn.Linear(5, 8), nn.Linear(8, 4), nn.LayerNorm(4)
+        self.head = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.narrow(torch.tanh(self.wide(x)))))
+
+
+def of_all_kinds() -> None:
+    """Losses per sentence, per token and per task, and a single one; dense where a token's row is cut over ranks."""
+    mesh = init_device_mesh("cpu", (len(ranks()),))
+    torch.manual_seed(0)
+    net = Norms().double()
+    other = copy.deepcopy(net)
+    plan = {
+        "wide": ColwiseParallel(),
+        "narrow": RowwiseParallel(output_layouts=Shard(1)),
+        "norm": SequenceParallel(),
+        "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    parallelize_module(net, mesh, plan)
+    data = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1)).double()
+    for reduce in (lambda out: out.sum((1, 2)), lambda out: out.sum(2), lambda out: out.mean((0, 1)), torch.sum):
+        for p in net.parameters():
+            p.grad = None
+        step = gramjd.gram_backward(reduce(net(data).square()))
+        compare(net, other, step, reduce(other(data).square()).reshape(-1))
+    out = DTensor.from_local(net(data).square().sum((1, 2)), mesh, [Replicate()])
+    with pytest.raises(LossError, match=r"pass losses.full_tensor\(\)"):
+        gramjd.gram_backward(out)
+
+
+def of_all_modules() -> None:
+    """Modules that are used twice, nested, or have convolutions, recurrences and parameters of parameters."""
+    given: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
+        (lambda: nn.Sequential(nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5)), nn.Tanh(), nn.Linear(5, 3)), (5,)),
+        (lambda: nn.Sequential(weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 3)), (5,)),
+        (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)), (2, 5)),
+        (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)), (5,)),
+        (Twice, (5,)),
+        (Recurrent, (4, 5)),
+    ]
+    kinds = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.Conv1d, nn.LSTM, nn.Sequential)
+    for make, shape in given:
+        torch.manual_seed(0)
+        net = make().double()
+        other = copy.deepcopy(net)
+        for module in list(net.modules())[:0:-1]:
+            if isinstance(module, kinds):
+                fully_shard(module)
+        fully_shard(net)
+
+        def losses_on(rank: int, model: nn.Module, shape: tuple[int, ...] = shape) -> Tensor:
+            data = torch.randn(3, *shape, generator=torch.Generator().manual_seed(rank)).double()
+            return model(data).square().flatten(1).sum(1)
+
+        for times in (1, 2):
+            step = gramjd.gram_backward(losses_on(dist.get_rank(), net), group=dist.group.WORLD)
+            compare(net, other, step, torch.cat([losses_on(rank, other) for rank in ranks()]), times)
+
+
+class Twice(nn.Module):
+    """A module that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.second(self.first(x).tanh()).tanh())
+
+
+class Recurrent(nn.Module):
+    """An LSTM and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0])
+
+
 def in_float32() -> None:
     """Products of whole tensors are left to PyTorch, whatever library is asked for."""
     mesh = init_device_mesh("cpu", (len(ranks()),))
@@ -405,6 +494,8 @@ SCENES: dict[str, Callable[[], None]] = {
     "refused": refused,
     "tensor": lambda: tensor_parallel(sequence=False),
     "tensor_sequence": lambda: tensor_parallel(sequence=True),
+    "of_all_kinds": of_all_kinds,
+    "of_all_modules": of_all_modules,
     "in_float32": in_float32,
     "random_weights": random_weights,
     "tensor_data": lambda: both(sequence=False, sharding=False),

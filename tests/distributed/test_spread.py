@@ -10,9 +10,10 @@ from tests.ranks import run_ranks
 TOGETHER = {
     "sharded": (2, "each", "root_only", "kept", "tied", "inputs", "inputs_listed", "frozen", "means"),
     "with the rest": (2, "in_precision", "checkpointed", "hooked", "local", "only_some", "trains"),
+    "modules": (2, "of_all_modules"),
     "three ranks": (3, "each", "another_group"),
     "faults": (2, "in_the_walk", "not_finite", "no_losses", "refused"),
-    "tensor-parallel": (2, "tensor", "tensor_sequence", "in_float32", "random_weights"),
+    "tensor-parallel": (2, "tensor", "tensor_sequence", "of_all_kinds", "in_float32", "random_weights"),
     "two dimensions": (
         4,
         "hybrid",

@@ -287,6 +287,50 @@ def ddp(manual: bool, together: bool = False) -> None:
     assert distance(parameters(model), [p.detach() for p in net.parameters()]) < 1e-5
 
 
+def sharded() -> None:
+    """One of two processes of a model that Lightning's strategy for it shards by FSDP."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
+
+    rank = int(os.environ["RANK"])
+
+    class Sharded(Model):
+        gram_ranks = True
+
+        def configure_model(self) -> None:
+            mesh = self.device_mesh["data_parallel"]
+            fully_shard(self.net[0], mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    model = Sharded()
+    loader = torch.utils.data.DataLoader(BATCHES[rank:6:2], batch_size=None)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+        max_epochs=1,
+        logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, loader)
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+    for first in range(0, 6, 2):
+        optimizer.zero_grad()
+        gramjd.gram_backward(torch.cat([losses_of(net, batch) for batch in BATCHES[first : first + 2]]))
+        optimizer.step()
+    found = [p.detach().full_tensor() for p in model.net.parameters()]
+    assert distance(found, [p.detach() for p in net.parameters()]) < 1e-5
+
+
+def test_two_processes_sharded() -> None:
+    known = {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "PYTHONWARNINGS": "ignore"}
+    run_ranks(2, ["-c", "from tests.integrations.test_lightning import sharded; sharded()"], 300, known)
+
+
 @pytest.mark.parametrize("given", ["False", "True", "False, True"], ids=["automatic", "manual", "together"])
 def test_two_processes(given: str) -> None:
     # As torchrun sets them, so that Lightning starts no processes of its own.

@@ -12,6 +12,7 @@ from gramjd.engine.cotangent import Cotangent
 from gramjd.engine.layout import carry, diagonal_dims
 from gramjd.engine.node import NodeView, Rule, Sends
 from gramjd.engine.rules.vocabulary import dense_fallback, mixing
+from gramjd.errors import GraphError
 
 
 def each_through(node: NodeView) -> Sends:
@@ -30,6 +31,14 @@ def _values(cotangent: Cotangent) -> Callable[[], Tensor]:
 
 def to_local(node: NodeView) -> Sends:
     """A rank's piece of a DTensor: the rows are pieces as well."""
+
+    for cotangent in node.cotangents():
+        held = diagonal_dims(cotangent.layout, cotangent.shape)
+        if held is None or held & _pieces(node):
+            raise GraphError(
+                f"{node.name}: losses of single positions, of which each rank holds some, cannot be followed: let the "
+                "part of the model that is cut along the sequence end before the losses, on whole tensors"
+            )
 
     def join(values: Tensor) -> Tensor:
         spec, given = node.handle.dtensor_spec, node.handle.grad_placements
@@ -64,12 +73,18 @@ def redistribute(node: NodeView) -> Sends:
 def _across(node: NodeView, change: Callable[[Tensor], Tensor]) -> Sends:
     """The same elements, of which a rank may hold a piece on one side."""
     output, target = node.output().shape, node.input(0).shape
-    pieces = {d for d, (n, size) in enumerate(zip(output, target, strict=True)) if n != size}
+    pieces = _pieces(node)
     for given in node.cotangents():
         cotangent = node.densified(given, pieces, "is cut over ranks along the batch axis")
         kept = diagonal_dims(cotangent.layout, output) or ()
         layout = carry(cotangent.layout, output, target, {d: d for d in kept})
         yield node.send(0, layout, _changed(change, cotangent))
+
+
+def _pieces(node: NodeView) -> set[int]:
+    """The dimensions of which a rank holds a piece on one side."""
+    both = zip(node.output().shape, node.input(0).shape, strict=True)
+    return {d for d, (here, there) in enumerate(both) if here != there}
 
 
 def _changed(change: Callable[[Tensor], Tensor], cotangent: Cotangent) -> Callable[[], Tensor]:
