@@ -133,7 +133,7 @@ class Walk:
             factors.append(GivenRows.of(message, values))
         target, mesh = self.graph.targets[edge], self.graph.mesh
         jacobian = Jacobian(tuple(target.shape), factors)
-        if mesh is not None and self.computes:
+        if mesh is not None and self.computes and not self.inside:
             jacobian = dtensor.counted(jacobian, target, mesh)
         self.on_target(edge, jacobian)
 
