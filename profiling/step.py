@@ -47,8 +47,11 @@ class Profile:
 
     def save(self, path: Path | str) -> None:
         """Write `to_dict()` as JSON; `Profile(**json)` makes it whole again."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")  # there is a whole file at any time
+        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        part.replace(path)
 
     def __str__(self) -> str:
         """A table for each m: time by phase, its ratio to plain training, memory, operations."""
@@ -68,6 +71,7 @@ def profile_step(
     patience: float = 300.0,
     isolate: bool = True,
     notify: Callable[[str], None] | None = None,
+    path: Path | str | None = None,
 ) -> Profile:
     """Time by phase, peak memory and operations of a step, for plain training, gramjd, the Jacobian and TorchJD.
 
@@ -85,6 +89,7 @@ def profile_step(
         isolate: run each method in a process of its own, which `make` must then be importable from. Without, the
             resident size tells nothing after the first method.
         notify: called with a line after each method.
+        path: file that is written anew after each method, so that a run which is ended leaves what it had measured.
 
     Returns:
         A Profile. Methods that run out of memory, refuse the model or are not installed are in it, with the reason.
@@ -97,18 +102,21 @@ def profile_step(
     chosen = _chosen(methods)
     aggregator_named(aggregator)
     settings = {"m": m, "aggregator": aggregator, "rounds": rounds, "seconds": seconds, "memory_limit": memory_limit}
-    runs = []
+    runs: list[dict[str, Any]] = []
+    found = Profile(describe(), settings, runs)
     run_one = partial(_in_process, spec_of(make), patience) if isolate else partial(measure, make)
     for size in sizes:
         results: dict[str, Result] = {}
+        runs.append({"m": size, "methods": results})
         for name in chosen:
             options = {"aggregator": aggregator, "rounds": rounds, "seconds": seconds, "limit": memory_limit}
             results[name] = run_one(name, m=size, **options)
+            runs[-1]["m"] = next((r["m"] for r in results.values() if "m" in r), size)
+            if path is not None:
+                found.save(path)
             if notify is not None:
                 notify(f"m = {results[name].get('m', size)}: {name} {_state(results[name])}")
-        counted = next((r["m"] for r in results.values() if "m" in r), size)
-        runs.append({"m": counted, "methods": results})
-    return Profile(describe(), settings, runs)
+    return found
 
 
 def _chosen(methods: Sequence[str]) -> list[str]:

@@ -53,6 +53,25 @@ def test_plain_is_the_measure(profile):
     assert next(line for line in lines if line.startswith("gramjd ")).split()[0] == "gramjd"
 
 
+def test_a_sweep_that_is_ended_leaves_what_it_had(tmp_path):
+    """It is interrupted after the second of four measurements, which are both in the file."""
+    told, path = [], tmp_path / "new" / "profile.json"
+
+    def interrupt(line):
+        told.append(line)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    options = {"methods": ("plain", "gramjd"), "isolate": False, **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        profile_step(makers.make, sweep=(3, 6), notify=interrupt, path=path, **options)
+    (left,) = Profile(**json.loads(path.read_text())).runs
+    assert left["m"] == 3
+    assert list(left["methods"]) == ["plain", "gramjd"]
+    assert "gramjd" in str(Profile(**json.loads(path.read_text())))
+    assert [file.name for file in path.parent.iterdir()] == ["profile.json"]
+
+
 def test_save_and_read_back(profile, tmp_path):
     profile.save(tmp_path / "new" / "profile.json")
     assert str(Profile(**json.loads((tmp_path / "new" / "profile.json").read_text()))) == str(profile)
