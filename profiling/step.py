@@ -21,10 +21,14 @@ from gramjd.profiling.marks import PHASES
 from gramjd.profiling.measure import measure
 from gramjd.profiling.methods import METHODS, aggregator_named
 from gramjd.profiling.target import Make, spec_of
+from gramjd.profiling.timing import is_wide
 from gramjd.text_table import aligned
 
 Result = dict[str, Any]
 SIGNALS = {9: "killed, most likely for its memory", 6: "aborted, most likely for want of memory", 11: "crashed"}
+
+
+NOISE = "noise: the quartiles of its time over plain lie far apart; let nothing else run, or give it more --rounds"
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def _table(run: Mapping[str, Any]) -> str:
         else:
             rows.append([name, *_cells(result, plain)])
             notes += [f"{name}: {text}" for text in result["warnings"]]
+            notes += [f"{name}: {NOISE}"] if is_wide(result["ratio"]) else []
     return "\n".join([f"m = {run['m']}", aligned([head, *rows], "lr"), *dict.fromkeys(notes)])
 
 
