@@ -10,12 +10,13 @@ from gramjd.experiments import plots
 from gramjd.experiments.data.images import TRAIN_SIZE
 from gramjd.experiments.demo_report import diverged
 from gramjd.experiments.training import Run
+from gramjd.profiling.figure_style import BLUE, GREY, VERMILION, clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = (plots.BLUE, plots.RED)  # of the baseline, of Jacobian descent
+COLOURS = (BLUE, VERMILION)  # of the baseline, of Jacobian descent
 LABEL_GAP = 0.045  # of the height of the axes, per label
 
 
@@ -38,8 +39,8 @@ def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
     }
     grid = figure.subplots(2, len(of), sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (network, group) in zip(grid.T, of.items(), strict=True):
-        draw_loss(plots.clean(upper), group, best, colours).set_title(network.upper())
-        draw_signals(plots.clean(lower), [run for run in best if run.network == network], colours)
+        draw_loss(clean(upper), group, best, colours).set_title(network.upper())
+        draw_signals(clean(lower), [run for run in best if run.network == network], colours)
         lower.xaxis.get_major_locator().set_params(integer=True)
     for axes, group in zip(grid[0], of.values(), strict=True):
         label_ends(axes, group, best, colours)
@@ -64,7 +65,7 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         axes.plot(range(len(run.loss)), run.loss, color=colours[run.method], label=label, **style)
     lost = diverged(runs, lambda run: run.method)
     if lost:
-        axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color="#555555")
+        axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color=GREY)
     plots.loss_axis(axes)
     if any(run in best for run in shown):
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.06))

@@ -70,6 +70,7 @@ class Problem:
         low, high: corners of the domain.
         seconds: CPU time of a run.
         build: draws the points and makes the network; torch is seeded before.
+        names: of the coordinates. They and the solution have no units.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Problem:
     high: tuple[float, ...]
     seconds: float
     build: Callable[[], Task] = field(repr=False)
+    names: tuple[str, ...] = ("x", "t")
 
     def task(self, seed: int) -> Task:
         """The task of a seed, which decides on points, noise and weights; the state of torch's generator stays."""
@@ -247,8 +249,8 @@ def inverse() -> Task:
 
 SQUARE = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
 PROBLEMS: dict[str, Problem] = {
-    "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d),
-    "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d),
+    "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d, ("x",)),
+    "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d, names=("x", "y")),
     "burgers": Problem("Burgers", burgers_solution, (-1.0, 0.0), (1.0, 1.0), 10.0, burgers),
     "wave": Problem("wave", standing_waves, **SQUARE, seconds=10.0, build=wave),
     "inverse": Problem("inverse heat", cooling, **SQUARE, seconds=10.0, build=inverse),
