@@ -21,6 +21,7 @@ from gramjd import aggregation, errors
 from gramjd.engine import rules
 from gramjd.engine.choice import only
 from gramjd.extras import MissingExtraError
+from gramjd.profiling.monitor import NAMES as NUMBERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -184,6 +185,15 @@ def test_every_extra_is_named() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     table = (DOCS / "install.md").read_text().split("| extra | for |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) >= set(extras)
+
+
+def test_every_number_of_the_monitor_is_explained() -> None:
+    table = (DOCS / "monitor.md").read_text().split("| number | unit |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`(?=[^|]*\|)", re.sub(r"(\|[^|]*\|).*", r"\1", table))) == sorted(NUMBERS)
+
+
+def test_the_engine_is_rebuilt_on_one_page() -> None:
+    assert (DOCS / "rebuild.md").read_text().count("\n") < 300
 
 
 def test_drawings_are_used_and_described() -> None:
