@@ -198,14 +198,21 @@ def test_the_engine_is_rebuilt_on_one_page() -> None:
 
 def test_drawings_are_used_and_described() -> None:
     """Each has words for those who cannot see it, and letters that are letters."""
-    drawings = {path.name for path in (DOCS / "concepts").glob("*.svg")}
-    assert len(drawings) == 5
+    drawings = {path for folder in ("concepts", "aggregators") for path in (DOCS / folder).glob("*.svg")}
+    assert len(drawings) == 13
     found = [
-        pair for page in PAGES for pair in re.findall(r"!\[([^]]*)\]\((?:[^)]*/)?([\w-]+\.svg)\)", page.read_text())
+        (words, (page.parent / path).resolve())
+        for page in PAGES
+        for words, path in re.findall(r"!\[([^]]*)\]\(([^)]+\.svg)\)", page.read_text())
     ]
-    assert drawings <= {name for _, name in found}
-    assert all(len(words) > 20 for words, name in found if name in drawings)
-    assert all("<text" in (DOCS / "concepts" / name).read_text() for name in drawings)
+    assert drawings <= {path for _, path in found}
+    assert all(len(words) > 20 for words, path in found if path in drawings)
+    assert all("<text" in path.read_text() for path in drawings)
+
+
+def test_every_family_of_aggregators_has_a_drawing() -> None:
+    families = {page.stem for page in (DOCS / "aggregators").glob("*.md")} - {"index"}
+    assert families == {path.stem for path in (DOCS / "aggregators").glob("*.svg")}
 
 
 @pytest.fixture(autouse=True)
