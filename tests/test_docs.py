@@ -8,6 +8,8 @@ import io
 import re
 import runpy
 import tomllib
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
@@ -179,6 +181,24 @@ def test_every_error_and_warning_has_its_place() -> None:
     own = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     names = {kind.__name__ for kind in [*own, MissingExtraError] if kind.__module__.startswith("gramjd")}
     assert names <= {name.rpartition(".")[2] for name in shown()}
+
+
+OWN = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("kind", [*OWN, MissingExtraError], ids=lambda kind: kind.__name__)
+def test_a_message_leads_to_its_place_on_the_page(kind: type[Exception]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if issubclass(kind, Warning):
+            errors.warn("something", kind)
+            said = str(caught[0].message)
+        else:
+            said = "".join(traceback.format_exception_only(kind("something")))
+    page, anchor = re.search(r"(docs/[\w/]+\.md)#([\w.]+)\b", said).groups()
+    assert anchor.endswith(kind.__name__)
+    assert anchor in anchors(ROOT / page)
+    assert str(kind("something")) == "something"
 
 
 def test_every_extra_is_named() -> None:
