@@ -14,8 +14,7 @@ PAGE = "docs/errors.md"  # in the repository; with a place for each class
 def place_of(kind: type) -> str:
     """Where the page tells causes and cures of an error or a warning: of the nearest class that is this library's.
 
-    >>> class MyError(LossError): ...
-    >>> place_of(MyError)
+    >>> place_of(type("MyError", (LossError,), {"__module__": "mine"}))
     'docs/errors.md#gramjd.errors.LossError'
     """
     own = next(one for one in kind.__mro__ if one.__module__ in ("gramjd.errors", "gramjd.extras"))

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILION)  # of the baseline, of Jacobian descent
+Milliseconds = Mapping[tuple[str, str], float]
 LABEL_GAP = 0.045  # of the height of the axes, per label
 
 
-def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
+def draw(runs: Sequence[Run], best: Sequence[Run], batch: int, milliseconds: Milliseconds | None = None) -> Figure:
     """Loss above, cosine and conflicts below, a column per network.
 
     Args:
         runs: all runs.
         best: one run per network and method.
         batch: images per step, for the title.
+        milliseconds: of a step, by network and method, to be said beside the curves.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -39,7 +41,7 @@ def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
     }
     grid = figure.subplots(2, len(of), sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (network, group) in zip(grid.T, of.items(), strict=True):
-        draw_loss(clean(upper), group, best, colours).set_title(network.upper())
+        draw_loss(clean(upper), group, best, colours, milliseconds).set_title(network.upper())
         draw_signals(clean(lower), [run for run in best if run.network == network], colours)
         lower.xaxis.get_major_locator().set_params(integer=True)
     for axes, group in zip(grid[0], of.values(), strict=True):
@@ -47,7 +49,13 @@ def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
     return figure
 
 
-def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
+def draw_loss(
+    axes: Axes,
+    runs: Sequence[Run],
+    best: Sequence[Run],
+    colours: Mapping[str, str],
+    milliseconds: Milliseconds | None = None,
+) -> Axes:
     """Training loss after every epoch: the best rate of each method in full, its others thin; the diverged are named.
 
     Args:
@@ -55,13 +63,16 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         runs: all runs of one network.
         best: those to bring out.
         colours: of each method, here and below.
+        milliseconds: as in `draw`.
     """
     shown = _converged(runs, colours)
     for run in shown:
         style: dict[str, Any] = (
             {"linewidth": 2.4, "zorder": 3} if run in best else {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
         )
-        label = f"{run.method}, rate {run.rate:g}: held out {100 * run.accuracy:.1f} %" if run in best else None
+        spent = (milliseconds or {}).get((run.network, run.method))
+        time = f", {spent:.3g} ms per step" if spent else ""
+        label = f"{run.method}, rate {run.rate:g}: held out {100 * run.accuracy:.1f} %{time}" if run in best else None
         axes.plot(range(len(run.loss)), run.loss, color=colours[run.method], label=label, **style)
     lost = diverged(runs, lambda run: run.method)
     if lost:

@@ -155,7 +155,7 @@ def draw_solution(problem: str, entries: Sequence[Mapping[str, Any]]) -> Figure:
 def _panel(figure: Figure, axes: Axes, points: Tensor, values: Tensor, is_error: bool) -> None:
     """A curve over one coordinate, or colours over two: the first of them to the right."""
     if points.shape[1] == 1:
-        axes.plot(points[:, 0].numpy(), values.numpy(), lw=1)
+        axes.plot(points[:, 0].numpy(), values.numpy(), color=BLUE, lw=1)
         axes.set(yscale="log" if is_error else "linear", ylabel="absolute error" if is_error else "u")
         clean(axes)
         return
