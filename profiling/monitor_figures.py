@@ -72,7 +72,7 @@ def save_monitor(monitor: GramMonitor, path: Path | str) -> Path:
         InputError: the monitor has seen no step.
     """
     figure = figure_of(13, 3.9)
-    figure.get_layout_engine().set(wspace=0.06)  # the label of the colours, and that of the next axis
+    figure.set_layout_engine("constrained", wspace=0.06)  # the label of the colours, and that of the next axis
     axes = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     for draw, place in zip((draw_cosines, draw_weights, draw_conflict), axes, strict=True):
         draw(place, monitor)

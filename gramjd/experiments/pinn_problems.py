@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,7 +248,7 @@ def inverse() -> Task:
     return Task(model, residuals, {"equation": 1.0, "data": 100.0}, (kappa, CONDUCTIVITY))
 
 
-SQUARE = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
+SQUARE: dict[str, Any] = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
 PROBLEMS: dict[str, Problem] = {
     "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d, ("x",)),
     "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d, names=("x", "y")),

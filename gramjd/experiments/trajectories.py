@@ -143,7 +143,7 @@ def draw_objectives(axes: Axes, toy: Toy, paths: Sequence[Tensor]) -> Axes:
     """Both objectives along every path, over the steps: the second dashed."""
     for number, points in enumerate(paths):
         for k, (values, colour) in enumerate(zip(toy.objectives(points).T, OBJECTIVE_COLOURS, strict=True)):
-            style = {"color": colour, "ls": OBJECTIVE_DASHES[k], "linewidth": 1.1, "alpha": 0.75}
+            style: dict[str, Any] = {"color": colour, "ls": OBJECTIVE_DASHES[k], "linewidth": 1.1, "alpha": 0.75}
             axes.plot(values.clamp_min(1e-8), label=f"f{'₁₂'[k]}" if number == 0 else None, **style)
     axes.set_yscale("log")
     return axes
