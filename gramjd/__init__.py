@@ -111,7 +111,6 @@ _HOMES = {
 _FOREIGN = {
     "Engine": "gramjd.gramian(losses) needs no engine",
     "backward": "use gramjd.gram_backward(losses, aggregator)",
-    "experiments": "it needs the extra demo: import gramjd.experiments",
     "jac_to_grad": "gramjd.gram_backward(losses, aggregator) fills .grad in one call",
     "testing": "it needs the extra testing: import gramjd.testing",
 }
