@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, VERMILION)  # of the baseline, of Jacobian descent
+ABOVE: dict[str, Any] = {"frameon": False, "loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
 Milliseconds = Mapping[tuple[str, str], float]
 LABEL_GAP = 0.045  # of the height of the axes, per label
 
@@ -41,7 +42,7 @@ def draw(runs: Sequence[Run], best: Sequence[Run], batch: int, milliseconds: Mil
     }
     grid = figure.subplots(2, len(of), sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (network, group) in zip(grid.T, of.items(), strict=True):
-        draw_loss(clean(upper), group, best, colours, milliseconds).set_title(network.upper())
+        draw_loss(clean(upper), group, best, colours, milliseconds).set_title(network.upper(), pad=36)
         draw_signals(clean(lower), [run for run in best if run.network == network], colours)
         lower.xaxis.get_major_locator().set_params(integer=True)
     for axes, group in zip(grid[0], of.values(), strict=True):
@@ -79,7 +80,7 @@ def draw_loss(
         axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color=GREY)
     plots.loss_axis(axes)
     if any(run in best for run in shown):
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.06))
+        axes.legend(fontsize=9, **ABOVE)
     return axes
 
 
@@ -114,15 +115,15 @@ def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) ->
     The cosine of SGD is one throughout and is left out. `best` holds one run per method of one network.
     """
     for run in (run for run in best if run.cosine):
-        epochs, colour = plots.middles(run.cosine), colours[run.method]
+        epochs = plots.middles(run.cosine)
+        style: dict[str, Any] = {"color": colours[run.method], "marker": "o" if len(epochs) == 1 else None}
         if any(abs(cosine - 1) > 1e-6 for cosine in run.cosine):  # SGD's update is the mean gradient itself
-            axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to mean")
-        axes.plot(
-            epochs, run.conflicts, color=colour, linewidth=1.3, ls=(0, (4, 2)), label=f"{run.method}: conflicting pairs"
-        )
+            axes.plot(epochs, run.cosine, linewidth=2.4, label=f"{run.method}: cosine to mean", **style)
+        style |= {"linewidth": 1.3, "ls": (0, (4, 2)), "label": f"{run.method}: conflicting pairs"}
+        axes.plot(epochs, run.conflicts, **style)
     axes.set(ylim=(0, 1.04), xlabel="epoch", ylabel="cosine; share of pairs")
     if any(run.cosine for run in best):
-        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+        axes.legend(fontsize=8, ncols=2, **ABOVE)
     return axes
 
 

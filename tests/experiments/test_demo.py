@@ -213,6 +213,15 @@ def test_the_time_of_a_step_stands_beside_the_curves():
     ]
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_one_epoch_is_seen_as_points(epochs):
+    """A line through one point shows nothing."""
+    options = {"cosine": [0.5] * epochs, "conflicts": [0.2] * epochs, "accuracy": 0.9}
+    runs = [Run("n", method, 0.1, loss=[2.3, *[0.5] * epochs], **options) for method in ("SGD", "Ours")]
+    _, lower = draw(runs, runs, 256).axes
+    assert {line.get_marker() for line in lower.lines} == {"o" if epochs == 1 else "None"}
+
+
 def test_split_is_a_partition():
     data = load_digits(0)
     images = torch.cat([data.train_images, data.test_images])
