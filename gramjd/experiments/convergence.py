@@ -22,7 +22,7 @@ from gramjd.experiments.results import write
 from gramjd.experiments.running import progress, threads
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
-from gramjd.profiling.figure_style import clean
+from gramjd.profiling.figure_style import clean, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"m = {size[0]}, n = {size[1]}")
         clean(axes)
-        axes.set_xticks([1, 10, 100, 1000], labels=["1", "10", "100", "1000"])
+        plain_decades(axes.xaxis, (1,))
     grid[0].set_ylabel("distance to the Pareto set")
     plots.legend_beside(figure)
     return figure
