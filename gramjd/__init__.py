@@ -112,6 +112,7 @@ _FOREIGN = {
     "Engine": "gramjd.gramian(losses) needs no engine",
     "backward": "use gramjd.gram_backward(losses, aggregator)",
     "jac_to_grad": "gramjd.gram_backward(losses, aggregator) fills .grad in one call",
+    "testing": "it needs the extra testing: import gramjd.testing",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for granted

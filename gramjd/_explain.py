@@ -20,8 +20,11 @@ from gramjd.engine.parameter import Jacobian, plan_of
 from gramjd.engine.segments import described
 from gramjd.errors import graph_errors
 from gramjd.kernels.products import current_products
+from gramjd.legend import legend, of_routes, of_rows
 from gramjd.losses import Inputs, Losses, as_inputs, as_losses, names_of
 from gramjd.text_table import aligned
+
+UNNAMED = "input "  # and a number
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,24 @@ class Explanation:
         total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
         places = [f"dense rows from {lost.operation} on: it {lost.reason}" for lost in self.dense]
         tail = places or ["a batch axis reaches every layer: no dense rows"]
-        tail += [f"stacked rows: {_short(self.row_bytes, 'B')}", f"products: {self.products}"]
+        tail += [
+            f"stacked rows: {_short(self.row_bytes, 'B')} at most, beyond plain training",
+            f"products: {self.products}",
+        ]
         tail += [_exchange(self.sent, self.all_losses)] if self.all_losses else []
-        return "\n".join([aligned([head, *body, total], total=True), f"way: {self.way}", *tail])
+        return "\n".join([aligned([head, *body, total], total=True), self._legend(), f"way: {self.way}", *tail])
+
+    def _legend(self) -> str:
+        unnamed = any(use.parameter.startswith(UNNAMED) for use in self.uses)
+        return legend(
+            {
+                "parameter": "numbers stand for names: pass inputs=model to see them" if unnamed else "",
+                "rows": of_rows(use.rows for use in self.uses),
+                "route": of_routes(use.route for use in self.uses),
+                "operations": "floating-point operations of these products",
+                "bytes": "what is kept of the walk until the parameter's last use",
+            }
+        )
 
 
 def _exchange(sent: Sequence[Sent], losses: int) -> str:
@@ -149,7 +167,7 @@ def explain(losses: Losses, inputs: Inputs = None, *, group: Any = None, across:
         dense, peak = compute.plan(graph, found, note)
         choice = choose(graph, found, MemoryLimits.of(found, None), list(graph.targets))
     named = tuple(
-        replace(use, parameter=names.get(id(target), f"input {place}"), shape=tuple(target.shape))
+        replace(use, parameter=names.get(id(target), f"{UNNAMED}{place}"), shape=tuple(target.shape))
         for place, (edge, target) in enumerate(graph.targets.items())
         for use in uses.get(edge, ())
     )

@@ -23,6 +23,7 @@ from gramjd.errors import AggregatorError, FallbackWarning, InputError, RanksWar
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Given, Inputs, Losses, all_finite, as_budget, as_inputs, as_named, as_scale
 from gramjd.options import as_choice
+from gramjd.renamed import STEP_WORDS, foreign_words
 from gramjd.step import GramStep
 
 Aggregator = Callable[..., Tensor]
@@ -67,6 +68,7 @@ def gram_backward(
 
 
 @uncompiled
+@foreign_words(STEP_WORDS)
 def gram_backward(
     losses: Losses,
     aggregator: Aggregator | Coordinatewise | None = None,

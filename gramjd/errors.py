@@ -6,10 +6,28 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+PAGE = "docs/errors.md"  # in the repository; with a place for each class
+
+
+def place_of(kind: type) -> str:
+    """Where the page tells causes and cures of an error or a warning: of the nearest class that is this library's.
+
+    >>> place_of(type("MyError", (LossError,), {"__module__": "mine"}))
+    'docs/errors.md#gramjd.errors.LossError'
+    """
+    own = next(one for one in kind.__mro__ if one.__module__ in ("gramjd.errors", "gramjd.extras"))
+    return f"{PAGE}#{own.__module__}.{own.__name__}"
 
 
 class GramjdError(Exception):
     """Base of all errors raised on purpose by this library; catch it to catch them all."""
+
+    def __init__(self, *args: object, **options: Any) -> None:
+        """As of any exception, with a note that a traceback shows: where causes and cures are told."""
+        super().__init__(*args, **options)
+        self.add_note(f"Causes and cures: {place_of(type(self))}, in the repository of gramjd.")
 
 
 class LossError(GramjdError, ValueError):
@@ -101,11 +119,11 @@ _INSIDE = ("gramjd.", "torch._dynamo.")
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside of this package that led here."""
+    """Warn at the line outside of this package that led here; the message ends with where causes and cures are told."""
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(f"{message} [{place_of(category)}]", category, stacklevel=level)
 
 
 def in_bytes(number: float) -> str:

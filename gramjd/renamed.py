@@ -59,6 +59,15 @@ MTL_WORDS = {
     "tasks_params": "leave it out: every parameter that is not shared gets the gradient of its own loss",
 }
 
+# For `gram_backward`.
+STEP_WORDS = {
+    "batch_dim": "leave it out: the batch axis is read from the graph",
+    "features": "leave it out; for heads on a shared trunk there is gramjd.mtl_backward",
+    "norm_eps": "leave it out: no result depends on the scale of the gradients. UPGrad's regularisation is ridge=",
+    "pref_vector": "it belongs to the aggregator, as in UPGrad(preference=[1.0, 2.0])",
+    "shared_params": "for heads on a shared trunk there is gramjd.mtl_backward(losses, aggregator, shared=)",
+}
+
 # For the constructors of weightings.
 WEIGHTING_WORDS = {
     "pref_vector": "the weights of the losses are preference=",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 Row = Sequence[str]
@@ -36,6 +37,16 @@ def aligned(rows: Sequence[Row], sides: str = "l", total: bool = False) -> str:
     head, *body = map(str.rstrip, lines)
     rule = "-" * max(map(len, (head, *body)))
     return "\n".join([head, rule, *body[:-1], rule, body[-1]] if total else [head, rule, *body])
+
+
+def wrapped(head: str, text: str, width: int = 110) -> str:
+    """A text after its head, broken into lines of `width` letters that stand below the first.
+
+    >>> print(wrapped("m: ", "number of losses", 14))
+    m: number of
+       losses
+    """
+    return fill(text, width, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
 
 
 def markdown(rows: Sequence[Row]) -> str:

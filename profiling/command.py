@@ -96,10 +96,10 @@ def _profile(args: argparse.Namespace) -> None:
         seconds=args.seconds,
         memory_limit=args.memory_limit,
         notify=lambda line: print(line, file=sys.stderr, flush=True),
+        path=args.out and args.out / "profile.json",
     )
     print(json.dumps(profile.to_dict()) if args.json else profile)
     if args.out is not None:
-        profile.save(args.out / "profile.json")
         paths = [args.out / "profile.json", *figures.save_all(profile, args.out)]
         print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
 
@@ -113,13 +113,16 @@ def _layers(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from gramjd.profiling.predict import predict_peak
+    from gramjd.legend import legend
+    from gramjd.profiling.predict import MEANINGS, predict_peak
     from gramjd.profiling.target import build
 
     for m in args.sweep or [args.m]:
         numbers = predict_peak(build(args.target, m)).to_dict()
         line = "  ".join(f"{name} {value / 1e6:.2f} MB" for name, value in numbers.items() if name != "m")
-        print(json.dumps(numbers) if args.json else f"m = {numbers['m']}  {line}")
+        print(json.dumps(numbers) if args.json else f"m = {numbers['m']}  {line}", flush=True)
+    if not args.json:
+        print(legend(MEANINGS))
 
 
 def _largest(args: argparse.Namespace) -> None:

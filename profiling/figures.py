@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
+from gramjd.profiling.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PINK, STEEL, VERMILION, bare, plain_decades
 from gramjd.profiling.marks import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from gramjd.profiling.step import Profile
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too: one a phase, and one a method.
-PHASE_COLOURS = dict(zip(PHASES, ("#7f8c9a", "#0072b2", "#e69f00", "#009e73"), strict=True))
+PHASE_COLOURS = dict(zip(PHASES, (STEEL, BLUE, ORANGE, GREEN), strict=True))
 METHOD_COLOURS = {
-    "plain": "#444444",
-    "gramjd": "#0072b2",
-    "gramjd reuse": "#009e73",
-    "jacobian": "#e69f00",
-    "torchjd autogram": "#d55e00",
-    "torchjd autojac": "#cc79a7",
+    "plain": INK,
+    "gramjd": BLUE,
+    "gramjd reuse": GREEN,
+    "jacobian": ORANGE,
+    "torchjd autogram": VERMILION,
+    "torchjd autojac": PINK,
 }
 MARKERS = dict(zip(METHOD_COLOURS, "osDv^P", strict=True))
 Results = Mapping[str, Mapping[str, Any]]
@@ -51,7 +50,7 @@ def draw_times(axes: Axes, methods: Results) -> Axes:
         result = methods[name]
         left = 0.0
         if "refused" in result:
-            axes.text(0.01 * longest, place, _wrapped(result["refused"]), va="center", fontsize=8, color="#777777")
+            axes.text(0.01 * longest, place, _wrapped(result["refused"]), va="center", fontsize=8, color=GREY)
             continue
         for phase, spent in result["phases"].items():
             axes.barh(place, spent, left=left, color=PHASE_COLOURS[phase], height=0.62, edgecolor="white", lw=0.6)
@@ -82,11 +81,11 @@ def draw_timeline(axes: Axes, result: Mapping[str, Any], name: str, ceiling: flo
     xs = [0.0, *(1e3 * t for t, _ in levels), 1e3 * end]
     ys = [0.0, *(level / 1e6 for _, level in levels), levels[-1][1] / 1e6]
     top = ceiling or 1.2 * max(ys)
-    axes.step(xs, ys, where="post", color="#222222", lw=1.1)
+    axes.step(xs, ys, where="post", color=INK, lw=1.1)
     for (start, phase), (stop, _) in pairwise(marks):
         axes.axvspan(1e3 * start, 1e3 * stop, color=PHASE_COLOURS[phase], alpha=0.22, lw=0)
         if stop - start > 0.09 * end:
-            axes.text(500 * (start + stop), 0.97 * top, phase, ha="center", va="top", fontsize=8, color="#333333")
+            axes.text(500 * (start + stop), 0.97 * top, phase, ha="center", va="top", fontsize=8, color=INK)
     axes.set_xlim(0, 1e3 * end)
     axes.set_ylim(min(0, *ys), top)
     axes.set_title(f"{name}: peak {result['peak_bytes'] / 1e6:.1f} MB", fontsize=10, loc="left")
@@ -175,20 +174,6 @@ def save_all(profile: Profile, folder: Path, kind: str = "png") -> list[Path]:
     for name, figure in made.items():
         figure.savefig(folder / f"{name}.{kind}", dpi=150)
     return [folder / f"{name}.{kind}" for name in made]
-
-
-def plain_decades(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
-    ticker = require("matplotlib.ticker", "profile")
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-
-
-def bare(axes: Axes) -> Axes:
-    """Without the frame's upper and right side."""
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
 
 
 def _wrapped(text: str) -> str:

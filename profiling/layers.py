@@ -17,6 +17,7 @@ from gramjd.engine.graph import Edge
 from gramjd.engine.memory import MemoryLimits, Meter
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.walk import walked
+from gramjd.legend import legend, of_routes, of_rows
 from gramjd.losses import as_losses
 from gramjd.profiling.target import Work
 from gramjd.text_table import aligned
@@ -74,7 +75,19 @@ class Layers:
         ]
         own = sum(layer.milliseconds for layer in self.layers)
         rest = f"all shares {own:.3g} ms; the walk in between {max(0.0, self.walk_milliseconds - own):.3g} ms"
-        return "\n".join([aligned([head, *body], "lllr"), rest, *self.advice])
+        return "\n".join([aligned([head, *body], "lllr"), self._legend(), rest, *self.advice])
+
+    def _legend(self) -> str:
+        return legend(
+            {
+                "route": of_routes(layer.route for layer in self.layers),
+                "rows": of_rows(layer.rows for layer in self.layers),
+                "MFLOP": "millions of floating-point operations of the products, and their share of all",
+                "kept": "what is held of the walk until the parameter's last use",
+                "ms": "milliseconds until its share of G was added, and their share of all; a busy machine "
+                "makes them longer",
+            }
+        )
 
 
 def layers(work: Work, repeats: int = 5) -> Layers:

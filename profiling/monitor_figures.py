@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gramjd.extras import require
-from gramjd.profiling.figures import bare, figure_of
+from gramjd.profiling.figure_style import BLUE, ORANGE, VERMILION, bare
+from gramjd.profiling.figures import figure_of
 from gramjd.profiling.monitor import GramMonitor
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def draw_weights(axes: Axes, monitor: GramMonitor) -> Axes:
         def at(share: float) -> list[float]:
             return [row[round(share * (len(row) - 1))] for row in ranked]
 
-        axes.fill_between(monitor.steps, at(0.0), at(1.0), color="#0072b2", alpha=0.15, lw=0, label="all weights")
-        axes.fill_between(monitor.steps, at(0.25), at(0.75), color="#0072b2", alpha=0.35, lw=0, label="half of them")
-        axes.plot(monitor.steps, at(0.5), color="#0072b2", lw=1.6, label="median")
+        axes.fill_between(monitor.steps, at(0.0), at(1.0), color=BLUE, alpha=0.15, lw=0, label="all weights")
+        axes.fill_between(monitor.steps, at(0.25), at(0.75), color=BLUE, alpha=0.35, lw=0, label="middle half")
+        axes.plot(monitor.steps, at(0.5), color=BLUE, lw=1.6, label="median")
     positive = [weight for row in rows for weight in row if weight > 0]
     if positive and max(positive) > 100 * sorted(positive)[len(positive) // 2]:
         axes.set_yscale("log")  # a loss that is nearly learnt has a short gradient, and may get a huge weight
@@ -53,9 +54,9 @@ def draw_conflict(axes: Axes, monitor: GramMonitor) -> Axes:
     """Share of conflicting pairs, how deep they conflict, and the cosine of the update to the mean, over the steps."""
     history = monitor.history()
     lines = {
-        "conflicting_pairs": ("conflicting pairs (share)", "#d55e00"),
-        "conflict_depth": ("depth of conflict (mean of -cosine)", "#e69f00"),
-        "cosine_to_mean": ("cosine of update to mean", "#0072b2"),
+        "conflicting_pairs": ("conflicting pairs (share)", VERMILION),
+        "conflict_depth": ("depth of conflict (mean of -cosine)", ORANGE),
+        "cosine_to_mean": ("cosine of update to mean", BLUE),
     }
     for name, (label, colour) in lines.items():
         axes.plot(monitor.steps, history[name], color=colour, lw=1.6, label=label)
@@ -71,6 +72,7 @@ def save_monitor(monitor: GramMonitor, path: Path | str) -> Path:
         InputError: the monitor has seen no step.
     """
     figure = figure_of(13, 3.9)
+    figure.set_layout_engine("constrained", wspace=0.06)  # the label of the colours, and that of the next axis
     axes = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     for draw, place in zip((draw_cosines, draw_weights, draw_conflict), axes, strict=True):
         draw(place, monitor)

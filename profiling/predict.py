@@ -14,6 +14,19 @@ from gramjd.profiling.target import Work
 COPIES, TOGETHER, FEW = 22, 3, 48
 
 
+# The words of a prediction, as `gramjd profile --predict` explains them.
+MEANINGS = {
+    "m": "number of losses",
+    "saved": "activations that the forward pass keeps for the backward pass, and the losses",
+    "walk": "most that computing the Gramian takes at once, beyond what is saved",
+    "weights": "what UPGrad takes to solve for the weights, beyond what is saved",
+    "backward": "most that is alive in the weighted backward pass, with what is saved and the gradients",
+    "plain": "the peak of a plain step, losses.mean().backward()",
+    "held": "parameters, buffers and the batch, which are there before the step",
+    "peak": "of a step with gramjd, beyond what is held: the largest of saved + walk, saved + weights, backward",
+}
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Bytes beyond what was held before the step.

@@ -21,10 +21,14 @@ from gramjd.profiling.marks import PHASES
 from gramjd.profiling.measure import measure
 from gramjd.profiling.methods import METHODS, aggregator_named
 from gramjd.profiling.target import Make, spec_of
+from gramjd.profiling.timing import is_wide
 from gramjd.text_table import aligned
 
 Result = dict[str, Any]
 SIGNALS = {9: "killed, most likely for its memory", 6: "aborted, most likely for want of memory", 11: "crashed"}
+
+
+NOISE = "noise: the quartiles of its time over plain lie far apart; let nothing else run, or give it more --rounds"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class Profile:
 
     def save(self, path: Path | str) -> None:
         """Write `to_dict()` as JSON; `Profile(**json)` makes it whole again."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")  # there is a whole file at any time
+        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        part.replace(path)
 
     def __str__(self) -> str:
         """A table for each m: time by phase, its ratio to plain training, memory, operations."""
@@ -68,6 +75,7 @@ def profile_step(
     patience: float = 300.0,
     isolate: bool = True,
     notify: Callable[[str], None] | None = None,
+    path: Path | str | None = None,
 ) -> Profile:
     """Time by phase, peak memory and operations of a step, for plain training, gramjd, the Jacobian and TorchJD.
 
@@ -85,6 +93,7 @@ def profile_step(
         isolate: run each method in a process of its own, which `make` must then be importable from. Without, the
             resident size tells nothing after the first method.
         notify: called with a line after each method.
+        path: file that is written anew after each method, so that a run which is ended leaves what it had measured.
 
     Returns:
         A Profile. Methods that run out of memory, refuse the model or are not installed are in it, with the reason.
@@ -97,18 +106,21 @@ def profile_step(
     chosen = _chosen(methods)
     aggregator_named(aggregator)
     settings = {"m": m, "aggregator": aggregator, "rounds": rounds, "seconds": seconds, "memory_limit": memory_limit}
-    runs = []
+    runs: list[dict[str, Any]] = []
+    found = Profile(describe(), settings, runs)
     run_one = partial(_in_process, spec_of(make), patience) if isolate else partial(measure, make)
     for size in sizes:
         results: dict[str, Result] = {}
+        runs.append({"m": size, "methods": results})
         for name in chosen:
             options = {"aggregator": aggregator, "rounds": rounds, "seconds": seconds, "limit": memory_limit}
             results[name] = run_one(name, m=size, **options)
+            runs[-1]["m"] = next((r["m"] for r in results.values() if "m" in r), size)
+            if path is not None:
+                found.save(path)
             if notify is not None:
                 notify(f"m = {results[name].get('m', size)}: {name} {_state(results[name])}")
-        counted = next((r["m"] for r in results.values() if "m" in r), size)
-        runs.append({"m": counted, "methods": results})
-    return Profile(describe(), settings, runs)
+    return found
 
 
 def _chosen(methods: Sequence[str]) -> list[str]:
@@ -158,6 +170,7 @@ def _table(run: Mapping[str, Any]) -> str:
         else:
             rows.append([name, *_cells(result, plain)])
             notes += [f"{name}: {text}" for text in result["warnings"]]
+            notes += [f"{name}: {NOISE}"] if is_wide(result["ratio"]) else []
     return "\n".join([f"m = {run['m']}", aligned([head, *rows], "lr"), *dict.fromkeys(notes)])
 
 

@@ -10,6 +10,7 @@ import torch
 
 from gramjd.text_table import digits
 
+WIDE = 0.25  # of the median: quartiles further apart are called noise
 FEWEST = 5  # rounds, below which quartiles say nothing
 
 
@@ -35,6 +36,15 @@ def spread(values: Sequence[float]) -> Spread:
     points = torch.tensor(values, dtype=torch.float64)
     low, median, high = torch.quantile(points, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return Spread(median, low, high)
+
+
+def is_wide(found: Mapping[str, float]) -> bool:
+    """Returns True if quartiles are so far apart that the median should be read with care.
+
+    >>> is_wide({"median": 2.0, "low": 1.9, "high": 2.1}), is_wide({"median": 2.0, "low": 1.6, "high": 2.3})
+    (False, True)
+    """
+    return found["high"] - found["low"] > WIDE * found["median"]
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> Spread:

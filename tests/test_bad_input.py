@@ -164,7 +164,9 @@ WEIGHTS = {
     "NaN": Bad(AggregatorError, "NaN or infinite weights", aggregator=lambda G: G[0] * float("nan")),
     "infinite": Bad(AggregatorError, "NaN or infinite weights", aggregator=lambda G: G[0] / 0.0),
     "raises": Bad(ZeroDivisionError, "the aggregator's own words", aggregator=raising),
-    "a name": Bad(AggregatorError, r"must be a weighting such as UPGrad\(\); got 'upgrad'", aggregator="upgrad"),  # type: ignore[arg-type]
+    "a name": Bad(
+        AggregatorError, r"must be a function from G to weights, such as UPGrad\(\); got 'upgrad'", aggregator="upgrad"
+    ),  # type: ignore[arg-type]
     "a class": Bad(AggregatorError, r"such as UPGrad\(\); got <class .*UPGrad", aggregator=UPGrad),
 }
 BUDGET = {

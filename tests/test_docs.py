@@ -8,6 +8,8 @@ import io
 import re
 import runpy
 import tomllib
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
@@ -21,6 +23,7 @@ from gramjd import aggregation, errors
 from gramjd.engine import rules
 from gramjd.engine.choice import only
 from gramjd.extras import MissingExtraError
+from gramjd.profiling.monitor import NAMES as NUMBERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -180,22 +183,56 @@ def test_every_error_and_warning_has_its_place() -> None:
     assert names <= {name.rpartition(".")[2] for name in shown()}
 
 
+OWN = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("kind", [*OWN, MissingExtraError], ids=lambda kind: kind.__name__)
+def test_a_message_leads_to_its_place_on_the_page(kind: type[Exception]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if issubclass(kind, Warning):
+            errors.warn("something", kind)
+            said = str(caught[0].message)
+        else:
+            said = "".join(traceback.format_exception_only(kind("something")))
+    page, anchor = re.search(r"(docs/[\w/]+\.md)#([\w.]+)\b", said).groups()
+    assert anchor.endswith(kind.__name__)
+    assert anchor in anchors(ROOT / page)
+    assert str(kind("something")) == "something"
+
+
 def test_every_extra_is_named() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     table = (DOCS / "install.md").read_text().split("| extra | for |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) >= set(extras)
 
 
+def test_every_number_of_the_monitor_is_explained() -> None:
+    table = (DOCS / "monitor.md").read_text().split("| number | unit |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`(?=[^|]*\|)", re.sub(r"(\|[^|]*\|).*", r"\1", table))) == sorted(NUMBERS)
+
+
+def test_the_engine_is_rebuilt_on_one_page() -> None:
+    assert (DOCS / "rebuild.md").read_text().count("\n") < 300
+
+
 def test_drawings_are_used_and_described() -> None:
     """Each has words for those who cannot see it, and letters that are letters."""
-    drawings = {path.name for path in (DOCS / "concepts").glob("*.svg")}
-    assert len(drawings) == 5
+    drawings = {path for folder in ("concepts", "aggregators") for path in (DOCS / folder).glob("*.svg")}
+    assert len(drawings) == 13
     found = [
-        pair for page in PAGES for pair in re.findall(r"!\[([^]]*)\]\((?:[^)]*/)?([\w-]+\.svg)\)", page.read_text())
+        (words, (page.parent / path).resolve())
+        for page in PAGES
+        for words, path in re.findall(r"!\[([^]]*)\]\(([^)]+\.svg)\)", page.read_text())
     ]
-    assert drawings <= {name for _, name in found}
-    assert all(len(words) > 20 for words, name in found if name in drawings)
-    assert all("<text" in (DOCS / "concepts" / name).read_text() for name in drawings)
+    assert drawings <= {path for _, path in found}
+    assert all(len(words) > 20 for words, path in found if path in drawings)
+    assert all("<text" in path.read_text() for path in drawings)
+
+
+def test_every_family_of_aggregators_has_a_drawing() -> None:
+    families = {page.stem for page in (DOCS / "aggregators").glob("*.md")} - {"index"}
+    assert families == {path.stem for path in (DOCS / "aggregators").glob("*.svg")}
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ import gramjd
 from gramjd import Explanation, GradDrop, explain, gramian
 from gramjd.engine import _torch
 from gramjd.errors import DenseRowsWarning, InputError
-from gramjd.kernels import convolution, current_products, gathered, outer, use_backend
+from gramjd.kernels import convolution, current_products, gathered, outer, ragged, use_backend
+from gramjd.legend import ROUTES
 from gramjd.profiling.memory import peak_bytes
 from tests.kernels.onednn import needs_onednn
 from tests.oracle import oracle_gramian
@@ -29,9 +30,15 @@ parameter  shape   operation       rows                 route    operations  byt
 2.bias     [4]     AddmmBackward0  4 rows               rows     128         64 B
 ----------------------------------------------------------------------------------
 total      m = 4                                                 992         320 B
+rows:       "batch axis 4": losses apart along an axis of 4, all in one tensor in the shape of the activation;
+            "4 rows": a gradient per loss, one after the other
+route:      product: two small products, one of inputs and one of output gradients; rows: the gradients
+            themselves, some at a time, and their inner products
+operations: floating-point operations of these products
+bytes:      what is kept of the walk until the parameter's last use
 way: walk: asked for
 a batch axis reaches every layer: no dense rows
-stacked rows: 0 B
+stacked rows: 0 B at most, beyond plain training
 products: {products}"""
 
 
@@ -50,6 +57,23 @@ def test_table_of_a_small_mlp() -> None:
     assert str(explain(squares(model, dtype=F32), dict(model.named_parameters()))) == GOLDEN.format(
         products=current_products()
     )
+
+
+def test_the_legend_has_every_word_of_the_table() -> None:
+    """Also those of ids, of losses that share their batch, of parts of a parameter and of slices that data assign."""
+    model = batch_norm_net()
+    told = " ".join(str(explain(squares(model), dict(model.named_parameters()))).split())
+    assert "shared: the gradients by way of the inputs" in told
+    assert "pairwise:" not in told  # which is not in the table
+    words = {"product", "pairwise", "rows", "shared", "unique", "pairs", "own slices"}
+    assert set(ROUTES) == words
+    assert {*outer.ROUTES, *gathered.ESTIMATES, *ragged.ESTIMATES} <= words
+
+
+def test_names_are_asked_for_where_there_are_none() -> None:
+    model = mlp()
+    assert "pass inputs=model" in str(explain(squares(model)))
+    assert "pass inputs=model" not in str(explain(squares(model), model))
 
 
 def test_order_of_the_mapping_is_the_order_of_the_table() -> None:

@@ -184,7 +184,7 @@ def test_losses_are_handed_on_in_order() -> None:
         (lambda: ByName(UPGrad(), []), "names must be strings"),
         (lambda: ByName(UPGrad(), "abc"), "names must be strings"),
         (lambda: ByName(UPGrad(), ["a", "a"]), "names must differ"),
-        (lambda: ByName(3, ["a"]), "must be a weighting"),
+        (lambda: ByName(3, ["a"]), "must be a function"),
         (lambda: ByName(MoDo(batches=2), ["a"]), "several batches"),
         (lambda: ByName(UPGrad(), NAMES)(gramian(2, 0)), "losses without names"),
         (lambda: ByName(UPGrad(), NAMES)(gramian(2, 0), names=["a", "z"]), r"called \['a', 'z'\]"),

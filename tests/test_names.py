@@ -11,7 +11,7 @@ import torch
 
 import gramjd
 from gramjd import aggregation, profiling
-from gramjd.renamed import MTL_WORDS, foreign_words
+from gramjd.renamed import MTL_WORDS, STEP_WORDS, foreign_words
 
 ROOT = Path(__file__).parent.parent
 HELPERS = {"Coordinatewise", "LossWeighting", "Weighting"}  # base classes, for those who write an aggregator
@@ -88,6 +88,11 @@ def test_what_the_pages_write_needs_one_import():
     assert failing([f"import {path if path.startswith(extra) else 'gramjd'}; {path}" for path in sorted(paths)]) == []
 
 
+def test_a_module_with_an_extra_says_how_it_is_imported():
+    tried = "import gramjd\ntry:\n    gramjd.testing\nexcept AttributeError as error:\n    "
+    assert failing([tried + "assert 'import gramjd.testing' in str(error)"]) == []
+
+
 def test_functions_are_not_hidden_by_modules():
     """A module named like a public function would take its place once something imports it."""
     check = "import gramjd; assert all(callable(getattr(gramjd, name)) for name in gramjd.__all__)"
@@ -126,6 +131,14 @@ def test_a_wrong_name_gets_the_right_one(name, hint):
 def test_a_wrong_argument_gets_the_right_one(make, right):
     with pytest.raises(TypeError, match=f"has no argument '.*': .*{right}"):
         make()
+
+
+@pytest.mark.parametrize("word", sorted(STEP_WORDS))
+def test_the_words_of_a_step(word):
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match=rf"gram_backward\(\) has no argument '{word}': "):
+        gramjd.gram_backward(w.square(), **{word: [w]})
+    assert w.grad is None
 
 
 def test_the_right_word_exists_for_each_wrong_one():

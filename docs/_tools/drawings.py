@@ -1,8 +1,6 @@
-"""The drawings of the concepts and of the engine: `python docs/_tools/drawings.py` writes them to docs/concepts.
+"""The drawings of the concepts, of the engine and of the aggregators: `python docs/_tools/drawings.py` writes them.
 
-Grounds are transparent, so every colour is one that can be told from white and from the dark ground of the site; `main`
-refuses others. Letters stay letters. Blue, vermilion and green are those of Okabe and Ito, which the colour-blind tell
-apart; the blue is a little lighter, for the dark ground.
+Those of the aggregators are in `updates.py`; `looks.py` has the colours.
 """
 
 from __future__ import annotations
@@ -13,57 +11,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import updates
+from looks import BLUE, FAINT, GREEN, INK, STYLE, VERMILION, arrow, canvas, cells, check, say
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
+from matplotlib.patches import Polygon, Rectangle
 
-FOLDER = Path(__file__).resolve().parents[1] / "concepts"
-BLUE, VERMILION, GREEN = "#2382c4", "#D55E00", "#009E73"
-INK, FAINT = "#808080", "#8a8a8a"
-GROUNDS = ("#ffffff", "#1e2129")
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "gramjd", "font.family": "sans-serif", "font.size": 13}
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance as WCAG defines it."""
-    parts = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
-
-
-def contrast(one: str, other: str) -> float:
-    """From 1 to 21."""
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def canvas(width: float, height: float, across: float, up: float) -> tuple[Figure, Any]:
-    """A figure in inches, and axes that nobody sees, from (0, 0) to (across, up)."""
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, across), ylim=(0, up), aspect="equal")
-    axes.axis("off")
-    return figure, axes
-
-
-def cells(axes: Any, x: float, y: float, rows: int, columns: int, colour: Callable[[int, int], str | None]) -> None:
-    """A grid of unit squares whose top left corner is (x, y), filled where there is a colour."""
-    for i in range(rows):
-        for j in range(columns):
-            fill = colour(i, j)
-            corner = (x + j, y - i - 1)
-            axes.add_patch(Rectangle(corner, 1, 1, fc=fill or "none", alpha=0.85 if fill else 1, ec="none"))
-            axes.add_patch(Rectangle(corner, 1, 1, fc="none", ec=FAINT, lw=0.8))
-
-
-def say(axes: Any, x: float, y: float, text: str, colour: str = INK, **options: Any) -> None:
-    """Letters, centred unless told otherwise."""
-    axes.text(x, y, text, color=colour, **{"ha": "center", "va": "center"} | options)
-
-
-def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str = INK, width: float = 2) -> None:
-    """From one point to another."""
-    style = {"arrowstyle": "-|>", "mutation_scale": 16, "shrinkA": 0, "shrinkB": 0}
-    axes.add_patch(FancyArrowPatch(start, end, color=colour, lw=width, **style))
+DOCS = Path(__file__).resolve().parents[1]
 
 
 def gramian() -> Figure:
@@ -194,23 +147,29 @@ def engine() -> Figure:
 
 
 DRAWINGS: dict[str, Callable[[], Figure]] = {
-    "gramian": gramian,
-    "cone": cone,
-    "rows": rows,
-    "factors": factors,
-    "engine": engine,
+    "concepts/gramian": gramian,
+    "concepts/cone": cone,
+    "concepts/rows": rows,
+    "concepts/factors": factors,
+    "concepts/engine": engine,
+    "aggregators/cone": updates.cone,
+    "aggregators/fair": updates.fair,
+    "aggregators/surgery": updates.surgery,
+    "aggregators/baselines": updates.baselines,
+    "aggregators/robust": updates.robust,
+    "aggregators/least-squares": updates.least_squares,
+    "aggregators/adaptive": updates.adaptive,
+    "aggregators/nested": updates.nested,
 }
 
 
 def main() -> None:
     """Write them all."""
-    weak = [c for c in (BLUE, VERMILION, GREEN, INK, FAINT) for ground in GROUNDS if contrast(c, ground) < 3]
-    if weak:
-        raise SystemExit(f"too weak on one of the grounds: {weak}")
+    check()
     with matplotlib.rc_context(STYLE):
         for name, draw in DRAWINGS.items():
             options: dict[str, Any] = {"transparent": True, "metadata": {"Date": None, "Creator": None}}
-            draw().savefig(FOLDER / f"{name}.svg", **options)
+            draw().savefig(DOCS / f"{name}.svg", **options)
 
 
 if __name__ == "__main__":

@@ -21,5 +21,5 @@ def check_inner(weighting: Callable[..., Tensor], name: str) -> Callable[..., Te
     if isinstance(weighting, Coordinatewise):
         raise AggregatorError(f"{name} must be a function of the Gramian; {weighting!r} needs the gradients themselves")
     if not callable(weighting) or isinstance(weighting, type):
-        raise AggregatorError(f"{name} must be a weighting such as UPGrad(); got {weighting!r}")
+        raise AggregatorError(f"{name} must be a function from G to weights, such as UPGrad(); got {weighting!r}")
     return weighting

@@ -90,7 +90,7 @@ class Nested(Stateful, LossWeighting):
         if losses.ndim != 2:
             raise AggregatorError(
                 f"Nested needs losses of shape [samples, tasks] in one tensor; got shape {list(losses.shape)}. For one"
-                " axis use the weighting itself"
+                " axis use the aggregator itself"
             )
         if not losses.numel():
             return losses.reshape(0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gramjd import aggregation
 from gramjd.aggregation import Coordinatewise, Weighting
 from gramjd.errors import InputError
+from gramjd.profiling.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, VERMILION
 
 RIDGE = 1e-4  # of the published implementation
 CAGRAD_RADIUS = 0.5  # Table 1 has 0 <= c < 1; the value is ours, in the middle
@@ -21,34 +22,38 @@ class Entry:
         make: seed to aggregator; most have no use for the seed.
         colour: in plots.
         toy_rate: what the paper multiplies its learning rate by on the toy problems.
+        dash: of the line, which tells apart those of one colour.
     """
 
     make: Callable[[int], Weighting | Coordinatewise]
     colour: str
     toy_rate: float = 1.0
+    dash: str = "-"
 
 
 # In the order in which a short time budget should reach them.
 TABLE: dict[str, Entry] = {
-    "UPGrad": Entry(lambda seed: aggregation.UPGrad(), "#c8553d"),
-    "Mean": Entry(lambda seed: aggregation.Mean(), "#4a6fa5"),
-    "MGDA": Entry(lambda seed: aggregation.MGDA(), "#2a9d8f"),
-    "DualProj": Entry(lambda seed: aggregation.DualProj(), "#e9a03b"),
-    "PCGrad": Entry(aggregation.PCGrad, "#7b4fa3", 0.5),
-    "Nash-MTL": Entry(lambda seed: aggregation.NashMTL(), "#8c6d46", 2.0),
-    "Aligned-MTL": Entry(lambda seed: aggregation.AlignedMTL(), "#d16ba5"),
-    "IMTL-G": Entry(lambda seed: aggregation.IMTLG(), "#5b8c3a", 2.0),
-    "CAGrad": Entry(lambda seed: aggregation.CAGrad(CAGRAD_RADIUS), "#3a3a3a"),
-    "RGW": Entry(aggregation.Random, "#8a8a8a"),
-    "GradDrop": Entry(lambda seed: aggregation.GradDrop(seed=seed), "#b08968", 0.5),
+    "UPGrad": Entry(lambda seed: aggregation.UPGrad(), VERMILION),
+    "Mean": Entry(lambda seed: aggregation.Mean(), BLUE),
+    "MGDA": Entry(lambda seed: aggregation.MGDA(), GREEN),
+    "DualProj": Entry(lambda seed: aggregation.DualProj(), ORANGE),
+    "PCGrad": Entry(aggregation.PCGrad, PINK, 0.5),
+    "Nash-MTL": Entry(lambda seed: aggregation.NashMTL(), SKY, 2.0),
+    "Aligned-MTL": Entry(lambda seed: aggregation.AlignedMTL(), PINK, dash="--"),
+    "IMTL-G": Entry(lambda seed: aggregation.IMTLG(), GREEN, 2.0, "--"),
+    "CAGrad": Entry(lambda seed: aggregation.CAGrad(CAGRAD_RADIUS), INK),
+    "RGW": Entry(aggregation.Random, GREY, dash=":"),
+    "GradDrop": Entry(lambda seed: aggregation.GradDrop(seed=seed), ORANGE, 0.5, "--"),
 }
 OTHERS: dict[str, Entry] = {
-    "FairGrad": Entry(lambda seed: aggregation.FairGrad(1.0), "#1f7a8c"),
-    "ConFIG": Entry(lambda seed: aggregation.ConFIG(), "#6a994e"),
-    "GradVac": Entry(lambda seed: aggregation.GradVac(seed=seed), "#9d4edd"),
-    "Sum": Entry(lambda seed: aggregation.Sum(), "#264653"),
+    "FairGrad": Entry(lambda seed: aggregation.FairGrad(1.0), SKY, dash="--"),
+    "ConFIG": Entry(lambda seed: aggregation.ConFIG(), GREEN, dash=":"),
+    "GradVac": Entry(lambda seed: aggregation.GradVac(seed=seed), PINK, dash=":"),
+    "Sum": Entry(lambda seed: aggregation.Sum(), BLUE, dash=":"),
 }
-VARIANTS: dict[str, Entry] = {"UPGrad + ridge": Entry(lambda seed: aggregation.UPGrad(ridge=RIDGE), "#7f1d1d")}
+VARIANTS: dict[str, Entry] = {
+    "UPGrad + ridge": Entry(lambda seed: aggregation.UPGrad(ridge=RIDGE), VERMILION, dash="--"),
+}
 ENTRIES = TABLE | VARIANTS | OTHERS
 
 # The same by the names of their classes, as one writes them in a program.

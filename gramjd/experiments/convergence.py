@@ -22,6 +22,7 @@ from gramjd.experiments.results import write
 from gramjd.experiments.running import progress, threads
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
+from gramjd.profiling.figure_style import clean, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,9 +128,10 @@ def draw(runs: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(run["at"][1:], _visible(run["upper"]), color=colour, linewidth=1.3, label=label)
             axes.plot(run["at"][1:], _visible(run["lower"]), color=colour, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlabel="step", title=f"m = {size[0]}, n = {size[1]}")
-        plots.clean(axes)
+        clean(axes)
+        plain_decades(axes.xaxis, (1,))
     grid[0].set_ylabel("distance to the Pareto set")
-    grid[0].legend(frameon=False, fontsize=8)
+    plots.legend_beside(figure)
     return figure
 
 

@@ -22,6 +22,7 @@ from gramjd.experiments.running import progress, threads
 from gramjd.experiments.steps import SGD, WAYS, Fill, Task, compare
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
+from gramjd.profiling.figure_style import INK, clean, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +31,10 @@ EPOCH = 1024
 SWEPT = ("Mean", "UPGrad")
 BASE = "SGD"
 STYLES = {BASE: "-", "jacobian": ":", "per sample": "--", "gramjd": "-"}
+SIZES, FILLS = {"Mean": 8.0}, {"Mean": "none"}  # a ring that is seen around the points of others
 PANELS = (
-    ("seconds per epoch", lambda cost: cost["seconds_per_epoch"]["median"]),
-    ("peak MB of a step", lambda cost: cost["peak_bytes"] / 1e6),
+    ("time of an epoch, s", lambda cost: cost["seconds_per_epoch"]["median"]),
+    ("peak memory of a step, MB", lambda cost: cost["peak_bytes"] / 1e6),
 )
 
 add_arguments = arguments.paper_cost
@@ -128,12 +130,14 @@ def draw(sizes: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> Fi
         for name in names:
             way, _, aggregator = name.partition(": ")
             at = [m for m, found in sizes.items() if name in found]
-            colour = aggregators.ENTRIES[aggregator].colour if aggregator else "black"
+            colour = aggregators.ENTRIES[aggregator].colour if aggregator else INK
             values = [read(sizes[m][name]) for m in at]
-            axes.plot([int(m) for m in at], values, STYLES[way], color=colour, marker="o", markersize=3.5, label=name)
+            mark = {"marker": "o", "markersize": SIZES.get(aggregator, 3.5), "markerfacecolor": FILLS.get(aggregator)}
+            axes.plot([int(m) for m in at], values, STYLES[way], color=colour, label=name, **mark)
         axes.set(xscale="log", yscale="log", xlabel="objectives (batch size)", ylabel=label)
         axes.set_xticks([int(m) for m in sizes], labels=list(sizes))
         axes.minorticks_off()
-        plots.clean(axes)
+        plain_decades(axes.yaxis)
+        clean(axes)
     plots.legend_beside(figure)
     return figure

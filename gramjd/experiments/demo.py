@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         runs = _train_all(args, data)
         costs = _costs(args, methods, data)
     best = best_runs(runs)
-    plot = plots.save(demo_plots.draw(runs, best, args.batch), args.out / "iwrm.png")
+    spent = {key: cost.to_dict("milliseconds", "over_first")["milliseconds"]["median"] for key, cost in costs.items()}
+    plot = plots.save(demo_plots.draw(runs, best, args.batch, spent), args.out / "iwrm.png")
     seconds, said = time.perf_counter() - start, conclusion(best, costs, args.batch)
     given = {name: getattr(args, name) for name in ("batch", "epochs", "rates", "seed", "threads", "compile")}
     results = {

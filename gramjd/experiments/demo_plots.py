@@ -10,22 +10,26 @@ from gramjd.experiments import plots
 from gramjd.experiments.data.images import TRAIN_SIZE
 from gramjd.experiments.demo_report import diverged
 from gramjd.experiments.training import Run
+from gramjd.profiling.figure_style import BLUE, GREY, VERMILION, clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = (plots.BLUE, plots.RED)  # of the baseline, of Jacobian descent
+COLOURS = (BLUE, VERMILION)  # of the baseline, of Jacobian descent
+ABOVE: dict[str, Any] = {"frameon": False, "loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+Milliseconds = Mapping[tuple[str, str], float]
 LABEL_GAP = 0.045  # of the height of the axes, per label
 
 
-def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
+def draw(runs: Sequence[Run], best: Sequence[Run], batch: int, milliseconds: Milliseconds | None = None) -> Figure:
     """Loss above, cosine and conflicts below, a column per network.
 
     Args:
         runs: all runs.
         best: one run per network and method.
         batch: images per step, for the title.
+        milliseconds: of a step, by network and method, to be said beside the curves.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -38,15 +42,21 @@ def draw(runs: Sequence[Run], best: Sequence[Run], batch: int) -> Figure:
     }
     grid = figure.subplots(2, len(of), sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (network, group) in zip(grid.T, of.items(), strict=True):
-        draw_loss(plots.clean(upper), group, best, colours).set_title(network.upper())
-        draw_signals(plots.clean(lower), [run for run in best if run.network == network], colours)
+        draw_loss(clean(upper), group, best, colours, milliseconds).set_title(network.upper(), pad=36)
+        draw_signals(clean(lower), [run for run in best if run.network == network], colours)
         lower.xaxis.get_major_locator().set_params(integer=True)
     for axes, group in zip(grid[0], of.values(), strict=True):
         label_ends(axes, group, best, colours)
     return figure
 
 
-def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Mapping[str, str]) -> Axes:
+def draw_loss(
+    axes: Axes,
+    runs: Sequence[Run],
+    best: Sequence[Run],
+    colours: Mapping[str, str],
+    milliseconds: Milliseconds | None = None,
+) -> Axes:
     """Training loss after every epoch: the best rate of each method in full, its others thin; the diverged are named.
 
     Args:
@@ -54,20 +64,23 @@ def draw_loss(axes: Axes, runs: Sequence[Run], best: Sequence[Run], colours: Map
         runs: all runs of one network.
         best: those to bring out.
         colours: of each method, here and below.
+        milliseconds: as in `draw`.
     """
     shown = _converged(runs, colours)
     for run in shown:
         style: dict[str, Any] = (
             {"linewidth": 2.4, "zorder": 3} if run in best else {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
         )
-        label = f"{run.method}, rate {run.rate:g}: held out {100 * run.accuracy:.1f} %" if run in best else None
+        spent = (milliseconds or {}).get((run.network, run.method))
+        time = f", {spent:.3g} ms per step" if spent else ""
+        label = f"{run.method}, rate {run.rate:g}: held out {100 * run.accuracy:.1f} %{time}" if run in best else None
         axes.plot(range(len(run.loss)), run.loss, color=colours[run.method], label=label, **style)
     lost = diverged(runs, lambda run: run.method)
     if lost:
-        axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color="#555555")
+        axes.text(0.02, 0.03, f"diverged: {lost}", transform=axes.transAxes, fontsize=8, color=GREY)
     plots.loss_axis(axes)
     if any(run in best for run in shown):
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.06))
+        axes.legend(fontsize=9, **ABOVE)
     return axes
 
 
@@ -102,15 +115,15 @@ def draw_signals(axes: Axes, best: Sequence[Run], colours: Mapping[str, str]) ->
     The cosine of SGD is one throughout and is left out. `best` holds one run per method of one network.
     """
     for run in (run for run in best if run.cosine):
-        epochs, colour = plots.middles(run.cosine), colours[run.method]
+        epochs = plots.middles(run.cosine)
+        style: dict[str, Any] = {"color": colours[run.method], "marker": "o" if len(epochs) == 1 else None}
         if any(abs(cosine - 1) > 1e-6 for cosine in run.cosine):  # SGD's update is the mean gradient itself
-            axes.plot(epochs, run.cosine, color=colour, linewidth=2.4, label=f"{run.method}: cosine to mean")
-        axes.plot(
-            epochs, run.conflicts, color=colour, linewidth=1.3, ls=(0, (4, 2)), label=f"{run.method}: conflicting pairs"
-        )
+            axes.plot(epochs, run.cosine, linewidth=2.4, label=f"{run.method}: cosine to mean", **style)
+        style |= {"linewidth": 1.3, "ls": (0, (4, 2)), "label": f"{run.method}: conflicting pairs"}
+        axes.plot(epochs, run.conflicts, **style)
     axes.set(ylim=(0, 1.04), xlabel="epoch", ylabel="cosine; share of pairs")
     if any(run.cosine for run in best):
-        axes.legend(frameon=False, fontsize=8, loc="lower left", ncols=2)
+        axes.legend(fontsize=8, ncols=2, **ABOVE)
     return axes
 
 

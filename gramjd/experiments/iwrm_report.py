@@ -13,11 +13,13 @@ from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.protocol import best_rate, mean_areas
 from gramjd.experiments.report import align, mean_and_error, rounded, with_error
 from gramjd.experiments.studies import Study, areas, select, studies
+from gramjd.profiling.figure_style import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 HEADER = (
     *("aggregator", "optimiser, batch", "runs", "best rate", "seeds that converged", "area", "last loss"),
     *("held-out, %", "cosine, first epoch", "cosine, last epoch"),
@@ -96,13 +98,14 @@ def draw_band(axes: Axes, x: Sequence[float], pairs: Sequence[Sequence[float | N
         axes: where to draw.
         x: the horizontal positions.
         pairs: `[mean, error]` at each; a mean that is missing leaves a gap.
-        label: a name of Table 1, which gives the colour.
+        label: a name of Table 1, which gives colour and dash.
     """
-    colour = ENTRIES[label].colour
+    colour, dash = ENTRIES[label].colour, ENTRIES[label].dash
     nan = float("nan")
     mean = [nan if m is None else m for m, _ in pairs]
     error = [0.0 if e is None else e for _, e in pairs]
-    axes.plot(x, mean, color=colour, label=label, linewidth=2.4 if label == "UPGrad" else 1.5)
+    style: dict[str, Any] = {"color": colour, "ls": dash, "linewidth": 2.4 if label == "UPGrad" else 1.5}
+    axes.plot(x, mean, label=label, marker="o" if len(x) == 1 else None, **style)
     low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     return axes
@@ -118,8 +121,9 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     seeds = max(len(entry["best"]["seeds"]) for entry in entries)
     figure = plots.new_figure(
         4.6,
-        f"{DATA[first['data']].title}, one objective per image, batch {first['batch']}, {first['optimizer'].upper()}; "
-        f"each at its best rate; mean and standard error over up to {seeds} seeds that converged",
+        f"{DATA[first['data']].title}, one objective per image, batch {first['batch']}, "
+        f"{OPTIMIZERS[first['optimizer']]}; "
+        f"each at its best rate; mean and standard error of the seeds that converged, at most {seeds}",
     )
     left, right = figure.subplots(1, 2)
     for entry in entries:
@@ -130,7 +134,7 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
     right.set_ylabel("cosine of update and mean gradient")
     right.set_ylim(top=1.03)
     for axes in (left, right):
-        plots.clean(axes).set_xlabel("epoch")
+        clean(axes).set_xlabel("epoch")
     plots.legend_beside(figure)
     return figure
 

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ class Problem:
         low, high: corners of the domain.
         seconds: CPU time of a run.
         build: draws the points and makes the network; torch is seeded before.
+        names: of the coordinates. They and the solution have no units.
     """
 
     title: str
@@ -78,6 +80,7 @@ class Problem:
     high: tuple[float, ...]
     seconds: float
     build: Callable[[], Task] = field(repr=False)
+    names: tuple[str, ...] = ("x", "t")
 
     def task(self, seed: int) -> Task:
         """The task of a seed, which decides on points, noise and weights; the state of torch's generator stays."""
@@ -245,10 +248,10 @@ def inverse() -> Task:
     return Task(model, residuals, {"equation": 1.0, "data": 100.0}, (kappa, CONDUCTIVITY))
 
 
-SQUARE = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
+SQUARE: dict[str, Any] = {"low": (0.0, 0.0), "high": (1.0, 1.0)}
 PROBLEMS: dict[str, Problem] = {
-    "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d),
-    "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d),
+    "poisson-1d": Problem("Poisson 1D", waves_1d, (0.0,), (1.0,), 5.0, poisson_1d, ("x",)),
+    "poisson-2d": Problem("Poisson 2D", sines_2d, **SQUARE, seconds=10.0, build=poisson_2d, names=("x", "y")),
     "burgers": Problem("Burgers", burgers_solution, (-1.0, 0.0), (1.0, 1.0), 10.0, burgers),
     "wave": Problem("wave", standing_waves, **SQUARE, seconds=10.0, build=wave),
     "inverse": Problem("inverse heat", cooling, **SQUARE, seconds=10.0, build=inverse),

@@ -15,6 +15,8 @@ from gramjd.experiments.pinn_problems import PROBLEMS
 from gramjd.experiments.pinn_training import METHODS, SEARCH_SEED, final_model
 from gramjd.experiments.report import align
 from gramjd.experiments.results import Journal
+from gramjd.extras import require
+from gramjd.profiling.figure_style import BLUE, GREY, ORANGE, PINK, SKY, clean, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 KEY = ("problem", "method", "choice", "seed", "seconds")
 HEADER = ("problem", "method", "error, median", "least", "largest", "of the unknown", "loss", "steps", "options")
-COLOURS = {"adam": "#999999", "lbfgs": "#E69F00", "lm": "#0072B2", "lm-scaled": "#56B4E9", "spring": "#CC79A7"}
+COLOURS = {"adam": GREY, "lbfgs": ORANGE, "lm": BLUE, "lm-scaled": SKY, "spring": PINK}
 
 Run = Mapping[str, Any]
 
@@ -121,7 +123,9 @@ def draw_errors(runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> Fi
                 label = "_" * bool(place) + METHODS[entry["method"]].title  # one with an underscore is in no legend
                 axes.plot(run["times"][1:], run["errors"][1:], color=COLOURS[entry["method"]], lw=1, label=label)
         axes.set(xscale="log", yscale="log", xlabel="CPU time, s", title=PROBLEMS[problem].title)
-        plots.clean(axes)
+        clean(axes)
+        plain_decades(axes.xaxis, (1, 5))
+        plain_decades(axes.yaxis)
     grid[0].set_ylabel("relative L2 error")
     plots.legend_beside(figure)
     return figure
@@ -129,7 +133,7 @@ def draw_errors(runs: Sequence[Run], entries: Sequence[Mapping[str, Any]]) -> Fi
 
 def draw_solution(problem: str, entries: Sequence[Mapping[str, Any]]) -> Figure:
     """The solution, and the absolute error of each method's network for its first seed, trained again."""
-    figure = plots.new_figure(2.8, f"{PROBLEMS[problem].title}: solution, and absolute error of one seed")
+    figure = plots.new_figure(3.0, f"{PROBLEMS[problem].title}: solution, and absolute error of one seed")
     grid = figure.subplots(1, 1 + len(entries), squeeze=False)[0]
     points = PROBLEMS[problem].grid()
     exact = PROBLEMS[problem].solution(points)
@@ -142,19 +146,25 @@ def draw_solution(problem: str, entries: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (title, values) in zip(grid, panels, strict=True):
         axes.set_title(title, fontsize=9)
         _panel(figure, axes, points, values, title != "solution")
+        axes.set_xlabel(PROBLEMS[problem].names[0])
+    if points.shape[1] == 2:
+        grid[0].set_ylabel(PROBLEMS[problem].names[1], rotation=0)
     return figure
 
 
 def _panel(figure: Figure, axes: Axes, points: Tensor, values: Tensor, is_error: bool) -> None:
     """A curve over one coordinate, or colours over two: the first of them to the right."""
     if points.shape[1] == 1:
-        axes.plot(points[:, 0].numpy(), values.numpy(), lw=1)
-        axes.set(xlabel="x", yscale="log" if is_error else "linear")
-        plots.clean(axes)
+        axes.plot(points[:, 0].numpy(), values.numpy(), color=BLUE, lw=1)
+        axes.set(yscale="log" if is_error else "linear", ylabel="absolute error" if is_error else "u")
+        clean(axes)
         return
     side = round(len(points) ** 0.5)
     low, high = points.amin(0).tolist(), points.amax(0).tolist()
     extent = (low[0], high[0], low[1], high[1])
     image = axes.imshow(values.view(side, side).T.numpy(), origin="lower", extent=extent, aspect="auto")
-    figure.colorbar(image, ax=axes, orientation="horizontal", format="%.0e" if is_error else "%.1f")
-    axes.set(xticks=[], yticks=[])
+    bar = figure.colorbar(image, ax=axes, orientation="horizontal", format="%g")
+    bar.set_label("absolute error" if is_error else "u")
+    bar.locator = require("matplotlib.ticker", "demo").MaxNLocator(2)
+    bar.update_ticks()
+    axes.set(xticks=[low[0], high[0]], yticks=[low[1], high[1]])

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gramjd.extras import require
+from gramjd.profiling.figure_style import plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, RED = "#4a6fa5", "#c8553d"  # told apart by most colour-blind eyes too
 WIDTH = 11.0  # inches
 
 
@@ -31,20 +31,10 @@ def new_figure(height: float, title: str) -> Figure:
     return figure
 
 
-def clean(axes: Axes) -> Axes:
-    """A light grid, and no frame above and to the right."""
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
 def loss_axis(axes: Axes) -> Axes:
     """The vertical axis of a training loss: logarithmic, with ticks that are written out."""
-    ticker = require("matplotlib.ticker", "demo")
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    plain_decades(axes.yaxis)
     axes.set_ylabel("training loss (log scale)")
     return axes
 

@@ -24,6 +24,7 @@ from gramjd.experiments.running import progress, threads
 from gramjd.experiments.toys import TOYS, Toy, path
 from gramjd.extras import require
 from gramjd.profiling.environment import describe
+from gramjd.profiling.figure_style import BLUE, GREEN, ORANGE, PINK, VERMILION, plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 STALLED = 5.0
 HEADER = ("aggregator", "problem", "least gain", "largest increase", "steps with an increase", "stalled starts")
-START_COLOURS = (plots.RED, plots.BLUE, "#2a9d8f", "#e9a03b", "#7b4fa3")
-OBJECTIVE_COLOURS = (plots.BLUE, plots.RED)
+START_COLOURS = (VERMILION, BLUE, GREEN, ORANGE, PINK)
+OBJECTIVE_COLOURS, OBJECTIVE_DASHES = (BLUE, VERMILION), ("-", "--")
 COLUMNS = 4
 LEVELS = 9
 
@@ -139,11 +140,11 @@ def draw_paths(axes: Axes, toy: Toy, paths: Sequence[Tensor]) -> Axes:
 
 
 def draw_objectives(axes: Axes, toy: Toy, paths: Sequence[Tensor]) -> Axes:
-    """Both objectives along every path, over the steps: the first in blue, the second in red."""
+    """Both objectives along every path, over the steps: the second dashed."""
     for number, points in enumerate(paths):
         for k, (values, colour) in enumerate(zip(toy.objectives(points).T, OBJECTIVE_COLOURS, strict=True)):
-            label = f"f{'₁₂'[k]}" if number == 0 else None
-            axes.plot(values.clamp_min(1e-8), color=colour, linewidth=1.1, alpha=0.75, label=label)
+            style: dict[str, Any] = {"color": colour, "ls": OBJECTIVE_DASHES[k], "linewidth": 1.1, "alpha": 0.75}
+            axes.plot(values.clamp_min(1e-8), label=f"f{'₁₂'[k]}" if number == 0 else None, **style)
     axes.set_yscale("log")
     return axes
 
@@ -168,8 +169,11 @@ def draw(toy: Toy, paths: Mapping[str, Sequence[Tensor]], objectives: bool) -> F
     for k, axes in enumerate(grid):
         axes.set_visible(k < len(paths))
         axes.tick_params(labelbottom=k + COLUMNS >= len(paths))
+    figure.supxlabel("step" if objectives else "first parameter", fontsize=10)
+    figure.supylabel("objective" if objectives else "second parameter", fontsize=10)
     if objectives:
-        grid[0].legend(frameon=False, fontsize=8)
+        plain_decades(grid[0].yaxis)
+        plots.legend_beside(figure)
     return figure
 
 

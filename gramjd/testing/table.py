@@ -115,9 +115,28 @@ class PropertyTable:
     examples: int
 
     def differences(self) -> list[str]:
-        """One line for each property that was found to be other than stated."""
+        """One line for each property that is stated to hold, and has a counterexample."""
         return [
-            f"{label}: {name} is stated to be {_word(expected)} ({entry.source}), found: {_word(not expected)}"
+            f"{label}: {name} is stated to be yes ({source}), found: no"
+            for label, name, source, expected in self._others()
+            if expected
+        ]
+
+    def not_found(self) -> list[str]:
+        """One line for each property that is stated not to hold, and of which no counterexample was found.
+
+        It contradicts nothing: among few matrices there may be none that shows it.
+        """
+        return [
+            f"{label}: {name} is stated to be no ({source}); no counterexample among {self.examples} matrices: try more"
+            for label, name, source, expected in self._others()
+            if not expected
+        ]
+
+    def _others(self) -> list[tuple[str, str, str, bool]]:
+        """Aggregator, property, source and statement, where what was found is something else."""
+        return [
+            (label, name, entry.source, expected)
             for label, entry, report in self._lines()
             for name, expected in entry.expected.items()
             if name in report.results and report[name].holds != expected
@@ -126,7 +145,7 @@ class PropertyTable:
     def agreement(self) -> str:
         """How many of the statements were confirmed, in a sentence."""
         total = sum(name in report.results for _, entry, report in self._lines() for name in entry.expected)
-        return f"{total - len(self.differences())} of {total} statements confirmed."
+        return f"{total - len(self._others())} of {total} statements confirmed."
 
     def __str__(self) -> str:
         """The table, what the words mean, and where it differs from what is stated."""
@@ -134,9 +153,8 @@ class PropertyTable:
         for label, entry, report in self._lines():
             cells = [_word(report[name].holds) for name in self.properties]
             rows.append([label, *cells, entry.source])
-        return "\n".join(
-            [aligned(rows), "", _LEGEND.format(examples=self.examples), self.agreement(), *self.differences()]
-        )
+        notes = [self.agreement(), *self.differences(), *self.not_found()]
+        return "\n".join([aligned(rows), "", _LEGEND.format(examples=self.examples), *notes])
 
     def counterexamples(self) -> str:
         """What was found behind each no."""
@@ -149,7 +167,12 @@ class PropertyTable:
             label: {**report.to_dict()["properties"], "stated": entry.expected, "source": entry.source}
             for label, entry, report in self._lines()
         }
-        return {"examples": self.examples, "aggregators": aggregators, "differences": self.differences()}
+        return {
+            "examples": self.examples,
+            "aggregators": aggregators,
+            "differences": self.differences(),
+            "not_found": self.not_found(),
+        }
 
     def _lines(self) -> list[tuple[str, Entry, Report]]:
         return [(e.label or r.aggregator, e, r) for e, r in zip(self.entries, self.reports, strict=True)]

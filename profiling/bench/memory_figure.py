@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.profiling.figures import bare, figure_of
+from gramjd.profiling.figure_style import CYCLE, INK, bare
+from gramjd.profiling.figures import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 KINDS = {"gramjd": 'update="backward" (dotted: predicted)', "gramjd reuse": 'update="reuse"'}
 FLAT = 3.0  # a model that ever takes more times the memory of plain training has another range of the axis
 
@@ -33,7 +33,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
         if kind == "gramjd":
             told = [point["predicted"] / point["plain"] for point in model["points"]]
             axes.plot(ms, told, color=colours[name], lw=1.2, ls=":", zorder=1)
-    axes.axhline(1, color="#444444", lw=0.8)
+    axes.axhline(1, color=INK, lw=0.8)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ms, [str(m) for m in ms])
     axes.xaxis.set_minor_locator(require("matplotlib.ticker", "profile").NullLocator())
@@ -44,7 +44,7 @@ def draw_memory(axes: Axes, models: Mapping[str, Mapping[str, Any]], kind: str, 
 def memory(results: Mapping[str, Any]) -> Figure:
     """Both ways to update side by side; the models whose memory grows with m above, the others below."""
     models = results["models"]
-    colours = dict(zip(models, COLOURS, strict=False))
+    colours = dict(zip(models, CYCLE, strict=False))
     growing = {name for name, model in models.items() if _largest(model) > FLAT}
     parts = [{name: model for name, model in models.items() if (name in growing) == grows} for grows in (True, False)]
     parts = [part for part in parts if part]

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 import gramjd
 from gramjd.profiling.bench.models import mlp
 from gramjd.profiling.bench.ranks_tables import ranks_table
-from gramjd.profiling.environment import describe
+from gramjd.profiling.environment import describe, products_used
 from gramjd.profiling.memory import peak_bytes
 from gramjd.text_table import digits
 
@@ -338,7 +338,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write and print."""
     wanted = list(KINDS) if args.kinds == "all" else [kind.strip() for kind in args.kinds.split(";")]
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
-    results: dict[str, Any] = {"environment": describe(), "clock": "CPU time of a rank, one thread each"}
+    results: dict[str, Any] = {"environment": describe(), "products": products_used()}
+    results["clock"] = "CPU time of a rank, one thread each"
     results["errors"] = known.get("errors") or local_errors()
     results["cases"] = [case for case in known.get("cases", ()) if case["kind"] not in wanted]
     for kind in wanted:

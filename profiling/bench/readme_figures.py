@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gramjd.extras import require
-from gramjd.profiling.bench.memory_figure import COLOURS, memory
-from gramjd.profiling.figures import bare, figure_of, plain_decades
+from gramjd.profiling.bench.memory_figure import memory
+from gramjd.profiling.figure_style import BLUE, GREY, INK, VERMILION, bare, plain_decades
+from gramjd.profiling.figures import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("docs/figures")
 STAMP = re.compile(r"sha256 ([0-9a-f]{64})")
-CONTENDER_COLOURS = {"gramjd": "#0072b2", "torchjd": "#d55e00"}
+CONTENDER_COLOURS = {"gramjd": BLUE, "torchjd": VERMILION}
 LIBRARIES = {"gramjd": "gramjd, UPGrad", "torchjd": "TorchJD (autogram), UPGrad"}
 
 
@@ -72,7 +73,7 @@ def _refused(case: Mapping[str, Any], library: str) -> bool:
 def _times_over_plain(axes: Axes) -> None:
     """A logarithmic axis of ratios to plain training, with plain numbers at 1, 2 and 5 of each decade."""
     axes.set_xscale("log")
-    axes.axvline(1, color="#444444", lw=0.8)
+    axes.axvline(1, color=INK, lw=0.8)
     plain_decades(axes.xaxis)
 
 
@@ -141,13 +142,13 @@ def draw_growth(axes: Axes, sweep: Mapping[str, Any]) -> Axes:
         sweep: one of the benchmark of growth.
     """
     sizes = [point["size"] for point in sweep["points"]]
-    for name, colour, marker in (("gramian", COLOURS[0], "o"), ("backward", "#777777", "s")):
+    for name, colour, marker in (("gramian", BLUE, "o"), ("backward", GREY, "s")):
         axes.plot(
             sizes, [1e3 * p[name] for p in sweep["points"]], color=colour, marker=marker, ms=4.5, lw=1.5, label=name
         )
     last = sweep["points"][-1]
     slope = [1e3 * last["gramian"] * p["operations"] / last["operations"] for p in sweep["points"]]
-    axes.plot(sizes, slope, color=COLOURS[1], lw=1.2, ls="--", label="planned operations (slope)", zorder=1)
+    axes.plot(sizes, slope, color=VERMILION, lw=1.2, ls="--", label="planned operations (slope)", zorder=1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5 * min(1e3 * min(p["gramian"], p["backward"]) for p in sweep["points"]))

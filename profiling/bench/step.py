@@ -6,6 +6,7 @@ A step is: forward, `.grad`, SGD. Contenders take turns in one process; each has
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from gramjd.profiling.marks import ignore
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.methods import METHODS, RefusalError, torchjd_gramian
 from gramjd.profiling.target import Work
-from gramjd.profiling.timing import interleave, ratio, spread
+from gramjd.profiling.timing import interleave, is_wide, ratio, spread
 from gramjd.text_table import digits
 
 BASE = "plain"
@@ -158,6 +159,7 @@ def run(
     }
     for name in names:
         case = CASES[name]
+        print(f"{name}: {case.title}, for {seconds:g} s or more ...", file=sys.stderr, flush=True)
         with use_backend(backend):
             found = measure(case, device=device, rounds=rounds, seconds=seconds, contenders=contenders)
         report["cases"][name] = {"title": case.title, "m": case.m, "contenders": found}
@@ -179,6 +181,9 @@ def _line(name: str, results: Mapping[str, Any]) -> str:
                 if "refused" in result
                 else f"{contender} {result['ratio']['median']:6.2f}x {_megabytes(result)}"
             )
+    wide = [name for name, result in results.items() if "ratio" in result and is_wide(result["ratio"])]
+    if wide:
+        cells.append(f"noise: quartiles of {', '.join(wide)} lie far apart, so the machine is busy or rounds are few")
     return " | ".join(cells)
 
 

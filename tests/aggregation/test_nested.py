@@ -139,7 +139,7 @@ def test_a_generator_is_shared_by_the_blocks():
     ("make", "message"),
     [
         (lambda: Nested(first="rows"), "first must be 'tasks' or 'samples'; got 'rows'"),
-        (lambda: Nested(tasks=MGDA), r"tasks must be a weighting such as UPGrad\(\)"),
+        (lambda: Nested(tasks=MGDA), r"tasks must be a function from G to weights, such as UPGrad\(\)"),
         (
             lambda: Nested(samples=GradDrop()),
             "must be a function of the Gramian; GradDrop.* needs the gradients",

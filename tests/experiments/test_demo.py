@@ -203,6 +203,25 @@ def test_labels_stand_at_the_ends_of_their_curves():
     assert [text.get_text() for text in upper.texts if text not in labels] == ["diverged: Ours at 1.6"]
 
 
+def test_the_time_of_a_step_stands_beside_the_curves():
+    runs = [Run("n", "SGD", 0.1, loss=[2.3, 0.5], accuracy=0.9), Run("n", "Ours", 0.1, loss=[2.3, 0.2], accuracy=0.95)]
+    upper, _ = draw(runs, runs, 256, {("n", "SGD"): 1.5, ("n", "Ours"): 4.0}).axes
+    said = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert said == [
+        "SGD, rate 0.1: held out 90.0 %, 1.5 ms per step",
+        "Ours, rate 0.1: held out 95.0 %, 4 ms per step",
+    ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_one_epoch_is_seen_as_points(epochs):
+    """A line through one point shows nothing."""
+    options = {"cosine": [0.5] * epochs, "conflicts": [0.2] * epochs, "accuracy": 0.9}
+    runs = [Run("n", method, 0.1, loss=[2.3, *[0.5] * epochs], **options) for method in ("SGD", "Ours")]
+    _, lower = draw(runs, runs, 256).axes
+    assert {line.get_marker() for line in lower.lines} == {"o" if epochs == 1 else "None"}
+
+
 def test_split_is_a_partition():
     data = load_digits(0)
     images = torch.cat([data.train_images, data.test_images])

@@ -53,6 +53,36 @@ def test_plain_is_the_measure(profile):
     assert next(line for line in lines if line.startswith("gramjd ")).split()[0] == "gramjd"
 
 
+def test_a_sweep_that_is_ended_leaves_what_it_had(tmp_path):
+    """It is interrupted after the second of four measurements, which are both in the file."""
+    told, path = [], tmp_path / "new" / "profile.json"
+
+    def interrupt(line):
+        told.append(line)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    options = {"methods": ("plain", "gramjd"), "isolate": False, **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        profile_step(makers.make, sweep=(3, 6), notify=interrupt, path=path, **options)
+    (left,) = Profile(**json.loads(path.read_text())).runs
+    assert left["m"] == 3
+    assert list(left["methods"]) == ["plain", "gramjd"]
+    assert "gramjd" in str(Profile(**json.loads(path.read_text())))
+    assert [file.name for file in path.parent.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize(("high", "noted"), [(1.1, False), (1.6, True)])
+def test_wide_quartiles_are_called_noise(profile, high, noted):
+    run = json.loads(json.dumps(profile.to_dict()))["runs"][0]
+    for result in run["methods"].values():
+        result["ratio"] = {"median": 1.0, "low": 1.0, "high": 1.0}
+    run["methods"]["jacobian"]["ratio"]["high"] = high
+    told = str(Profile({}, {}, [run]))
+    assert ("jacobian: noise: the quartiles" in told) == noted
+    assert "gramjd: noise" not in told
+
+
 def test_save_and_read_back(profile, tmp_path):
     profile.save(tmp_path / "new" / "profile.json")
     assert str(Profile(**json.loads((tmp_path / "new" / "profile.json").read_text()))) == str(profile)

@@ -1,9 +1,12 @@
 """`gramjd check`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from gramjd import check
 from gramjd.cli import main
 
 
@@ -46,3 +49,19 @@ def test_status_says_whether_it_holds(module, name, prop, status, capsys):
 def test_wrong_use_is_explained(module, argv, message, capsys):
     assert main(["check", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_nothing_is_left_in_the_working_folder(tmp_path):
+    """Hypothesis keeps files in `.hypothesis` otherwise. In a process of its own: it chooses at import."""
+    command = [sys.executable, "-m", "gramjd.cli", "check", "gramjd.aggregation:Mean", "--property", "weighted"]
+    done = subprocess.run([*command, "--examples", "5"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "holds" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_far_it_is_is_told_whatever_stderr_is(monkeypatch, capsys):
+    """At once here; every two seconds in the command."""
+    monkeypatch.setattr(check, "_PATIENCE", -1.0)
+    main(["check", "gramjd.aggregation:Mean", "--property", "weighted", "--examples", "5"])
+    assert "0 of 1 done, now weighted" in capsys.readouterr().err
