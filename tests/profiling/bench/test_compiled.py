@@ -48,8 +48,9 @@ def test_when_compiling_has_paid() -> None:
         "plain compiled": result(0.5, 1.0, 10),
         "Mean reuse eager": result(3.0, 0.0, 10),
         "Mean reuse compiled": result(1.0, 4.0, 15),
+        "Mean backward compiled": result(1.2, 4.0, 12),
     }
     facts = {"threads": 1, "versions": {"torch": "2"}, "date": "today", "cpu": "a CPU", "system": "Linux"}
     facts |= {"products": {"gramjd": "torch", "others": "torch"}, "load": 0.5}
     said = compiled_tables.compiled_steps({"threads 1, torch": {"environment": facts, "cases": {"small": case}}})
-    assert "| small | 2.00 | 1.50 | 4.00 | 2,000 |" in said  # over plain compiled: time, memory; seconds, steps
+    assert "| small | 2.00 | 1.50 | 1.20 | 4.00 | 2,000 |" in said  # over plain compiled: time, memory; seconds, steps
