@@ -15,7 +15,9 @@ def samples(n: int) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 6) + 0.8 * (2 * label[:, None] - 1), label
 
 
-def train(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight: Tensor, steps: int, influence: Tensor) -> Tensor:
+def train(
+    data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight: Tensor, steps: int, influence: Tensor
+) -> Tensor:
     """Full-batch gradient descent with weights per sample; adds to influence [N, N + tests], returns the test losses."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))

@@ -45,7 +45,9 @@ def main(steps: int = 200) -> list[dict[str, float]]:
     optimizer, monitor, found = torch.optim.SGD(model.parameters(), lr=0.3), GramMonitor(), []
     for step in range(steps + 1):
         if step in (0, steps):
-            batches = [cross_entropy(model(x), y, reduction="none") for x, y in (clusters(centres, 32) for _ in range(20))]
+            batches = [
+                cross_entropy(model(x), y, reduction="none") for x, y in (clusters(centres, 32) for _ in range(20))
+            ]
             Gs = [gramjd.gramian(losses) for losses in batches]
             noise, signal = torch.stack([noise_and_signal(G) for G in Gs]).mean(0)  # of each, before they are divided
             monitor.update(gramjd.GramStep(gramjd.Mean()(Gs[0]), Gs[0]))
@@ -56,7 +58,9 @@ def main(steps: int = 200) -> list[dict[str, float]]:
         points, labels = clusters(centres, 32)
         cross_entropy(model(points), labels).backward()
         optimizer.step()
-    print(f"The batch that is worth its price grew from {found[0]['noise_scale']:.0f} to {found[1]['noise_scale']:.0f} samples.")
+    print(
+        f"The batch that is worth its price grew from {found[0]['noise_scale']:.0f} to {found[1]['noise_scale']:.0f} samples."
+    )
     return found
 
 
