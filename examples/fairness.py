@@ -1,7 +1,5 @@
 """One loss per group, and groups of unequal size: who gains by an update that makes no group worse?"""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -9,7 +7,7 @@ from torch.nn.functional import cross_entropy
 import gramjd
 
 SHARES = torch.tensor([0.85, 0.12, 0.03])
-TURN = torch.tensor([0.0, 0.9, 1.8])  # the line between the two classes, turned from group to group
+TURN = torch.tensor([0.0, 0.9, 1.8])  # of the line between the two classes, by group
 # From the Gramian and the number of samples of each group to weights. Those that are used sum to one: equal steps.
 WAYS = {
     "all samples alike": lambda G, count: count,
@@ -26,12 +24,11 @@ def people(n: int, shares: Tensor = SHARES) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([points, nn.functional.one_hot(group, 3)], dim=1), label, group
 
 
-def train(weigh: Callable[[Tensor, Tensor], Tensor], steps: int, seed: int, rate: float = 0.3) -> tuple[Tensor, float]:
-    """The loss of each group on fresh data, and the share of (step, group) that an update made worse, to first order."""
+def train(way: str, steps: int, seed: int) -> tuple[Tensor, float]:
+    """The loss of each group on fresh data; the share of (step, group) that an update made worse, to first order."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    worsened = groups = 0
+    model, worsened, groups = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2)), 0, 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     for step in range(steps + 1):
         features, label, group = people(128) if step < steps else people(6000, torch.ones(3))
         count = torch.bincount(group, minlength=3).float()
@@ -39,7 +36,7 @@ def train(weigh: Callable[[Tensor, Tensor], Tensor], steps: int, seed: int, rate
         losses = (torch.zeros(3).index_add(0, group, per_sample) / count)[count > 0]
         if step < steps:
             G = gramjd.gramian(losses)
-            w = weigh(G, count[count > 0])
+            w = WAYS[way](G, count[count > 0])
             worsened, groups = worsened + int((G @ w < -1e-4 * w.sum() * G.diagonal()).sum()), groups + len(losses)
             optimizer.zero_grad()
             losses.backward(w / w.sum())
@@ -50,11 +47,11 @@ def train(weigh: Callable[[Tensor, Tensor], Tensor], steps: int, seed: int, rate
 def main(steps: int = 300) -> dict[str, tuple[float, float, float]]:
     """Per way of training, over three seeds: the worst group's loss, the mean over people, the share made worse."""
     found = {}
-    for way, weigh in WAYS.items():
-        losses, worsened = zip(*(train(weigh, steps, seed) for seed in range(3)), strict=True)
+    for way in WAYS:
+        losses, worsened = zip(*(train(way, steps, seed) for seed in range(3)), strict=True)
         ends = torch.stack(losses)
         found[way] = (ends.amax(1).mean().item(), (ends @ SHARES).mean().item(), sum(worsened) / 3)
-        print("{}: worst group {:.3f}, mean over people {:.3f}, share made worse {:.2f}".format(way, *found[way]))
+        print("{}: loss of the worst group {:.2f}, per person {:.2f}; {:.0%} made worse".format(way, *found[way]))
     return found
 
 

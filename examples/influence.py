@@ -1,4 +1,4 @@
-"""Which training samples helped a prediction, and which carry a wrong label: the rectangle of a training and a test batch."""
+"""Which training samples helped a prediction, and which carry a wrong label, from products of their gradients."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def samples(n: int) -> tuple[Tensor, Tensor]:
 def train(
     data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], weight: Tensor, steps: int, influence: Tensor
 ) -> Tensor:
-    """Full-batch gradient descent with weights per sample; adds to influence [N, N + tests], returns the test losses."""
+    """Gradient descent on all weighted samples; adds to influence [N, N + tests], returns the test losses."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

@@ -21,46 +21,37 @@ def entropy_rank(G: Tensor) -> float:
     return torch.special.entr(share / share.sum()).sum().exp().item()
 
 
-def clusters(centres: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """n noisy points around ten centres, and the centre of each."""
-    labels = torch.randint(10, (n,))
-    return centres[labels] + torch.randn(n, 20), labels
-
-
-def separate(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    """The noise scale by its definition: a backward pass for each of many samples."""
-    rows = []
-    for point, label in zip(*data, strict=True):
-        parts = torch.autograd.grad(cross_entropy(model(point), label), list(model.parameters()))
-        rows.append(torch.cat([part.flatten() for part in parts]))
-    J = torch.stack(rows)
+def separate(losses: Tensor, model: nn.Module) -> float:
+    """The noise scale by its definition: one backward pass per sample, and many samples."""
+    rows = [torch.autograd.grad(loss, [*model.parameters()], retain_graph=True) for loss in losses]
+    J = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     noise = J.var(dim=0).sum()
     return (noise / (J.mean(0).square().sum() - noise / len(J))).item()
 
 
-def main(steps: int = 200) -> list[dict[str, float]]:
+def main(steps: int = 25) -> list[dict[str, float]]:
     """Watch plain training at its start and its end; returns both estimates and both ranks at each."""
     torch.manual_seed(0)
     centres, model = torch.randn(10, 20), nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer, monitor, found = torch.optim.SGD(model.parameters(), lr=0.3), GramMonitor(), []
+
+    def losses(n: int) -> Tensor:
+        labels = torch.randint(10, (n,))
+        return cross_entropy(model(centres[labels] + torch.randn(n, 20)), labels, reduction="none")
+
     for step in range(steps + 1):
         if step in (0, steps):
-            batches = [
-                cross_entropy(model(x), y, reduction="none") for x, y in (clusters(centres, 32) for _ in range(20))
-            ]
-            Gs = [gramjd.gramian(losses) for losses in batches]
-            noise, signal = torch.stack([noise_and_signal(G) for G in Gs]).mean(0)  # of each, before they are divided
+            Gs = [gramjd.gramian(losses(32)) for _ in range(40)]
+            noise, signal = torch.stack([noise_and_signal(G) for G in Gs]).mean(0)  # means first, then the quotient
             monitor.update(gramjd.GramStep(gramjd.Mean()(Gs[0]), Gs[0]))
-            scales = {"noise_scale": (noise / signal).item(), "separate": separate(model, clusters(centres, 2000))}
+            scales = {"noise_scale": (noise / signal).item(), "separate": separate(losses(2000), model)}
             found.append(scales | {"entropy_rank": entropy_rank(Gs[0]), "rank": monitor.latest()["effective_rank"]})
-            print(f"step {step:4d}  " + "  ".join(f"{name} {number:.1f}" for name, number in found[-1].items()))
+            print(f"step {step}: " + ", ".join(f"{name} {number:.1f}" for name, number in found[-1].items()))
         optimizer.zero_grad()
-        points, labels = clusters(centres, 32)
-        cross_entropy(model(points), labels).backward()
+        losses(32).mean().backward()
         optimizer.step()
-    print(
-        f"The batch that is worth its price grew from {found[0]['noise_scale']:.0f} to {found[1]['noise_scale']:.0f} samples."
-    )
+    start, end = (round(numbers["noise_scale"]) for numbers in found)
+    print(f"In {steps} steps the batch that is worth its price grew from {start} to {end} samples.")
     return found
 
 
