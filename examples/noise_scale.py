@@ -1,5 +1,7 @@
 """How large a batch is worth its price: gradient-noise scale and effective rank from Gramians of batches of 32."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,12 +23,12 @@ def entropy_rank(G: Tensor) -> float:
     return torch.special.entr(share / share.sum()).sum().exp().item()
 
 
-def separate(losses: Tensor, model: nn.Module) -> float:
-    """The noise scale by its definition: one backward pass per sample, and many samples."""
-    rows = [torch.autograd.grad(loss, [*model.parameters()], retain_graph=True) for loss in losses]
+def separate(losses: Callable[[int], Tensor], model: nn.Module) -> float:
+    """The noise scale by its definition: 2000 samples, and a backward pass for each."""
+    rows = [torch.autograd.grad(losses(1).sum(), [*model.parameters()]) for _ in range(2000)]
     J = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-    noise = J.var(dim=0).sum()
-    return (noise / (J.mean(0).square().sum() - noise / len(J))).item()
+    noise, mean = J.var(dim=0).sum().item(), J.mean(0)
+    return noise / ((mean @ mean).item() - noise / len(J))
 
 
 def main(steps: int = 25) -> list[dict[str, float]]:
@@ -44,14 +46,17 @@ def main(steps: int = 25) -> list[dict[str, float]]:
             Gs = [gramjd.gramian(losses(32)) for _ in range(40)]
             noise, signal = torch.stack([noise_and_signal(G) for G in Gs]).mean(0)  # means first, then the quotient
             monitor.update(gramjd.GramStep(gramjd.Mean()(Gs[0]), Gs[0]))
-            scales = {"noise_scale": (noise / signal).item(), "separate": separate(losses(2000), model)}
+            scales = {"noise_scale": (noise / signal).item(), "separate": separate(losses, model)}
             found.append(scales | {"entropy_rank": entropy_rank(Gs[0]), "rank": monitor.latest()["effective_rank"]})
             print(f"step {step}: " + ", ".join(f"{name} {number:.1f}" for name, number in found[-1].items()))
         optimizer.zero_grad()
         losses(32).mean().backward()
         optimizer.step()
-    start, end = (round(numbers["noise_scale"]) for numbers in found)
-    print(f"In {steps} steps the batch that is worth its price grew from {start} to {end} samples.")
+    print(
+        "The batch that is worth its price grew from {:.0f} to {:.0f} samples.".format(
+            *(n["noise_scale"] for n in found)
+        )
+    )
     return found
 
 

@@ -85,9 +85,9 @@ def test_example_on_ranks(name):
 def test_tokens_as_objectives_lose_at_equal_work(capsys):
     main = runpy.run_path(str(EXAMPLES / "character_model.py"))["main"]
     with _Counter() as counter:
-        found = main(20, lambda: counter.operations)
+        found = main(30, lambda: counter.operations)
     work, loss = ({way: numbers[k] for way, numbers in found.items()} for k in (1, 2))
-    assert 2 < work["sequence"] / work["plain"] < 6
+    assert 1 < work["sequence"] / work["plain"] < 6
     assert 20 < work["token"] / work["plain"] < 60
     assert loss["token"] < loss["plain"]  # ahead after as many steps
     assert work["token"] <= work["plain, as long as token"] < 1.1 * work["token"]
