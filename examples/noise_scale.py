@@ -12,9 +12,8 @@ from gramjd.profiling import GramMonitor
 
 def noise_and_signal(G: Tensor) -> Tensor:
     """The trace of the covariance of a sample's gradient, and the squared length of the mean one; both without bias."""
-    m = len(G)
-    signal = (G.sum() - G.trace()) / (m * (m - 1))  # the mean product of two different samples' gradients
-    return torch.stack([G.trace() / m - signal, signal])
+    signal = (G.sum() - G.trace()) / (G.numel() - len(G))  # the mean product of two samples' gradients
+    return torch.stack([G.diagonal().mean() - signal, signal])
 
 
 def entropy_rank(G: Tensor) -> float:
@@ -52,11 +51,7 @@ def main(steps: int = 25) -> list[dict[str, float]]:
         optimizer.zero_grad()
         losses(32).mean().backward()
         optimizer.step()
-    print(
-        "The batch that is worth its price grew from {:.0f} to {:.0f} samples.".format(
-            *(n["noise_scale"] for n in found)
-        )
-    )
+    print(f"A batch is worth {found[0]['noise_scale']:.0f} samples at first, {found[1]['noise_scale']:.0f} at the end.")
     return found
 
 
