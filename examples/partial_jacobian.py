@@ -38,10 +38,9 @@ def main(steps: int = 200) -> dict[str, float]:
     accuracy = (model(centres[labels] + torch.randn(1000, 20)).argmax(1) == labels).float().mean()
     names = ("cosine_partial", "cosine_mean", "worsened_partial", "worsened_mean", "accuracy")
     numbers = dict(zip(names, [*torch.stack(found).mean(0).tolist(), accuracy.item()], strict=True))
-    print(
-        "By the last layer {worsened_partial:.0%} of the samples get worse, by the mean {worsened_mean:.0%}; "
-        "cosine to the update of the whole {cosine_partial:.3f} and {cosine_mean:.3f}; accuracy {accuracy:.3f}.".format(**numbers)
-    )
+    said = "By the last layer {worsened_partial:.0%} of samples get worse, by the mean {worsened_mean:.0%}; "
+    said += "cosine to the update of the whole {cosine_partial:.3f} and {cosine_mean:.3f}; accuracy {accuracy:.3f}."
+    print(said.format(**numbers))
     return numbers
 
 
