@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gramjd.kernels import dispatch, outer
 from gramjd.kernels.cost import Constants, chunk, constants_of
-from gramjd.kernels.patches import padded, patches
+from gramjd.kernels.patches import convolution_rows, padded, patches
 from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
 from gramjd.kernels.tracing import square, whole
 
@@ -137,6 +137,19 @@ def _grouped_chunks(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[
         for o in range(0, s.o, step_o):
             inputs, outputs = x[:, i : i + step_i].split(samples), c[:, o : o + step_o].split(samples)
             yield [_weight_gradients(*pair, w) for pair in zip(inputs, outputs, strict=True)]
+
+
+def all_rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
+    """The rows [K b, groups o i q] of x [b, groups i, *spatial] and c [K, b, groups o, *out], at once."""
+    s = sizes(x, c, w)
+    if not as_groups(s, w, c.shape[3:], dtype, c.device.type):
+        return convolution_rows(x, c, *w, dtype=dtype).reshape(s.K * s.b, -1)
+    J = torch.empty(s.b, s.o * s.i * s.q, dtype=dtype, device=c.device)
+    sample = math.prod(x.shape[1:]) + s.o * s.P + COPIES * s.i * s.o * s.q
+    samples = even(s.b, chunk() // max(1, sample))
+    for part, inputs, outputs in zip(J.split(samples), x.split(samples), c[0].split(samples), strict=True):
+        part.copy_(_weight_gradients(inputs, outputs.to(dtype), w))
+    return J
 
 
 def in_blocks(channels: int, most: int) -> int:

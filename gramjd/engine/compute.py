@@ -247,6 +247,8 @@ def _add_shares(
     """Add each input's share (for the losses in `mask`) to its total."""
 
     def add(edge: Edge, jacobian: Jacobian) -> None:
+        if kept is not None and edge in totals and kept.limit and kept.wants(edge):
+            jacobian = jacobian.settled(totals[edge].dtype)
         if edge in totals:
             totals[edge].add_share(jacobian)
         if kept is not None:

@@ -357,3 +357,19 @@ class Convolution(Factor):
         J = patches.convolution_rows(x, c if whole else c[:, :, lo:hi], *window, dtype=dtype)
         J = J.reshape(len(self.owners), -1, *self.shape[1:])
         return J[:, lo:hi] if whole else J
+
+    def serves_as_rows(self, dtype: torch.dtype) -> bool:
+        """Returns True where the rows, which `gram` forms in `dtype`, are about as many numbers as the cotangents.
+
+        On a CPU alone: elsewhere nothing is measured. In a trace a compiler decides what is formed once.
+        """
+        if self.transposed or self.dtype != dtype or self.device.type != "cpu" or tracing() is not None:
+            return False
+        x, c, window = self._operands()
+        fewer = len(self.owners) * math.prod(self.shape) <= 1.25 * c.numel()
+        return fewer and convolution.route(convolution.sizes(x, c, window), cost.constants_of("cpu", dtype)) == "rows"
+
+    def all_rows(self, dtype: torch.dtype) -> Tensor:
+        """[R, *shape]."""
+        x, c, window = self._operands()
+        return convolution.all_rows(x, c, window, dtype).reshape(len(self.owners), *self.shape)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gramjd.engine.cotangent import by_loss as rows_of
-from gramjd.engine.factor import Factor, Gathered, Outer, chunks
+from gramjd.engine.factor import Convolution, Factor, Gathered, Outer, chunks
 from gramjd.engine.given import GivenRows, united
 from gramjd.engine.isometry import separate
-from gramjd.engine.layout import Owners
+from gramjd.engine.layout import Owners, dense
 from gramjd.engine.segments import by_loss, rows_by_loss
 from gramjd.kernels import cost, outer, ragged
 
@@ -53,6 +53,20 @@ class Jacobian:
         for more in rest:
             first = first + more
         return first.reshape(self.shape)
+
+    def settled(self, dtype: torch.dtype) -> Jacobian:
+        """The same for G and an update: rows that both need are formed once, where they are hardly more to keep.
+
+        Those of a convolution over a large image are fewer numbers than its cotangents.
+        """
+        factor = self.factors[0] if len(self.factors) == 1 else None
+        if not isinstance(factor, Convolution) or not factor.serves_as_rows(dtype):
+            return self
+        values = factor.back(factor.all_rows(dtype))
+        layout = dense(factor.owners, math.prod(values.shape[1:]))
+        return Jacobian(
+            self.shape, [GivenRows(factor.owners, tuple(values.shape[1:]), factor.operation, values, layout)]
+        )
 
     def parts(self, dtype: torch.dtype) -> list[Part]:
         """The factors in groups whose rows share no element: products of rows of different groups are zero.
