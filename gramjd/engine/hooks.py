@@ -118,6 +118,29 @@ def _search(graph: Graph, nodes: Sequence[Node], hooks: Hooks) -> None:
             on_device(device, _Probe(graph, there, hooks))
 
 
+class _Uncollected:
+    """Within a block, in any thread, the garbage collector does not begin by itself."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._was = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._was = gc.isenabled()
+                gc.disable()
+            self._blocks += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks and self._was:
+                gc.enable()
+
+
+_uncollected = _Uncollected()
+
+
 class _Probe:
     """Looks for the hooks of edges on one device."""
 
@@ -135,7 +158,7 @@ class _Probe:
     def watch(self, frame: Any, event: str, argument: Any) -> None:
         """Called by Python before a function begins: those that the engine calls are hooks."""
         by_engine = frame.f_back is not None and frame.f_back.f_code is _torch.run_backward.__code__
-        if not by_engine or frame.f_code is _Probe.end.__code__:
+        if not by_engine or frame.f_code is _Probe.end.__code__ or _is_collecting(frame):
             return
         state = _fsdp.state_of_hook(frame) if self.graph.sharded else None
         if state is None:
@@ -144,18 +167,14 @@ class _Probe:
 
     def __call__(self) -> None:
         """Note the edges that have a hook."""
-        before, collects = sys.gettrace(), gc.isenabled()
-        gc.disable()  # so that no finalizer is called, and stopped, in between
-        try:
+        before = sys.gettrace()
+        with _uncollected:  # so that no finalizer is called, and stopped, in between
             for edge in self.edges:
                 self.gathering = []
                 if self._has_hook(edge, before):
                     self.hooks.edges.add(edge)
                 if self.gathering:
                     self.hooks.gathers[edge] = self.gathering
-        finally:
-            if collects:
-                gc.enable()
 
     def _has_hook(self, edge: Edge, before: Any) -> bool:
         self.expected, self.unchanged = self._zero(edge), False
@@ -184,6 +203,11 @@ class _Probe:
         if meta not in self.zeros:
             self.zeros[meta] = torch.zeros((), dtype=meta.dtype, device=meta.device).expand(meta.shape)
         return self.zeros[meta]
+
+
+def _is_collecting(frame: Any) -> bool:
+    """Returns True for a function that the garbage collector calls when it begins and ends."""
+    return any(getattr(callback, "__code__", None) is frame.f_code for callback in gc.callbacks)
 
 
 def _all_outputs(graph: Graph, edge: Edge, value: Tensor) -> tuple[list[GradientEdge], list[Tensor]]:

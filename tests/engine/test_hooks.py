@@ -217,3 +217,40 @@ def test_tracing_and_collecting_go_on_as_before(p: Tensor) -> None:
     finally:
         sys.settrace(before)
     assert gc.isenabled()
+
+
+def test_searches_of_several_threads_keep_the_collector_off() -> None:
+    """One that ends does not set it on for another; it is on again after the last."""
+    assert gc.isenabled()
+    with hooks._uncollected:
+        with hooks._uncollected:
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with hooks._uncollected:
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_callbacks_of_the_collector_are_no_hooks(p: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called wherever it begins, also in the middle of a search."""
+    called = []
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        called.append(phase)
+
+    L = losses(p, 3.0)
+    monkeypatch.setattr(gc, "disable", lambda: gc.set_threshold(1))
+    monkeypatch.setattr(gc, "enable", lambda: gc.set_threshold(700, 10, 10))
+    gc.callbacks.append(callback)
+    try:
+        assert_right(L)
+        assert_right(losses(p))
+    finally:
+        gc.callbacks.remove(callback)
+        gc.set_threshold(700, 10, 10)
+    assert called
