@@ -114,7 +114,7 @@ def agrees(name: str, counts: Sequence[int], update: str, wrapped: bool = False,
 
 
 def uneven(size: int) -> list[int]:
-    return [3, 1, 4, 2][:size]
+    return [[3, 1, 4, 2][rank % 4] for rank in range(size)]
 
 
 def accumulated(name: str, keep: str, empty: bool = False) -> None:

@@ -40,4 +40,4 @@ def test_ranks(name: str) -> None:
 
 @pytest.mark.slow
 def test_eight_ranks() -> None:
-    run_ranks(8, ["-m", "tests.distributed.scenes", "counted", "mlp_reuse", "accumulated_mlp"], timeout=600)
+    run_ranks(8, ["-m", "tests.distributed.scenes", "counted", "mlp_reuse"], timeout=600)
