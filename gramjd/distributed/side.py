@@ -63,15 +63,11 @@ class Side(NamedTuple):
             )
 
     @property
-    def structure(self) -> int:
-        """A check sum of the graph; 0 where there is none."""
-        return 0 if self.graph is None else self.graph.structure.check_sum
-
-    @property
     def met(self) -> list[int]:
-        """The places of the parameters in the order in which a walk completes their Jacobians."""
-        assert self.graph is not None, "a rank with losses has a graph"
+        """The places of the parameters in the order in which a walk completes them; without a graph the last first."""
         graph = self.graph
+        if graph is None:
+            return list(range(len(self.parameters)))[::-1]
         place = {id(p): n for n, p in enumerate(self.parameters)}
         leaves = [graph.targets.get((node, 0)) for node in graph.visited]
         found = [place[id(leaf)] for leaf in leaves if leaf is not None and id(leaf) in place]
@@ -150,6 +146,7 @@ def exchange_of(
     if side.graph is not None:
         dtype = compute.accumulation_dtype(side.losses, side.graph, dtype)
     dtype = torch.float32 if dtype is None else dtype
+    order = side.met
     said = ranks.meet(
         side.m,
         len(side.parameters),
@@ -157,7 +154,8 @@ def exchange_of(
         _WIDTHS.index(dtype),
         2 * mean + update,
         0 if reduction is None else 1 + KINDS.index(reduction.kind),
-        side.structure,
+        # The same graph does not suffice: it may use the parameters in another order.
+        0 if side.graph is None else zlib.crc32(repr((side.graph.structure.check_sum, order)).encode()),
         side.follows,
         min(int(limits.rows), sys.maxsize),
     )
@@ -170,8 +168,8 @@ def exchange_of(
     if mean and len(set(counts)) > 1:
         raise RankError(f"losses per rank: {counts}; a mean over ranks needs the same number on each")
     wide = _WIDTHS[max(row[3] for row in said)]
-    alike = all(counts) and len({row[6] for row in said}) == 1 and side.graph is not None
-    order = side.met if alike else range(len(side.parameters))[::-1]
+    if len({row[6] for row in said}) > 1:
+        order = list(range(len(side.parameters)))[::-1]
     return Exchange(ranks, side.parameters, counts, side.device, wide, mean, min(row[8] for row in said), order)
 
 

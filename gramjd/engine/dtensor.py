@@ -79,6 +79,7 @@ def summed(total: Tensor, mesh: Any) -> Tensor:
 
 def alike(values: Tensor, mesh: Any) -> Tensor:
     """What the first rank of a mesh has."""
+    values = values.clone(memory_format=torch.contiguous_format)  # an aggregator may keep what it returned
     for group in mesh.get_all_groups():
         torch.distributed.broadcast(values, torch.distributed.get_global_rank(group, 0), group=group)
     return values

@@ -138,8 +138,8 @@ class Structure:
 
     @cached_property
     def check_sum(self) -> int:
-        """A number for the nodes, edges and inputs: where it is the same, so is the order of a walk."""
-        return zlib.crc32(repr((self.names, self.edges, sorted(self.places))).encode())
+        """A number for the nodes, edges and inputs, and the order of a walk."""
+        return zlib.crc32(repr((self.names, self.edges, sorted(self.places), self.order)).encode())
 
     @cached_property
     def parameters_only(self) -> list[bool]:

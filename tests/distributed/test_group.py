@@ -17,7 +17,7 @@ TOGETHER = {
     "precision": (2, "in_autocast", "in_autocast_wrapped"),
     "faults": (2, "not_finite", "another_structure", "another_graph", "in_the_walk"),
     "later faults": (2, "in_the_weights", "no_losses", "bad_option", "not_reached"),
-    "some of them": (3, "subgroup"),
+    "some of them": (3, "subgroup", "in_another_order"),
     "accumulated": (
         3,
         "accumulated_mlp",
