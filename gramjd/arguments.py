@@ -23,6 +23,10 @@ PINN_METHODS = ("adam", "lbfgs", "lm", "lm-scaled", "spring")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+def _aggregators(parser: argparse.ArgumentParser, default: str, text: str) -> None:
+    parser.add_argument("--aggregators", "--weightings", dest="weightings", metavar="NAMES", default=default, help=text)
+
+
 def positive(text: str) -> int:
     """A whole number, 1 or more."""
     return _at_least(1, text)
@@ -131,14 +135,7 @@ def demo_pinns(parser: argparse.ArgumentParser) -> None:
 
 def paper_trajectories(parser: argparse.ArgumentParser) -> None:
     """Options of `gramjd paper trajectories`."""
-    parser.add_argument(
-        "--aggregators",
-        "--weightings",
-        dest="weightings",
-        metavar="NAMES",
-        default="all",
-        help="names of Table 1 by commas (default: all)",
-    )
+    _aggregators(parser, "all", "names of Table 1 by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the random aggregators (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plots and results")
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
@@ -156,14 +153,7 @@ def paper_properties(parser: argparse.ArgumentParser) -> None:
 
 def paper_convergence(parser: argparse.ArgumentParser) -> None:
     """Options of `gramjd paper convergence`."""
-    parser.add_argument(
-        "--aggregators",
-        "--weightings",
-        dest="weightings",
-        metavar="NAMES",
-        default="upgrad,dualproj,mgda,mean",
-        help="names of Table 1 by commas",
-    )
+    _aggregators(parser, "upgrad,dualproj,mgda,mean", "names of Table 1 by commas")
     parser.add_argument("--steps", type=positive, default=1000, help="steps of each run (default: 1000)")
     parser.add_argument("--seeds", type=positive, default=3, help="drawn problems per size (default: 3)")
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
@@ -175,14 +165,7 @@ def paper_iwrm(parser: argparse.ArgumentParser) -> None:
     """Options of `gramjd paper iwrm`."""
     parser.add_argument("--data", choices=IMAGE_SETS, default="digits", help="image set (default: digits)")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with a folder of files per set")
-    parser.add_argument(
-        "--aggregators",
-        "--weightings",
-        dest="weightings",
-        metavar="NAMES",
-        default="all",
-        help="names of Table 1 by commas, the most important first",
-    )
+    _aggregators(parser, "all", "names of Table 1 by commas, the most important first")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="what does the step (default: sgd)")
     parser.add_argument("--batch", type=positives, default=(32,), metavar="N,N", help="batch sizes")
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: the paper's)")
@@ -201,14 +184,7 @@ def paper_iwrm(parser: argparse.ArgumentParser) -> None:
 def paper_cost(parser: argparse.ArgumentParser) -> None:
     """Options of `gramjd paper cost`."""
     parser.add_argument("--sets", default="svhn,cifar10,mnist", help=f"by commas, among: {', '.join(COST_SETS)}")
-    parser.add_argument(
-        "--aggregators",
-        "--weightings",
-        dest="weightings",
-        metavar="NAMES",
-        default="all",
-        help="names of Table 1 by commas (default: all)",
-    )
+    _aggregators(parser, "all", "names of Table 1 by commas (default: all)")
     parser.add_argument("--sizes", type=positives, default=(32, 64, 128, 256, 512), help="batch sizes")
     parser.add_argument("--swept", default="cifar10", choices=COST_SETS, help="the set of the second table")
     parser.add_argument("--jacobian-up-to", type=count, default=64, help="batch size; it costs its square")

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gramjd.backward import weights_of
 from gramjd.distributed.gradients import add_sums
 from gramjd.distributed.ranks import Ranks
-from gramjd.distributed.side import Side, exchange_of, values_of
+from gramjd.distributed.side import Side, exchange_of, weights_over
 from gramjd.engine import compute
 from gramjd.engine.accumulate import Blocks
 from gramjd.engine.autograd import plainly
@@ -50,10 +49,7 @@ def group_step(
         G = exchange.finish()
     side.check_reached(exchange)
     G = G if scale == 1 else G / scale / scale
-    everything = ranks.vectors(values_of(side, G.dtype) / scale, exchange.counts)
-    weights = weights_of(aggregator, G, everything)
-    ranks.meet()
-    weights = ranks.of_first(weights)
+    weights = weights_over(exchange, side, G, aggregator, scale=scale)
     start = sum(exchange.counts[: ranks.rank])
     mine = weights[start : start + side.m].split([entry.m for entry in blocks.entries])
     with plainly():

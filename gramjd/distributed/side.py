@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gramjd.backward import weights_of
 from gramjd.distributed.exchange import Exchange
 from gramjd.distributed.ranks import Ranks
 from gramjd.engine import compute, dtensor
@@ -71,7 +72,7 @@ class Side(NamedTuple):
         place = {id(p): n for n, p in enumerate(self.parameters)}
         leaves = [graph.targets.get((node, 0)) for node in graph.visited]
         found = [place[id(leaf)] for leaf in leaves if leaf is not None and id(leaf) in place]
-        return [*found, *(n for n in range(len(place)) if n not in set(found))]
+        return [*found, *sorted(set(range(len(place))) - set(found))]
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +219,21 @@ def _agree(said: Sequence[Sequence[int]]) -> None:
             )
 
 
-def values_of(side: Side, dtype: torch.dtype) -> Tensor:
-    """The losses of this rank, detached."""
-    values = [loss.detach().reshape(-1).to(dtype) for loss in side.losses]
-    return torch.cat(values) if values else torch.empty(0, dtype=dtype, device=side.device)
+def weights_over(
+    exchange: Exchange,
+    side: Side,
+    G: Tensor,
+    aggregator: Any,
+    names: Sequence[str] | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """The aggregator's weights for G, the same bits on all ranks, who meet after it was called."""
+    ranks = exchange.ranks
+    losses = [loss.detach().reshape(-1).to(G.dtype) / scale for loss in side.losses]
+    mine = torch.cat(losses) if losses else torch.empty(0, dtype=G.dtype, device=side.device)
+    values = ranks.vectors(mine, exchange.counts)
+    values = values.view(ranks.size, -1).mean(0) if exchange.mean else values
+    weights = weights_of(aggregator, G, values, names=names)
+    ranks.meet()
+    weights = ranks.of_first(weights)
+    return weights if side.mesh is None else dtensor.alike(weights, side.mesh)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gramjd.aggregation import Coordinatewise, UPGrad
-from gramjd.backward import UPDATES, GramStep, check_aggregator, restoring, weighted_backward, weights_of
+from gramjd.backward import UPDATES, GramStep, check_aggregator, restoring, weighted_backward
 from gramjd.distributed.exchange import Sent
 from gramjd.distributed.gradients import add_sums, gradients_of
 from gramjd.distributed.ranks import Group, Ranks
-from gramjd.distributed.side import exchange_of, gramian_over, in_graph, reduction_of, side_of, values_of
-from gramjd.engine import compute, dtensor
+from gramjd.distributed.side import exchange_of, gramian_over, in_graph, reduction_of, side_of, weights_over
+from gramjd.engine import compute
 from gramjd.engine.consumers.update import Kept
 from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.parameter import Jacobian
@@ -63,14 +63,9 @@ def group_backward(
         exchange = exchange_of(ranks, side, limits, UPDATES.index(update), reduction, mean=mean)
         G, counts = gramian_over(exchange, side, limits, kept), exchange.counts
         G = G if scale == 1 else G / scale / scale
-        values = ranks.vectors(values_of(side, G.dtype) / scale, counts)
         # Names are those of one rank's losses, and so of the means.
         names = as_names(losses) if mean else None
-        weights = weights_of(aggregator, G, values.view(ranks.size, -1).mean(0) if mean else values, names=names)
-        ranks.meet()
-        weights = ranks.of_first(weights)
-        if side.mesh is not None:
-            weights = dtensor.alike(weights, side.mesh)
+        weights = weights_over(exchange, side, G, aggregator, names, scale)
         start = sum(counts[: ranks.rank])
         mine = weights / ranks.size if mean else weights[start : start + side.m]
         if reduction is not None:

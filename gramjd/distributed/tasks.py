@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from gramjd.aggregation import UPGrad
-from gramjd.backward import UPDATES, GramStep, check_aggregator, weights_of
+from gramjd.backward import UPDATES, GramStep, check_aggregator
 from gramjd.distributed.gradients import add_sums, gradients_of
 from gramjd.distributed.ranks import Group, Ranks
-from gramjd.distributed.side import Side, exchange_of, gramian_over, values_of
+from gramjd.distributed.side import Side, exchange_of, gramian_over, weights_over
 from gramjd.engine import compute
 from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import SINK, WAITS
@@ -49,11 +49,8 @@ def group_mtl_backward(
         kept = Kept(graph, tasks.joint, int(limits.kept)) if update == "reuse" and tasks.joint else None
         exchange = exchange_of(ranks, side, limits, UPDATES.index(update), mean=True)
         G = gramian_over(exchange, side, limits, kept)
-        values = ranks.vectors(values_of(side, G.dtype), exchange.counts).view(ranks.size, -1).mean(0)
         names = as_names(losses)
-        weights = weights_of(aggregator, G, values, names=names)
-        ranks.meet()
-        weights = ranks.of_first(weights)
+        weights = weights_over(exchange, side, G, aggregator, names)
         own = gradients_of(side, tasks.own, torch.ones_like(weights) / ranks.size, None, True)
         mine = own | gradients_of(side, tasks.joint, weights / ranks.size, kept, retain_graph)
         add_sums(ranks, [*tasks.own, *tasks.joint], mine, side.device)
