@@ -171,6 +171,7 @@ def paper_iwrm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=positive, help="passes over the images (default: the paper's)")
     parser.add_argument("--rates-from", type=rate, default=1e-5, help="least rate of the first stage")
     parser.add_argument("--rates-to", type=rate, default=1e2, help="greatest rate of the first stage")
+    parser.add_argument("--widen", action="store_true", help="go on beyond these while the best rate is the last one")
     parser.add_argument("--fine", type=count, default=50, help="rates of the second stage")
     parser.add_argument("--search-seeds", type=positive, default=8, help="seeds per rate")
     parser.add_argument("--seeds", type=positive, default=8, help="seeds of the best rate")

@@ -63,6 +63,11 @@ def test_missing_extra_is_named(package, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_package_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "gramjd", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("gramjd ")
+
+
 def after(argv: list[str]) -> set[str]:
     """The packages that `gramjd ARGV` has imported when it ends."""
     code = (

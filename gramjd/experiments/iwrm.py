@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _advance(journal: Journal, args: argparse.Namespace) -> bool:
-    plan = Plan(args.rates_from, args.rates_to, args.fine, args.search_seeds, args.seeds)
+    plan = Plan(args.rates_from, args.rates_to, args.fine, args.search_seeds, args.seeds, args.widen)
     if plan.seeds < plan.search_seeds or plan.low > plan.high:
         raise InputError("expected --rates-from below --rates-to and at least as many --seeds as --search-seeds")
     epochs = args.epochs or epochs_of(args.data, args.optimizer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,29 @@ from gramjd.experiments.signals import conflict_share, cosine_of, cosine_to_mean
 
 BATCH = 32
 GIVE_UP = 1e3  # cross-entropy starts at log(10): a loss this high does not come back
-CHUNK = 1024  # images in one forward pass of an evaluation
+CHUNK = 64  # images in one forward pass of an evaluation: their activations fit into a core's cache
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to turn a batch's losses `[m]` into `.grad`. Without an aggregator: plain SGD on the mean loss."""
+    """A way to turn a batch's losses `[m]` into `.grad`.
+
+    Args:
+        name: for tables.
+        aggregator: None for plain SGD on the mean loss.
+        update: as in `gramjd.gram_backward`.
+    """
 
     name: str
     aggregator: Callable[[Tensor], Tensor] | Coordinatewise | None = None
+    update: Literal["backward", "reuse"] = "backward"
 
     def backward(self, losses: Tensor) -> gramjd.GramStep | None:
         """Fill `.grad`; return the Gramian and weights where there are any."""
         if self.aggregator is None:
             losses.mean().backward()
             return None
-        return gramjd.gram_backward(losses, self.aggregator)
+        return gramjd.gram_backward(losses, self.aggregator, update=self.update)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from gramjd.experiments.protocol import FACTOR, Plan, best_rate, fine, mean_areas, missing
+from gramjd.experiments.protocol import FACTOR, Plan, best_rate, coarse, fine, mean_areas, missing
 
 
 def follow(plan, area):
@@ -73,3 +73,29 @@ def test_goes_on_from_any_point():
         for rate, seed in whole[:stop]:
             areas.setdefault(rate, {})[seed] = valley(rate, seed)
         assert missing(plan, areas)[0] == whole[stop]
+
+
+def test_a_short_range_grows_to_where_the_best_rate_is():
+    plan = Plan(low=0.01, high=0.1, fine=3, search_seeds=2, seeds=3, widen=True)
+    order, areas = follow(plan, valley)
+    assert sorted(areas)[0] == 0.01  # the valley is above
+    assert best_of(plan, areas) == pytest.approx(0.3, rel=0.3)
+    assert coarse(plan, areas)[-1] == pytest.approx(0.464, rel=1e-3)  # one rate beyond the best one
+    for stop in range(len(order)):  # and goes on from any point
+        some = {}
+        for rate, seed in order[:stop]:
+            some.setdefault(rate, {})[seed] = valley(rate, seed)
+        assert missing(plan, some)[0] == order[stop]
+
+
+def test_a_range_that_grows_ends_with_the_papers():
+    for low, high, better in (
+        (1e-2, 1e-1, lambda rate: -rate),
+        (1e-2, 1e-1, lambda rate: rate),
+        (1, 2, lambda rate: math.inf),
+    ):
+        plan = Plan(low=low, high=high, fine=0, search_seeds=1, seeds=1, widen=True)
+        _, areas = follow(plan, lambda rate, seed, better=better: better(rate))
+        assert min(areas) > 0.99e-5
+        assert max(areas) < 1.01e2
+        assert min(areas) < 2.2e-5 or max(areas) > 46
