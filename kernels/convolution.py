@@ -24,16 +24,17 @@ from torch import Tensor
 from gramjd.kernels import dispatch, outer
 from gramjd.kernels.cost import Constants, chunk, constants_of
 from gramjd.kernels.patches import convolution_rows, padded, patches
-from gramjd.kernels.symmetric import add_gram_of_parts, even, mirrored
+from gramjd.kernels.symmetric import add_gram, even, mirrored
 from gramjd.kernels.tracing import square, whole
 
-# On CPUs the library's weight gradient with samples as groups was 1.2 to 2.8 times faster than products of patches for
-# images at least this wide with at least so many channels, and up to three times slower for narrow ones.
-WIDE, CHANNELS = 12, 8
+# On CPUs the library's weight gradient with samples as groups was 1.1 to 2.3 times faster than products of patches for
+# images at least this wide with at least so many channels, and slower for narrower ones.
+WIDE, CHANNELS = 6, 8
 # Channels that the library takes at a time; other numbers are padded to it.
 BLOCK = 16
-# How often a call's result is in memory: ours, the shape to fill, the library's own before and after it is reordered.
-COPIES = 4
+# Channels of a call at most, and how often its result is in memory: the shape to fill, the library's own before and after
+# it is reordered, ours. Where these leave the cache a call is up to five times slower.
+MOST_CHANNELS, COPIES = 64, 4
 # A product with fewer columns than this runs well below the machine's peak.
 COLUMNS = 64
 
@@ -96,11 +97,8 @@ def unstacked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(0, 1), c.expand(x.shape[0], *c.shape[1:]).flatten(0, 1)[None]
 
 
-def row_chunks(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[list[Tensor]]:
-    """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next.
-
-    Some samples of J after the other, as they come: to put them together would cost as much as a part of the products.
-    """
+def row_chunks(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Parts J [b K, columns] of the rows, in any order; each is overwritten by the next."""
     s = sizes(x, c, w)
     n = steps(s)
     cotangents = c.detach().reshape(s.K, s.b, s.groups, s.o, s.P)
@@ -112,11 +110,8 @@ def row_chunks(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Iterator[
         for i in range(0, s.i, n.i):
             inputs = x.detach()[:, g * s.i + i : g * s.i + min(i + n.i, s.i) + (min(n.groups, s.groups - g) - 1) * s.i]
             for o in range(0, s.o, n.o):
-                yield [
-                    _chunk_of_rows(
-                        inputs, cotangents[:, :, g : g + n.groups, o : o + n.o], w, c.shape[3:], n.samples, J
-                    )
-                ]
+                outputs = cotangents[:, :, g : g + n.groups, o : o + n.o]
+                yield _chunk_of_rows(inputs, outputs, w, c.shape[3:], n.samples, J)
 
 
 def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, device: str) -> bool:
@@ -126,17 +121,24 @@ def as_groups(s: Sizes, w: Window, out: Sequence[int], dtype: torch.dtype, devic
     return plain and device in ("cpu", "meta") and dtype == torch.float32 and out[-1] >= WIDE and s.i >= CHANNELS
 
 
-def _grouped_chunks(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[list[Tensor]]:
+def _grouped_chunks(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[Tensor]:
     """Parts J [b, columns] of the rows from x [b, i, h, w] and c [b, o, h', w']."""
-    most = chunk() // 2  # for the rows of all samples, beside a call's operands and copies
-    step_o = in_blocks(s.o, most // max(1, s.b * min(s.i, BLOCK) * s.q))
-    step_i = in_blocks(s.i, most // max(1, s.b * step_o * s.q))
-    sample = step_i * math.prod(x.shape[2:]) + step_o * s.P + COPIES * step_i * step_o * s.q
-    samples = even(s.b, chunk() // max(1, sample))
+    step_o = in_blocks(s.o, min(MOST_CHANNELS, chunk() // max(1, s.b * min(s.i, BLOCK) * s.q)))
+    step_i = in_blocks(s.i, min(MOST_CHANNELS, chunk() // max(1, s.b * step_o * s.q)))
+    J = torch.empty(s.b * step_i * step_o * s.q, dtype=c.dtype, device=c.device)
     for i in range(0, s.i, step_i):
         for o in range(0, s.o, step_o):
-            inputs, outputs = x[:, i : i + step_i].split(samples), c[:, o : o + step_o].split(samples)
-            yield [_weight_gradients(*pair, w) for pair in zip(inputs, outputs, strict=True)]
+            inputs, outputs = x[:, i : i + step_i], c[:, o : o + step_o]
+            rows = J[: s.b * inputs.shape[1] * outputs.shape[1] * s.q].view(s.b, -1)
+            _fill(rows, inputs, outputs, w)
+            yield rows
+
+
+def _fill(rows: Tensor, x: Tensor, c: Tensor, w: Window) -> None:
+    """Write the rows [b, ..], of o i q elements each, of x [b, i, h, w] and c [b, o, h', w'], some samples at a time."""
+    samples = even(len(rows), chunk() // max(1, COPIES * rows[0].numel()))
+    for part, inputs, outputs in zip(rows.split(samples), x.split(samples), c.split(samples), strict=True):
+        part.copy_(_weight_gradients(inputs, outputs, w).view(part.shape))
 
 
 def all_rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
@@ -144,12 +146,12 @@ def all_rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
     s = sizes(x, c, w)
     if not as_groups(s, w, c.shape[3:], dtype, c.device.type):
         return convolution_rows(x, c, *w, dtype=dtype).reshape(s.K * s.b, -1)
-    J = torch.empty(s.b, s.o * s.i * s.q, dtype=dtype, device=c.device)
-    sample = math.prod(x.shape[1:]) + s.o * s.P + COPIES * s.i * s.o * s.q
-    samples = even(s.b, chunk() // max(1, sample))
-    for part, inputs, outputs in zip(J.split(samples), x.split(samples), c[0].split(samples), strict=True):
-        part.copy_(_weight_gradients(inputs, outputs.to(dtype), w))
-    return J
+    J = torch.empty(s.b, s.o, s.i, s.q, dtype=dtype, device=c.device)
+    inputs, outputs = x.split(MOST_CHANNELS, 1), c[0].to(dtype).split(MOST_CHANNELS, 1)
+    for half, of in zip(J.split(MOST_CHANNELS, 1), outputs, strict=True):
+        for part, given in zip(half.split(MOST_CHANNELS, 2), inputs, strict=True):
+            _fill(part, given, of, w)
+    return J.flatten(1)
 
 
 def in_blocks(channels: int, most: int) -> int:
@@ -254,8 +256,8 @@ def rows(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Tensor:
     s = sizes(x, c, w)
     R = s.K * s.b
     G = torch.zeros(R, R, dtype=dtype, device=c.device)
-    for parts in row_chunks(x, c, w, dtype):
-        add_gram_of_parts(G, parts)
+    for J in row_chunks(x, c, w, dtype):
+        add_gram(G, J)
     return G if s.K == 1 else mirrored(G).view(s.b, s.K, s.b, s.K).permute(1, 0, 3, 2).reshape(R, R)
 
 

@@ -150,6 +150,6 @@ def norms_convolution(x: Tensor, c: Tensor, w: Window, dtype: torch.dtype) -> Te
     x, c = unstacked(x, c)
     K, b = c.shape[:2]
     total = torch.zeros(b * K, dtype=dtype, device=c.device)
-    for parts in row_chunks(x, c, w, dtype):
-        total += torch.cat([norms_rows(J, dtype) for J in parts])
+    for J in row_chunks(x, c, w, dtype):
+        total += norms_rows(J, dtype)
     return total.view(b, K).T.reshape(K * b)

@@ -6,9 +6,6 @@ They can be added up and multiplied by one another as they are, and `mirrored` m
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -30,17 +27,6 @@ def add_gram(G: Tensor, J: Tensor) -> None:
     step = block_size(len(J))
     for lo in range(0, len(J), step):
         add_product(G[lo : lo + step, lo:], J[lo : lo + step], J[lo:].T)
-
-
-def add_gram_of_parts(G: Tensor, parts: Sequence[Tensor]) -> None:
-    """The same for a J that comes as parts [n, d] of its rows, which need not be put together in memory."""
-    if len(parts) == 1 or len(G) <= block_size(len(G)):
-        add_gram(G, parts[0] if len(parts) == 1 else torch.cat(list(parts)))
-        return
-    places = list(itertools.pairwise(itertools.accumulate(map(len, parts), initial=0)))
-    for n, (lo, hi) in enumerate(places):
-        for (left, right), part in zip(places[n:], parts[n:], strict=True):
-            add_product(G[lo:hi, left:right], parts[n], part.T)
 
 
 def mirrored(G: Tensor) -> Tensor:
