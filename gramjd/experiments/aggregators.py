@@ -11,6 +11,7 @@ from gramjd.errors import InputError
 from gramjd.profiling.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, VERMILION
 
 RIDGE = 1e-4  # of the published implementation
+NEGLIGIBLE = 0.1  # ours: gradients shorter than a tenth of the root mean square length do not object
 CAGRAD_RADIUS = 0.5  # Table 1 has 0 <= c < 1; the value is ours, in the middle
 
 
@@ -53,6 +54,7 @@ OTHERS: dict[str, Entry] = {
 }
 VARIANTS: dict[str, Entry] = {
     "UPGrad + ridge": Entry(lambda seed: aggregation.UPGrad(ridge=RIDGE), VERMILION, dash="--"),
+    "UPGrad + negligible": Entry(lambda seed: aggregation.UPGrad(negligible=NEGLIGIBLE), VERMILION, dash=":"),
 }
 ENTRIES = TABLE | VARIANTS | OTHERS
 

@@ -35,6 +35,7 @@ M = 6
 WITH_OPTIONS = [
     UPGrad(tol=1e-3),
     UPGrad(ridge=1e-4),
+    UPGrad(negligible=0.3),
     CAGrad(0.4),
     Constant([1.0, -2.0, 3.0, 4.0, 5.0, 6.0]),
     FairGrad(0.5),
