@@ -190,6 +190,7 @@ def paper_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--swept", default="cifar10", choices=COST_SETS, help="the set of the second table")
     parser.add_argument("--jacobian-up-to", type=count, default=64, help="batch size; it costs its square")
     parser.add_argument("--rounds", type=positive, default=4, help="timed steps of each (default: 4)")
+    parser.add_argument("--compiled", action="store_true", help="compiled steps as well, where a C++ compiler is found")
     parser.add_argument("--quick", action="store_true", help="digits only, batch sizes 32 and 64, a few seconds")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=positive, help="threads of PyTorch (default: all cores)")

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import gramjd
 from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.networks import build
 from gramjd.experiments.training import Method
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import Spread, interleave, ratio, spread
+
+WARM = 3  # steps after which all that is compiled is
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,38 @@ class StepCost:
 
 
 Fill = Callable[[nn.Module, Task], object]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A contender whose whole step is compiled: `torch.compile` for SGD, `gramjd.compile` for an aggregator.
+
+    Args:
+        name: an aggregator of the table; None for SGD.
+    """
+
+    name: str | None = None
+
+    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task) -> Callable[[], object]:
+        """A step that is compiled by now."""
+        if self.name is None:
+            loss = torch.compile(lambda: _losses(model, task).mean())
+
+            def take() -> None:
+                loss().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        else:
+            aggregator = ENTRIES[self.name].make(0)
+            made = gramjd.compile(lambda: _losses(model, task), model, optimizer, aggregator, update="reuse")
+
+            def take() -> None:
+                made()
+
+        for _ in range(WARM):
+            take()
+        return take
 
 
 def by_method(method: Method) -> Fill:
@@ -99,16 +134,18 @@ SGD = by_method(Method("SGD"))
 WAYS: dict[str, Callable[[str], Fill]] = {"jacobian": by_jacobian, "per sample": by_sample, "gramjd": by_gramian}
 
 
-def make_step(fill: Fill, task: Task) -> Callable[[], None]:
+def make_step(fill: Fill | Compiled, task: Task) -> Callable[[], object]:
     """A step on a network of its own: forward, `.grad`, SGD; the gradients are dropped at its end.
 
     Args:
-        fill: how `.grad` is filled.
+        fill: how `.grad` is filled, or a step that is compiled whole.
         task: network and batch.
     """
     model = build(task.network, task.seed).to(task.images.device)
     # A tiny rate: many steps on one batch should not leave the state that a network is in when training starts.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    if isinstance(fill, Compiled):
+        return fill.step(model, optimizer, task)
 
     def take() -> None:
         fill(model, task)
@@ -118,7 +155,7 @@ def make_step(fill: Fill, task: Task) -> Callable[[], None]:
     return take
 
 
-def compare(task: Task, contenders: Mapping[str, Fill], *, rounds: int, scale: float) -> dict[str, StepCost]:
+def compare(task: Task, contenders: Mapping[str, Fill | Compiled], *, rounds: int, scale: float) -> dict[str, StepCost]:
     """Cost of a step of every contender, from the same weights and on the same batch.
 
     Times come from steps taken in turns; memory from one further step, as counting allocations takes time.

@@ -7,9 +7,9 @@ import torch
 
 from gramjd.cli import main
 from gramjd.experiments.aggregators import TABLE
-from gramjd.experiments.cost import epoch_costs, task
+from gramjd.experiments.cost import beside_the_paper, epoch_costs, task
 from gramjd.experiments.networks import build
-from gramjd.experiments.steps import SGD, WAYS
+from gramjd.experiments.steps import SGD, WARM, WAYS, Compiled
 
 
 def gradient(fill, on):
@@ -55,3 +55,45 @@ def test_command(capsys, tmp_path):
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
     assert main(["paper", "cost", "--sets", "nosuch"]) == 1
     assert "got sets nosuch" in capsys.readouterr().err
+
+
+def test_beside_the_paper():
+    def cost(seconds, over, peak):
+        return {"seconds_per_epoch": {"median": seconds}, "over_sgd": {"median": over}, "peak_bytes": peak}
+
+    found = {
+        "SGD": cost(0.5, 1.0, 100),
+        "jacobian: UPGrad": cost(10.0, 20.0, 1000),
+        "gramjd: UPGrad": cost(0.8, 1.5, 150),
+        "compiled: SGD": cost(0.4, 0.8, 100),
+        "compiled: UPGrad": cost(0.6, 1.2, 120),
+        "jacobian: MGDA": cost(9.0, 18.0, 1000),
+    }
+    head, *lines = beside_the_paper("cifar10", found)
+    rows = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert rows["UPGrad"] == {
+        **{"aggregator": "UPGrad", "s/epoch": "0.800", "jacobian: over SGD": "20.00", "gramjd: over SGD": "1.50"},
+        **{"compiled: over SGD": "1.20", "over compiled SGD": "1.50", "paper: over SGD": "4.02"},
+        **{"memory, jacobian": "10.00", "memory, gramjd": "1.50"},
+    }
+    assert (rows["SGD"]["s/epoch"], rows["SGD"]["paper: over SGD"]) == ("0.500", "1.00")
+    assert (rows["MGDA"]["s/epoch"], rows["MGDA"]["jacobian: over SGD"]) == ("-", "18.00")
+    assert beside_the_paper("digits", found)[1][-3] == "-"  # no figure of the paper
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_steps():
+    on = task("digits", 6, "cpu")
+    for name in (None, "UPGrad"):
+        model = build(on.network, seed=0)
+        before = [p.detach().clone() for p in model.parameters()]
+        Compiled(name).step(model, torch.optim.SGD(model.parameters(), lr=0.1), on)()
+        eager = build(on.network, seed=0)
+        optimizer = torch.optim.SGD(eager.parameters(), lr=0.1)
+        for _ in range(WARM + 1):
+            (SGD if name is None else WAYS["gramjd"](name))(eager, on)
+            optimizer.step()
+            optimizer.zero_grad()
+        for p, q, old in zip(model.parameters(), eager.parameters(), before, strict=True):
+            assert not torch.equal(p, old)
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
