@@ -82,6 +82,7 @@ def test_beside_the_paper():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by torch.compile itself
 def test_compiled_steps_are_steps():
     on = task("digits", 6, "cpu")
     for name in (None, "UPGrad"):
