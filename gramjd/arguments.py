@@ -182,6 +182,18 @@ def paper_iwrm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
 
 
+def paper_objections(parser: argparse.ArgumentParser) -> None:
+    """Options of `gramjd paper objections`."""
+    parser.add_argument("--data", choices=IMAGE_SETS, default="digits", help="image set (default: digits)")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with a folder of files per set")
+    parser.add_argument("--rate", type=rate, default=0.15, help="learning rate of all (default: 0.15)")
+    parser.add_argument("--epochs", type=positive, default=8, help="passes over the images (default: 8)")
+    parser.add_argument("--seeds", type=positive, default=4, help="runs of each (default: 4)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plot and results")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
 def paper_cost(parser: argparse.ArgumentParser) -> None:
     """Options of `gramjd paper cost`."""
     parser.add_argument("--sets", default="svhn,cifar10,mnist", help=f"by commas, among: {', '.join(COST_SETS)}")

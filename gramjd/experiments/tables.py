@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gramjd.experiments import convergence, cost, iwrm_report
+from gramjd.experiments import convergence, cost, iwrm_report, objections
 from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.results import Journal
 from gramjd.text_table import filled, markdown
@@ -68,6 +68,12 @@ def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = Non
     return noted(rows, f"{epochs}. {made} ", journal.environments())
 
 
+def objections_of(results: Results) -> str:
+    """What UPGrad's variants and Mean meet in training."""
+    note = f"{DATA[results['data']].title}, rate {results['rate']:g}, batch 32, {results['seeds']} seeds. "
+    return noted([objections.HEADER, *objections.rows(results["runs"])], note, [results["environment"]])
+
+
 def cost_of_sets(results: Results) -> str:
     """Per set and aggregator at batch 32, beside the paper's Table 7."""
     rows = []
@@ -93,6 +99,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "iwrm": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[32])),
     "iwrm-batches": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[16, 128, 512])),
     "iwrm-adam": ("iwrm.jsonl", partial(iwrm, optimizer="adam")),
+    "objections": ("objections-digits.json", objections_of),
+    "objections-mnist": ("objections-mnist.json", objections_of),
     "cost-sets": ("cost.json", cost_of_sets),
     "cost-sizes": ("cost.json", cost_of_sizes),
 }
