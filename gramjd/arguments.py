@@ -177,6 +177,7 @@ def paper_iwrm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive, default=8, help="seeds of the best rate")
     parser.add_argument("--budget", type=seconds, default=None, metavar="20m", help="stop after this long")
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--rounds", type=positive, default=20, help="timed steps of each aggregator (default: 20)")
     parser.add_argument("--journal", type=Path, default=Path("runs/paper/iwrm.jsonl"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plots")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")

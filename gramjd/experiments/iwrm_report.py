@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +20,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
+Costs = Callable[..., Mapping[str, float]]
 HEADER = (
     *("aggregator", "optimiser, batch", "runs", "best rate", "seeds that converged", "area", "last loss"),
-    *("held-out, %", "cosine, first epoch", "cosine, last epoch"),
+    *("held-out, %", "cosine, first epoch", "cosine, last epoch", "step over SGD", "loss at equal time"),
 )
 
 
-def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(runs: Sequence[Mapping[str, Any]], costs: Costs = lambda **same: {}) -> list[dict[str, Any]]:
     """One entry per search: its settings, every rate with its area (of the search's seeds), the curves at the best.
 
     A search that is under way has the best rate so far: the least mean area among the rates with most seeds tried.
+
+    Args:
+        runs: lines of a journal.
+        costs: from a set and a batch size to the time of a step over plain SGD's, per aggregator.
     """
-    return [_summary(runs, study) for study in studies(runs)]
+    return [_summary(runs, study, costs) for study in studies(runs)]
 
 
-def _summary(runs: Sequence[Mapping[str, Any]], study: Study) -> dict[str, Any]:
+def _summary(runs: Sequence[Mapping[str, Any]], study: Study, costs: Costs) -> dict[str, Any]:
     of_study, by_rate = select(runs, study), areas(runs, study)
     # The search is by seed 0, 1, ...: those that every rate was tried with.
     common = min(len(of) for of in by_rate.values())
     searched = mean_areas(by_rate, common)
     best = best_rate(searched)
     at_best = [run for run in of_study if run["rate"] == best]
+    # What is called Mean is plain SGD in other words, and takes no more time than it.
+    known = costs(data=study.data, batch=study.batch)
+    cost = 1.0 if study.weighting == "Mean" and known else known.get(study.weighting)
     return {
         **dataclasses.asdict(study),
         "runs": sum(len(of) for of in by_rate.values()),
@@ -48,11 +56,27 @@ def _summary(runs: Sequence[Mapping[str, Any]], study: Study) -> dict[str, Any]:
         "seconds": round(sum(run["seconds"] for run in of_study), 1),
         "rates": {f"{rate:g}": rounded(searched[rate]) for rate in sorted(searched)},
         "search_seeds": common,
-        "best": None if best is None else {"rate": best, **_over_seeds(at_best)},
+        "over_sgd": cost,
+        "best": None if best is None else {"rate": best, **_over_seeds(at_best, cost)},
     }
 
 
-def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def at_equal_time(loss: Sequence[float], cost: float) -> float:
+    """The loss when plain SGD would have done all epochs, by a straight line between two epochs.
+
+    Args:
+        loss: after 0, 1, ... epochs.
+        cost: time of a step over that of SGD.
+
+    >>> at_equal_time([4.0, 2.0, 1.0], 4 / 3)
+    1.5
+    """
+    epochs = min((len(loss) - 1) / cost, len(loss) - 1)
+    before = min(int(epochs), len(loss) - 2)
+    return loss[before] + (epochs - before) * (loss[before + 1] - loss[before])
+
+
+def _over_seeds(runs: Sequence[Mapping[str, Any]], cost: float | None) -> dict[str, Any]:
     """What the runs of one rate came to, those that diverged left out."""
     chosen = [run for run in runs if not run["diverged"]]
     curves = {name: zip(*(run[name] for run in chosen), strict=True) for name in ("loss", "cosine")}
@@ -61,6 +85,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "diverged": len(runs) - len(chosen),
         **{name: mean_and_error([run[name] for run in chosen]) for name in ("area", "accuracy")},
         **{name: [mean_and_error(values) for values in curve] for name, curve in curves.items()},
+        "equal_time": mean_and_error([] if cost is None else [at_equal_time(run["loss"], cost) for run in chosen]),
     }
 
 
@@ -88,6 +113,8 @@ def cells(entry: Mapping[str, Any]) -> list[str]:
         with_error([None if x is None else 100 * x for x in best["accuracy"]], "{:.1f}"),
         with_error(best["cosine"][0], "{:.2f}"),
         with_error(best["cosine"][-1], "{:.2f}"),
+        "-" if entry["over_sgd"] is None else f"{entry['over_sgd']:.2f}",
+        with_error(best["equal_time"]),
     ]
 
 

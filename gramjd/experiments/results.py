@@ -49,6 +49,8 @@ def write(results: Mapping[str, Any], path: Path) -> str:
 class Journal:
     """JSON lines: a run each, and at every start a line `{"environment": ...}` that says where the next ones are made.
 
+    Lines `{"costs": {...}}` hold what a step costs, apart from the runs, which may share the machine with others.
+
     An interrupted experiment goes on where it stopped: a line that was cut short is dropped, and its run made again.
 
     Args:
@@ -81,7 +83,19 @@ class Journal:
 
     def runs(self) -> list[dict[str, Any]]:
         """All lines that are runs."""
-        return [line for line in self.lines if "environment" not in line]
+        return [line for line in self.lines if not {"environment", "costs"} & line.keys()]
+
+    def costs(self, **same: Any) -> dict[str, float]:
+        """Time of a step over the plain one's, per method; a later measurement replaces another.
+
+        Args:
+            same: what the measurement must have been made with, as `batch=32`.
+        """
+        found: dict[str, float] = {}
+        for line in self.lines:
+            if "costs" in line and all(line["costs"][key] == value for key, value in same.items()):
+                found |= line["costs"]["over_plain"]
+        return found
 
     def environments(self) -> list[dict[str, Any]]:
         """Where the runs were made, one entry a start that differs from those before it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import gramjd
 from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.networks import build
-from gramjd.experiments.training import Method
+from gramjd.experiments.training import Method, studied
 from gramjd.profiling.memory import peak_bytes
 from gramjd.profiling.timing import Spread, interleave, ratio, spread
 
@@ -174,6 +175,21 @@ def compare(task: Task, contenders: Mapping[str, Fill | Compiled], *, rounds: in
         name: StepCost(spread([scale * t for t in of]), ratio(of, first), len(of), peak_bytes(steps[name], device))
         for name, of in times.items()
     }
+
+
+def over_plain(task: Task, names: Sequence[str], *, rounds: int) -> dict[str, float]:
+    """CPU time of a step with each aggregator over that of plain SGD, medians of the ratios, steps taken in turns.
+
+    CPU time, as other programs on the machine disturb it less.
+
+    Args:
+        task: network and batch.
+        names: of aggregators.
+        rounds: timed rounds.
+    """
+    steps = {name: make_step(by_method(studied(name, 0)), task) for name in names}
+    times = interleave({"": make_step(SGD, task), **steps}, rounds=rounds, warmup=2, clock=time.process_time)
+    return {name: ratio(times[name], times[""]).median for name in names}
 
 
 def _losses(model: nn.Module, task: Task) -> Tensor:

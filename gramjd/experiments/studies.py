@@ -10,15 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gramjd.aggregation import Coordinatewise
 from gramjd.errors import GramjdError
-from gramjd.experiments import aggregators
 from gramjd.experiments.data.images import Images
 from gramjd.experiments.data.sets import DATA, OPTIMIZERS
 from gramjd.experiments.networks import build
 from gramjd.experiments.protocol import Plan, missing
 from gramjd.experiments.results import Journal
-from gramjd.experiments.training import Method, train
+from gramjd.experiments.training import studied, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +95,7 @@ def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     """
     start = time.perf_counter()
     line: dict[str, Any] = {**dataclasses.asdict(study), "rate": rate, "seed": seed}
-    aggregator = aggregators.ENTRIES[study.weighting].make(seed)
-    update = "backward" if isinstance(aggregator, Coordinatewise) else "reuse"  # the same update, in less time
-    method = Method(study.weighting, aggregator, update)
+    method = studied(study.weighting, seed)
     model = build(DATA[study.data].network, seed)
     shared: dict[str, Any] = {"epochs": study.epochs, "batch": study.batch, "optimizer": OPTIMIZERS[study.optimizer]}
     try:

@@ -64,7 +64,7 @@ def test_command(capsys, tmp_path):
     threads = torch.get_num_threads()
     words = ["paper", "iwrm", "--weightings", "mean,upgrad", "--batch", "64", "--epochs", "1"]
     words += ["--rates-from", "0.1", "--rates-to", "0.2", "--fine", "0", "--search-seeds", "1", "--seeds", "2"]
-    words += ["--journal", str(tmp_path / "j.jsonl"), "--out", str(tmp_path)]
+    words += ["--journal", str(tmp_path / "j.jsonl"), "--out", str(tmp_path), "--rounds", "3"]
     assert main([*words, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert torch.get_num_threads() == threads
@@ -74,6 +74,8 @@ def test_command(capsys, tmp_path):
         assert (entry["runs"], best["seeds"], len(best["loss"])) == (3, [0, 1], 2)
         assert best["loss"][0][0] == pytest.approx(math.log(10), rel=0.05)
         assert best["cosine"][0][0] == pytest.approx(1) if entry["weighting"] == "Mean" else best["cosine"][0][0] < 1
+        assert entry["over_sgd"] == 1 if entry["weighting"] == "Mean" else entry["over_sgd"] > 0
+        assert best["equal_time"][0] >= min(mean for mean, _ in best["loss"])
     assert (tmp_path / "iwrm-digits-sgd-64.png").read_bytes().startswith(b"\x89PNG")
     assert main([*words, "--budget", "0"]) == 0  # a report on what is there
     text = capsys.readouterr().out
@@ -113,6 +115,18 @@ def test_summary_by_hand():
     assert entry["best"]["cosine"] == [[None, None]]
     assert iwrm_report.summarise([line(0.1, 0, None)])[0]["best"] is None
     assert "none converged" in iwrm_report.table(iwrm_report.summarise([line(0.1, 0, None)]))
+
+
+def test_the_loss_at_equal_time_is_that_of_fewer_steps():
+    runs = [line(0.2, seed, 0.5, "UPGrad") for seed in (0, 1)]
+    entry = iwrm_report.summarise(runs, lambda data, batch: {"UPGrad": 2.0} if (data, batch) == ("digits", 32) else {})[
+        0
+    ]
+    assert entry["over_sgd"] == 2
+    assert entry["best"]["equal_time"] == [1.25, 0.0]  # half way from 2 to 0.5
+    assert iwrm_report.cells(entry)[-2:] == ["2.00", "1.250 ± 0.000"]
+    unknown = iwrm_report.summarise(runs)[0]
+    assert iwrm_report.cells(unknown)[-2:] == ["-", "-"]
 
 
 def test_areas_of_one_study_only():

@@ -31,3 +31,13 @@ def test_a_damaged_line_is_named(tmp_path, line, said):
     path.write_text(json.dumps({"rate": 1.0}) + f"\n{line}\n" + json.dumps({"rate": 2.0}) + "\n")
     with pytest.raises(InputError, match=said):
         Journal(path)
+
+
+def test_costs_are_no_runs_and_the_last_ones_count(tmp_path):
+    journal = Journal(tmp_path / "j")
+    journal.append({"rate": 0.1})
+    for batch, over in ((32, {"UPGrad": 2.0, "MGDA": 3.0}), (64, {"UPGrad": 9.0}), (32, {"UPGrad": 1.5})):
+        journal.append({"costs": {"batch": batch, "over_plain": over}})
+    assert journal.runs() == [{"rate": 0.1}]
+    assert journal.costs(batch=32) == {"UPGrad": 1.5, "MGDA": 3.0}
+    assert journal.costs(batch=8) == {}
