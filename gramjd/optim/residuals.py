@@ -60,7 +60,7 @@ def evaluate(closure: Closure, weights: Weights, check: bool = True) -> Residual
         check: True to raise for residuals that cannot be differentiated or are not finite.
 
     Raises:
-        LossError: no residuals, or what `gramian` does not take.
+        LossError: no residuals, one number without a dimension, or what `gramian` does not take.
         InputError: weights that do not belong to the blocks.
     """
     with torch.enable_grad():
@@ -80,6 +80,11 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
     if blocks is None:
         raise LossError("the closure returned None; expected residuals: end it with `return residuals`")
     if isinstance(blocks, Tensor):
+        if not blocks.ndim:
+            raise LossError(
+                "the closure returned one number; expected the residuals themselves, with their signs, and not the sum"
+                " of their squares: a tensor [m], several in a list, or by name. A single residual is `r[None]`"
+            )
         return {0: blocks}
     if isinstance(blocks, Mapping):
         found: dict[Any, Tensor] = dict(blocks)
