@@ -44,6 +44,7 @@ def test_gradients_are_enabled_inside():
         (lambda: {"a": 3.0}, "block 'a' of the residuals is a float"),
         (lambda: [P, "x"], "block 1 of the residuals is a str"),
         (lambda: P[:0], "there are no losses"),
+        (lambda: P.square().sum(), "the closure returned one number; expected the residuals themselves"),
         (lambda: P.detach(), "does not require grad"),
         (lambda: P / 0, "NaN or infinite"),
         (lambda: P * 1j, "complex"),
