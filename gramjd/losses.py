@@ -97,7 +97,8 @@ def check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
 
 def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not isinstance(loss, Tensor):
-        raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors")
+        named = ": losses by name are a dictionary" if isinstance(loss, tuple | Mapping) else ""
+        raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors{named}")
     if is_spread(loss):
         raise LossError(f"{which} is a DTensor, spread over processes: pass {which}.full_tensor()")
     if loss.is_complex():

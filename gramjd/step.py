@@ -6,6 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gramjd.lazy import no_function
+from gramjd.renamed import NAMES
+
+no_function(__name__, NAMES["step"])
+
 
 class _Pair(NamedTuple):
     weights: Tensor

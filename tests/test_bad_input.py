@@ -167,7 +167,13 @@ WEIGHTS = {
     "a name": Bad(
         AggregatorError, r"must be a function from G to weights, such as UPGrad\(\); got 'upgrad'", aggregator="upgrad"
     ),  # type: ignore[arg-type]
-    "a class": Bad(AggregatorError, r"such as UPGrad\(\); got <class .*UPGrad", aggregator=UPGrad),
+    "a class": Bad(
+        AggregatorError, r"such as UPGrad\(\); got <class .*: an object of .* UPGrad\(\)", aggregator=UPGrad
+    ),
+    "a second loss": Bad(
+        AggregatorError, r"a tensor of shape \(\): several losses are one list", aggregator=torch.ones(())
+    ),
+    "weights": Bad(AggregatorError, r"got \[1.0, 2.0\]: fixed weights are Constant", aggregator=[1.0, 2.0]),
 }
 BUDGET = {
     "budget": Bad(

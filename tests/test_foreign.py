@@ -52,6 +52,16 @@ def test_functions_of_the_gramian_are_taken(losses: Tensor) -> None:
         gramjd.gram_backward(losses, function, retain_graph=True)
 
 
+def test_a_model_in_the_place_of_the_aggregator(losses: Tensor) -> None:
+    """Any module may be an aggregator; one that fails is told of in a note."""
+    with pytest.raises(RuntimeError) as raised:
+        gramjd.gram_backward(losses, nn.Linear(3, 2), retain_graph=True)
+    assert "Linear was called as the aggregator, with G [4, 4]" in raised.value.__notes__[-1]
+    with pytest.raises(ZeroDivisionError) as plain:
+        gramjd.gram_backward(losses, lambda G: 1 / 0)
+    assert not hasattr(plain.value, "__notes__")
+
+
 @pytest.mark.parametrize("update", ["backward", "reuse"])
 def test_an_aggregator_that_writes_to_the_gramian(update: str) -> None:
     model = nn.Linear(3, 2)

@@ -21,5 +21,21 @@ def check_inner(weighting: Callable[..., Tensor], name: str) -> Callable[..., Te
     if isinstance(weighting, Coordinatewise):
         raise AggregatorError(f"{name} must be a function of the Gramian; {weighting!r} needs the gradients themselves")
     if not callable(weighting) or isinstance(weighting, type):
-        raise AggregatorError(f"{name} must be a function from G to weights, such as UPGrad(); got {weighting!r}")
+        got = f"{_shown(weighting)}{_instead(weighting)}"
+        raise AggregatorError(f"{name} must be a function from G to weights, such as UPGrad(); got {got}")
     return weighting
+
+
+def _shown(given: object) -> str:
+    return f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+
+
+def _instead(given: object) -> str:
+    """What to write where something else was meant; empty where that cannot be told."""
+    if isinstance(given, type):
+        return f": an object of that class is {given.__name__}()"
+    if isinstance(given, str):
+        return ": pass the aggregator itself, of gramjd.aggregation"
+    if isinstance(given, Tensor):
+        return ": several losses are one list, [loss1, loss2]; fixed weights are Constant([1.0, 2.0])"
+    return ": fixed weights are Constant([1.0, 2.0])" if isinstance(given, list | tuple) else ""

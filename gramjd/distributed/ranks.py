@@ -31,6 +31,11 @@ class Ranks:
             )
         whole = dist.group.WORLD
         assert whole is not None, "there is a process group"
+        if group is not None and not isinstance(group, Group):
+            raise InputError(
+                f"`group` is a {type(group).__name__}; expected a process group: torch.distributed.group.WORLD for all "
+                'ranks, or of a device mesh `mesh.get_group()`, such as mesh["data"].get_group()'
+            )
         self.group: Group = whole if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
