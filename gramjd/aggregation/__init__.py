@@ -1,4 +1,4 @@
-"""Weightings: from the Gramian `G = J J^T` of the losses to the weights `w` of the update `J^T w`."""
+"""Aggregators: from the Gramian `G = J J^T` of the losses to the weights `w` of the update `J^T w`."""
 
 from typing import TYPE_CHECKING
 

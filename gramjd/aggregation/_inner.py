@@ -1,4 +1,4 @@
-"""What may stand where a weighting is asked for: in a step, or inside a weighting that is made of others."""
+"""What may stand where an aggregator is asked for: in a step, or inside an aggregator that is made of others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gramjd.errors import AggregatorError
 
 
 def stated_scale_free(weighting: Callable[..., Tensor]) -> bool | None:
-    """What a weighting says of itself; None for a plain function."""
+    """What an aggregator says of itself; None for a plain function."""
     stated = getattr(weighting, "scale_free", None)
     return stated if isinstance(stated, bool) else None
 

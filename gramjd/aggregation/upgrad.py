@@ -77,7 +77,7 @@ class UPGrad(Weighting):
         return (p @ W).to(dtype)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         options = []
         if self._preference is not None:
             options.append(f"preference={self._preference.tolist()}")
