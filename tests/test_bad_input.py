@@ -76,6 +76,8 @@ def stranger(model: nn.Module, losses: Tensor) -> Tensor:
 
 LOSSES = {
     "no grad": Bad(LossError, r"losses does not require grad: compute it", lambda m, x: x.detach()),
+    "the model": Bad(LossError, r"losses is a \w+, a module; expected what is computed with it", lambda m, x: m),
+    "pairs": Bad(LossError, r"losses\[0\] is a tuple; .*: losses by name are", lambda m, x: [("a", x.sum())]),
     "made under no_grad": Bad(LossError, "requires_grad=True, outside", lambda m, x: torch.ones(4)),
     "one of them without grad": Bad(LossError, r"losses\[1\] does not require grad", lambda m, x: [x, x.detach()]),
     "empty tensor": Bad(LossError, "no losses: got an empty.*give at least one", lambda m, x: x[:0]),

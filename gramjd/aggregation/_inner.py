@@ -9,6 +9,12 @@ from torch import Tensor
 from gramjd.aggregation._coordinatewise import Coordinatewise
 from gramjd.errors import AggregatorError
 
+# Base classes of what is called with losses instead; nothing of that package is imported for it.
+LOSSES = {
+    ("gramjd.scalarization._scalarization", "Scalarization"),
+    ("gramjd.scalarization.uncertainty", "Uncertainty"),
+}
+
 
 def stated_scale_free(weighting: Callable[..., Tensor]) -> bool | None:
     """What an aggregator says of itself; None for a plain function."""
@@ -20,6 +26,12 @@ def check_inner(weighting: Callable[..., Tensor], name: str) -> Callable[..., Te
     """`weighting`, if it can be called with a Gramian."""
     if isinstance(weighting, Coordinatewise):
         raise AggregatorError(f"{name} must be a function of the Gramian; {weighting!r} needs the gradients themselves")
+    if any((base.__module__, base.__name__) in LOSSES for base in type(weighting).__mro__):
+        one = type(weighting).__name__
+        raise AggregatorError(
+            f"{name} must be a function of the Gramian; {one} makes one loss of all: call it with the losses, and "
+            "backward() of what it returns"
+        )
     if not callable(weighting) or isinstance(weighting, type):
         got = f"{_shown(weighting)}{_instead(weighting)}"
         raise AggregatorError(f"{name} must be a function from G to weights, such as UPGrad(); got {got}")
