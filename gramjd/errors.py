@@ -111,7 +111,7 @@ class FallbackWarning(UserWarning):
 
 
 class RanksWarning(UserWarning):
-    """There are several processes, and a step knows the losses of one of them."""
+    """There are several processes, and a step has the losses of one of them alone."""
 
 
 # This package, and what keeps a compiler from looking into its functions.

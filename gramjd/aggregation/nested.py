@@ -22,7 +22,7 @@ class Nested(Stateful, LossWeighting):
     """For losses [n, k], k tasks on each of n samples: combine along one axis, then the results along the other.
 
     ===================  ===========================================================================================
-    `UPGrad()` alone     flat: all n k gradients at once, no loss knows of samples or tasks
+    `UPGrad()` alone     flat: all n k gradients at once, samples and tasks play no part
     `first="tasks"`      the k task gradients of each sample are combined; then the n resulting gradients, one a sample
     `first="samples"`    the n sample gradients of each task are combined; then the k resulting gradients, one a task
     ===================  ===========================================================================================

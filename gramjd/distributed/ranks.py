@@ -31,7 +31,8 @@ class Ranks:
             )
         whole = dist.group.WORLD
         assert whole is not None, "there is a process group"
-        if group is not None and not isinstance(group, Group):
+        outside = group == dist.GroupMember.NON_GROUP_MEMBER  # an int, which new_group returns to all but members
+        if group is not None and not outside and not isinstance(group, Group):
             raise InputError(
                 f"`group` is a {type(group).__name__}; expected a process group: torch.distributed.group.WORLD for all "
                 'ranks, or of a device mesh `mesh.get_group()`, such as mesh["data"].get_group()'
