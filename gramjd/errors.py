@@ -118,15 +118,16 @@ class RanksWarning(UserWarning):
 _INSIDE = ("gramjd.", "torch._dynamo.")
 
 
-# What was warned of, and where.
+# Actions of filters that show a warning again only elsewhere; what was shown under one of them, and where.
+ONCE = ("default", "module", "once")
 _given: set[tuple[str, type[Warning], str, int]] = set()
 
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line outside of this package that led here; the message ends with where causes and cures are told.
 
-    Once per line and message, unless a filter says "always" or "error". Python's own memory of that is lost whenever
-    anything leaves `warnings.catch_warnings`, as vmap does in each step.
+    Once per line and message, unless a filter says "always" or "error". (Python's own memory of that is lost whenever
+    anything leaves `warnings.catch_warnings`, as each step does that uses vmap.)
     """
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
@@ -134,10 +135,10 @@ def warn(message: str, category: type[Warning]) -> None:
     text = f"{message} [{place_of(category)}]"
     if frame is not None:
         key = (text, category, frame.f_code.co_filename, frame.f_lineno)
-        once = _action(text, category, frame.f_globals.get("__name__", ""), frame.f_lineno) not in ("always", "error")
-        if once and key in _given:
-            return
-        _given.add(key)
+        if _action(text, category, frame.f_globals.get("__name__", ""), frame.f_lineno) in ONCE:
+            if key in _given:
+                return
+            _given.add(key)
     warnings.warn(text, category, stacklevel=level)
 
 

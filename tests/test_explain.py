@@ -313,6 +313,16 @@ def test_a_warning_is_given_once_per_line(action: str, count: int, monkeypatch: 
     assert [w.category for w in caught] == [DenseRowsWarning] * count
 
 
+def test_a_warning_that_was_ignored_is_given_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_given", set())
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with warnings.catch_warnings(record=True) as caught:
+        for action in ("ignore", "default"):
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            gramian(net(torch.randn(5, 3)).square().sum(1))
+    assert [w.category for w in caught] == [DenseRowsWarning]
+
+
 def test_a_warning_that_is_an_error_is_raised_each_time() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     for _ in range(2):

@@ -106,9 +106,8 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
 
 def _roots(named: Mapping[Hashable, Tensor], weights: Mapping[str, Weight] | Sequence[Weight]) -> Tensor:
     """The root of each residual's weight, [m]."""
-    if not isinstance(weights, Mapping | Sequence):
-        got = type(weights).__name__
-        raise InputError(f"weights is a {got}; expected one per block: a dictionary for a dictionary, else a list")
+    if isinstance(weights, int | float):
+        raise InputError(f"weights is {weights!r}; expected one per block: a dictionary for a dictionary, else a list")
     given: dict[Any, Weight] = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if set(given) != set(named):
         raise InputError(

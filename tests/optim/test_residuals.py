@@ -61,7 +61,7 @@ def test_what_is_no_residual(closure, said):
     ("weights", "said"),
     [
         ({"a": 1.0}, "weights are given for 'a', but the closure returned 'a', 'b': give one per block"),
-        (2.0, "weights is a float; expected one per block: a dictionary for a dictionary, else a list"),
+        (2.0, "weights is 2.0; expected one per block: a dictionary for a dictionary, else a list"),
         ([1.0, 2.0], "weights are given for 0, 1, but the closure returned 'a', 'b'"),
         ({"a": 1.0, "b": -1.0}, "the weight of block 'b' must be finite, 0 or more; got -1.0"),
         ({"a": 1.0, "b": float("nan")}, "the weight of block 'b' must be finite, 0 or more; got nan"),
