@@ -7,6 +7,7 @@ so that `import gramjd` costs nothing and the command line can print its help wi
 from typing import TYPE_CHECKING
 
 from gramjd.lazy import attributes
+from gramjd.renamed import NAMES
 
 if TYPE_CHECKING:
     from gramjd._explain import Explanation, explain
@@ -108,12 +109,6 @@ _HOMES = {
     "register_rule": "gramjd.extend",
     "unregister_rule": "gramjd.extend",
 }
-_FOREIGN = {
-    "Engine": "gramjd.gramian(losses) needs no engine",
-    "backward": "use gramjd.gram_backward(losses, aggregator)",
-    "jac_to_grad": "gramjd.gram_backward(losses, aggregator) fills .grad in one call",
-    "testing": "it needs the extra testing: import gramjd.testing",
-}
 
 if not TYPE_CHECKING:  # a type checker would take any name for granted
     __getattr__, __dir__ = attributes(
@@ -131,5 +126,5 @@ if not TYPE_CHECKING:  # a type checker would take any name for granted
             "profiling": "gramjd.profiling",
             "scalarization": "gramjd.scalarization",
         },
-        _FOREIGN,
+        NAMES,
     )

@@ -16,6 +16,7 @@ from gramjd.engine.factor import Factor
 from gramjd.engine.graph import Edge
 from gramjd.engine.memory import MemoryLimits
 from gramjd.engine.node import LostAxis
+from gramjd.engine.notices import cure_of
 from gramjd.engine.parameter import Jacobian, plan_of
 from gramjd.engine.segments import described
 from gramjd.errors import graph_errors
@@ -92,8 +93,8 @@ class Explanation:
             for u in self.uses
         ]
         total = ("total", f"m = {self.losses}", "", "", "", _short(self.operations), _short(self.bytes, "B"))
-        places = [f"dense rows from {lost.operation} on: it {lost.reason}" for lost in self.dense]
-        tail = places or ["a batch axis reaches every layer: no dense rows"]
+        places = [f"dense rows from {lost.operation} on: it {lost.reason}; {cure_of(lost)}" for lost in self.dense]
+        tail = places or ["no dense rows: no layer mixes losses that were apart"]
         tail += [
             f"stacked rows: {_short(self.row_bytes, 'B')} at most, beyond plain training",
             f"products: {self.products}",

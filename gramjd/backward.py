@@ -21,10 +21,13 @@ from gramjd.engine.consumers.update import Kept
 from gramjd.engine.graph import Graph, several_processes
 from gramjd.errors import AggregatorError, FallbackWarning, InputError, RanksWarning, graph_errors, warn
 from gramjd.kernels.dispatch import chosen
+from gramjd.lazy import no_function
 from gramjd.losses import Given, Inputs, Losses, all_finite, as_budget, as_inputs, as_named, as_scale
 from gramjd.options import as_choice
-from gramjd.renamed import STEP_WORDS, foreign_words
+from gramjd.renamed import NAMES, STEP_WORDS, foreign_words
 from gramjd.step import GramStep
+
+no_function(__name__, NAMES["backward"])
 
 Aggregator = Callable[..., Tensor]
 
@@ -330,7 +333,8 @@ def weights_of(
         extra = (_values(losses) / scale,) if getattr(aggregator, "takes_losses", False) else ()
         named = {"names": names} if getattr(aggregator, "takes_names", False) else {}
         # A function of the user's may write to what it is given; the Gramian is returned as it is.
-        weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra, **named)
+        with _called(aggregator, m):
+            weights = aggregator(G if isinstance(aggregator, Weighting) else G.clone(), *extra, **named)
     if not isinstance(weights, Tensor):
         raise AggregatorError(f"the aggregator returned a {type(weights).__name__}; expected a tensor of shape ({m},)")
     if weights.shape != (m,):
@@ -342,6 +346,20 @@ def weights_of(
     if strict and not all_finite(weights):
         raise AggregatorError("the aggregator returned NaN or infinite weights; `.grad` was left as it was")
     return weights.detach()
+
+
+@contextmanager
+def _called(aggregator: Aggregator, m: int) -> Iterator[None]:
+    """Say of a module that fails in the block that it was called as an aggregator: it may be the model."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(aggregator, torch.nn.Module):
+            error.add_note(
+                f"{type(aggregator).__name__} was called as the aggregator, with G [{m}, {m}]. Is it the model? That "
+                "is inputs=model, or left out"
+            )
+        raise
 
 
 def _values(losses: Given) -> Tensor:

@@ -111,19 +111,47 @@ class FallbackWarning(UserWarning):
 
 
 class RanksWarning(UserWarning):
-    """There are several processes, and a step knows the losses of one of them."""
+    """There are several processes, and a step has the losses of one of them alone."""
 
 
 # This package, and what keeps a compiler from looking into its functions.
 _INSIDE = ("gramjd.", "torch._dynamo.")
 
 
+# Actions of filters that show a warning again only elsewhere; what was shown under one of them, and where.
+ONCE = ("default", "module", "once")
+_given: set[tuple[str, type[Warning], str, int]] = set()
+
+
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside of this package that led here; the message ends with where causes and cures are told."""
+    """Warn at the line outside of this package that led here; the message ends with where causes and cures are told.
+
+    Once per line and message, unless a filter says "always" or "error". (Python's own memory of that is lost whenever
+    anything leaves `warnings.catch_warnings`, as each step does that uses vmap.)
+    """
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    warnings.warn(f"{message} [{place_of(category)}]", category, stacklevel=level)
+    text = f"{message} [{place_of(category)}]"
+    if frame is not None:
+        key = (text, category, frame.f_code.co_filename, frame.f_lineno)
+        if _action(text, category, frame.f_globals.get("__name__", ""), frame.f_lineno) in ONCE:
+            if key in _given:
+                return
+            _given.add(key)
+    warnings.warn(text, category, stacklevel=level)
+
+
+def _action(text: str, category: type[Warning], module: str, line: int) -> str:
+    """What Python's filters say of a warning: those of its start hold names, later ones patterns."""
+
+    def fits(pattern: Any, name: str) -> bool:
+        return pattern is None or (pattern == name if isinstance(pattern, str) else pattern.match(name) is not None)
+
+    for action, words, kind, where, at in warnings.filters:
+        if issubclass(category, kind) and fits(words, text) and fits(where, module) and at in (0, line):
+            return action
+    return "default"
 
 
 def in_bytes(number: float) -> str:

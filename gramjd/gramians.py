@@ -14,6 +14,7 @@ from gramjd.engine.consumers.gramian import Diagonal
 from gramjd.errors import InputError, graph_errors
 from gramjd.kernels.dispatch import chosen
 from gramjd.losses import Inputs, Losses, as_budget, as_dtype, as_inputs, as_losses, names_of
+from gramjd.renamed import GRAMIAN_WORDS, foreign_words
 
 
 @overload
@@ -43,6 +44,7 @@ def gramian(
 
 
 @uncompiled
+@foreign_words(GRAMIAN_WORDS)
 def gramian(
     losses: Losses,
     inputs: Inputs = None,
@@ -122,6 +124,7 @@ def gramian(
 
 
 @uncompiled
+@foreign_words(GRAMIAN_WORDS)
 def gradient_norms(
     losses: Losses,
     inputs: Inputs = None,

@@ -58,6 +58,29 @@ def attributes(
     return find, names
 
 
+class _Module(ModuleType):
+    """A module that is taken for a function: `gramjd.backward(losses)`."""
+
+    meant: str
+
+    def __call__(self, *_: object, **__: object) -> None:
+        """Raise TypeError."""
+        raise TypeError(f"{self.__name__} is a module, and not a function; {self.meant}")
+
+
+def no_function(module: str, meant: str) -> None:
+    """Let a call of the module raise TypeError with `meant`, what to write instead.
+
+    >>> module = sys.modules["guessed"] = ModuleType("guessed")
+    >>> no_function("guessed", "gramjd.gramian(losses) is one")
+    >>> module()
+    Traceback (most recent call last):
+    TypeError: guessed is a module, and not a function; gramjd.gramian(losses) is one
+    """
+    sys.modules[module].__class__ = _Module
+    vars(sys.modules[module])["meant"] = meant
+
+
 def _imported(module: str) -> ModuleType:
     """The module; in a checkout that is not installed an error that says so."""
     try:

@@ -31,6 +31,11 @@ def as_given(losses: Losses) -> Tensor | list[Tensor]:
         return [loss for loss in losses.values() if loss is not None]
     if isinstance(losses, (set, frozenset)):
         raise LossError("losses is a set, whose order is not defined; pass a list or a tuple")
+    if isinstance(losses, torch.nn.Module):
+        raise LossError(
+            f"losses is a {type(losses).__name__}, a module; expected what is computed with it, a tensor or a sequence "
+            "of tensors"
+        )
     if not isinstance(losses, Iterable) or isinstance(losses, (str, bytes)):
         raise LossError(f"losses is a {type(losses).__name__}; expected a tensor or a sequence of tensors")
     return list(losses)
@@ -97,7 +102,8 @@ def check_tasks(losses: Losses, found: Sequence[Tensor]) -> None:
 
 def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not isinstance(loss, Tensor):
-        raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors")
+        named = ": losses by name are a dictionary" if isinstance(loss, tuple) else ""
+        raise LossError(f"{which} is a {type(loss).__name__}; expected a tensor or a sequence of tensors{named}")
     if is_spread(loss):
         raise LossError(f"{which} is a DTensor, spread over processes: pass {which}.full_tensor()")
     if loss.is_complex():
@@ -107,7 +113,7 @@ def _check(which: str, loss: Tensor, finite: bool) -> None:
     if not loss.requires_grad:
         raise LossError(
             f"{which} does not require grad: compute it from parameters with requires_grad=True, outside "
-            "torch.no_grad()"
+            "torch.no_grad(), derivatives with create_graph=True; torch.tensor(losses) cuts them off, a list does not"
         )
     if loss.is_meta:
         raise LossError(f"{which} is on the meta device, which holds no numbers: compute it on a CPU or a GPU")
@@ -143,10 +149,12 @@ def as_inputs(inputs: Inputs, name: str = "inputs") -> Selected | None:
         raise InputError(f"`{name}` is empty: give at least one tensor, or leave it out for all leaves")
     for place, tensor in enumerate(found):
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{name}[{place}] is a {type(tensor).__name__}; expected a tensor")
+            pairs = ": pairs of name and tensor are a dictionary" if isinstance(tensor, tuple) else ""
+            raise InputError(f"{name}[{place}] is a {type(tensor).__name__}; expected a tensor{pairs}")
         if not tensor.requires_grad:
             raise InputError(
-                f"{name}[{place}] (shape {tuple(tensor.shape)}) does not require grad: set requires_grad first"
+                f"{name}[{place}] (shape {tuple(tensor.shape)}) does not require grad: set requires_grad, or pass the "
+                "module, of which frozen parameters are left out"
             )
     return Selected({id(t): t for t in found}.values())
 

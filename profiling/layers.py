@@ -15,6 +15,7 @@ from gramjd.engine import compute
 from gramjd.engine.consumers.gramian import Gramian
 from gramjd.engine.graph import Edge
 from gramjd.engine.memory import MemoryLimits, Meter
+from gramjd.engine.notices import cure_of
 from gramjd.engine.parameter import Jacobian
 from gramjd.engine.walk import walked
 from gramjd.legend import legend, of_routes, of_rows
@@ -32,7 +33,6 @@ ADVICE = {
     "product": "already the cheapest form: only fewer losses or a smaller layer would help",
     "own slices": "already the cheapest form",
 }
-DENSE = "the batch axis was lost at {operation} ({reason}): avoid that, or teach a rule with gramjd.register_rule"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _joined(texts: Sequence[str]) -> str:
 def _advice(plan: Explanation, layer: Layer) -> str:
     lost = plan.dense[-1] if plan.dense and "batch axis" not in layer.rows else None
     what = (
-        DENSE.format(operation=lost.operation, reason=lost.reason)
+        f"each loss has a row of its own since {lost.operation} ({lost.reason}): {cure_of(lost)}"
         if lost is not None
         else ADVICE.get(layer.route.split(" + ")[-1], "uses of several kinds meet: give them parameters of their own")
     )

@@ -114,6 +114,11 @@ class GramMonitor:
             step: weights [m] and Gramian [m, m], as `gram_backward` or a compiled step gives them.
             at: the number of the step; default: one after the last.
         """
+        if isinstance(step, Tensor):
+            raise InputError(
+                "got a tensor; expected what gram_backward returned. Of a Gramian alone, and the aggregator that is to "
+                "be watched, make GramStep(aggregator(G), G)"
+            )
         if step is None or step.gramian is None or step.weights is None:
             raise InputError("got None: a coordinatewise aggregator makes no Gramian, so there is nothing to watch")
         G, w = step.gramian.detach(), step.weights.detach()

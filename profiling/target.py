@@ -80,6 +80,11 @@ def spec_of(make: Make | str) -> str:
     """
     if isinstance(make, str):
         return make
+    if isinstance(make, torch.nn.Module):
+        raise InputError(
+            f"got a {type(make).__name__}; expected a function that makes a model and returns it with a function of "
+            "its losses: (model, losses)"
+        )
     module, name = getattr(make, "__module__", None), getattr(make, "__qualname__", "<unnamed>")
     if module == "__main__":
         module = getattr(sys.modules["__main__"], "__file__", None)

@@ -76,6 +76,8 @@ def stranger(model: nn.Module, losses: Tensor) -> Tensor:
 
 LOSSES = {
     "no grad": Bad(LossError, r"losses does not require grad: compute it", lambda m, x: x.detach()),
+    "the model": Bad(LossError, r"losses is a \w+, a module; expected what is computed with it", lambda m, x: m),
+    "pairs": Bad(LossError, r"losses\[0\] is a tuple; .*: losses by name are", lambda m, x: [("a", x.sum())]),
     "made under no_grad": Bad(LossError, "requires_grad=True, outside", lambda m, x: torch.ones(4)),
     "one of them without grad": Bad(LossError, r"losses\[1\] does not require grad", lambda m, x: [x, x.detach()]),
     "empty tensor": Bad(LossError, "no losses: got an empty.*give at least one", lambda m, x: x[:0]),
@@ -167,7 +169,13 @@ WEIGHTS = {
     "a name": Bad(
         AggregatorError, r"must be a function from G to weights, such as UPGrad\(\); got 'upgrad'", aggregator="upgrad"
     ),  # type: ignore[arg-type]
-    "a class": Bad(AggregatorError, r"such as UPGrad\(\); got <class .*UPGrad", aggregator=UPGrad),
+    "a class": Bad(
+        AggregatorError, r"such as UPGrad\(\); got <class .*: an object of .* UPGrad\(\)", aggregator=UPGrad
+    ),
+    "a second loss": Bad(
+        AggregatorError, r"a tensor of shape \(\): several losses are one list", aggregator=torch.ones(())
+    ),
+    "weights": Bad(AggregatorError, r"got \[1.0, 2.0\]: fixed weights are Constant", aggregator=[1.0, 2.0]),
 }
 BUDGET = {
     "budget": Bad(

@@ -117,7 +117,8 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_and_anchors_lead_somewhere(page: Path) -> None:
-    text = FENCE.sub("", page.read_text())
+    with_files = runpy.run_path(str(DOCS / "_tools" / "included.py"))["with_files"]
+    text = FENCE.sub("", with_files(page.read_text()))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in link:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gramjd
-from gramjd import Explanation, GradDrop, explain, gramian
+from gramjd import Explanation, GradDrop, errors, explain, gramian
 from gramjd.engine import _torch
 from gramjd.errors import DenseRowsWarning, InputError
 from gramjd.kernels import convolution, current_products, gathered, outer, ragged, use_backend
@@ -37,7 +38,7 @@ route:      product: two small products, one of inputs and one of output gradien
 operations: floating-point operations of these products
 bytes:      what is kept of the walk until the parameter's last use
 way: walk: asked for
-a batch axis reaches every layer: no dense rows
+no dense rows: no layer mixes losses that were apart
 stacked rows: 0 B at most, beyond plain training
 products: {products}"""
 
@@ -122,7 +123,7 @@ MODELS: dict[str, Callable[[], Tensor]] = {
 def test_nothing_dense_where_samples_stay_apart(name: str) -> None:
     plan = explain(MODELS[name]())
     assert plan.dense == ()
-    assert str(plan).splitlines()[-3] == "a batch axis reaches every layer: no dense rows"
+    assert str(plan).splitlines()[-3] == "no dense rows: no layer mixes losses that were apart"
     assert all(
         use.rows.startswith("batch axis 4") for use in plan.uses if "Addmm" in use.operation and use.route != "rows"
     )
@@ -143,7 +144,7 @@ def test_batch_norm_in_training_is_reported() -> None:
         ("NativeBatchNormBackward0", "normalises over the batch")
     ]
     assert plan.row_bytes >= 4 * 4 * 6 * 8
-    assert "dense rows from NativeBatchNormBackward0 on: it normalises over the batch" in str(plan)
+    assert "dense rows from NativeBatchNormBackward0 on: it normalises over the batch; GroupNorm" in str(plan)
 
 
 def test_contrastive_loss_is_reported() -> None:
@@ -296,6 +297,37 @@ def test_warnings_point_at_the_caller(call: Callable[[Tensor], object]) -> None:
     with pytest.warns(DenseRowsWarning, match="NativeBatchNorm") as caught:
         call(net(torch.randn(5, 3)).square().sum(1))
     assert {w.filename for w in caught} == {__file__}
+
+
+@pytest.mark.parametrize(("action", "count"), [("default", 1), ("module", 1), ("always", 3)])
+def test_a_warning_is_given_once_per_line(action: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where something leaves `catch_warnings` in between, by which Python forgets what it has shown."""
+    monkeypatch.setattr(errors, "_given", set())
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)  # type: ignore[arg-type]
+        for _ in range(3):
+            gramian(net(torch.randn(5, 3)).square().sum(1))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+    assert [w.category for w in caught] == [DenseRowsWarning] * count
+
+
+def test_a_warning_that_was_ignored_is_given_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "_given", set())
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with warnings.catch_warnings(record=True) as caught:
+        for action in ("ignore", "default"):
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            gramian(net(torch.randn(5, 3)).square().sum(1))
+    assert [w.category for w in caught] == [DenseRowsWarning]
+
+
+def test_a_warning_that_is_an_error_is_raised_each_time() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    for _ in range(2):
+        with pytest.raises(DenseRowsWarning, match=r"GroupNorm, LayerNorm or BatchNorm in eval\(\) keep samples apart"):
+            gramian(net(torch.randn(5, 3)).square().sum(1))
 
 
 def test_a_value_that_is_not_saved_makes_rows_dense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import gramjd
+from gramjd import scalarization
 from gramjd.errors import AggregatorError
 
 
@@ -50,6 +51,24 @@ def test_functions_of_the_gramian_are_taken(losses: Tensor) -> None:
     for function in (lambda G: G.new_ones(len(G)), lambda *a: a[0].new_ones(4), torch.diag):
         assert gramjd.gramian(losses).shape == (4, 4)
         gramjd.gram_backward(losses, function, retain_graph=True)
+
+
+@pytest.mark.parametrize("one", [scalarization.DWA(), scalarization.Uncertainty(2), scalarization.RandomLossWeights()])
+def test_a_scalarization_is_no_aggregator(losses: Tensor, one: object) -> None:
+    said = f"{type(one).__name__} makes one loss of all: call it with the losses"
+    for call in (gramjd.gram_backward, lambda L, a: gramjd.mtl_backward(list(L), a)):
+        with pytest.raises(AggregatorError, match=said):
+            call(losses, one)
+
+
+def test_a_model_in_the_place_of_the_aggregator(losses: Tensor) -> None:
+    """Any module may be an aggregator; one that fails is told of in a note."""
+    with pytest.raises(RuntimeError) as raised:
+        gramjd.gram_backward(losses, nn.Linear(3, 2), retain_graph=True)
+    assert "Linear was called as the aggregator, with G [4, 4]" in raised.value.__notes__[-1]
+    with pytest.raises(ZeroDivisionError) as plain:
+        gramjd.gram_backward(losses, lambda G: 1 / 0)
+    assert not hasattr(plain.value, "__notes__")
 
 
 @pytest.mark.parametrize("update", ["backward", "reuse"])

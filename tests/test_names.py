@@ -1,6 +1,7 @@
 """What `import gramjd` offers: names that are imported at their first use, and errors that name the right word."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 import gramjd
-from gramjd import aggregation, profiling
-from gramjd.renamed import MTL_WORDS, STEP_WORDS, foreign_words
+from gramjd import aggregation, optim, profiling, scalarization
+from gramjd.renamed import GRAMIAN_WORDS, INSIDE, MTL_WORDS, STEP_WORDS, foreign_words
 
 ROOT = Path(__file__).parent.parent
 HELPERS = {"Coordinatewise", "LossWeighting", "Weighting"}  # base classes, for those who write an aggregator
@@ -108,12 +109,45 @@ def test_functions_are_not_hidden_by_modules():
         ("gram_backwards", "did you mean gram_backward?"),
         ("jac_to_grad", "gram_backward(losses, aggregator) fills .grad in one call"),
         ("Engine", "needs no engine"),
+        ("mtl", "gramjd.mtl_backward(losses, aggregator) is for tasks on a shared trunk"),
+        ("GramMonitor", "it is gramjd.profiling.GramMonitor"),
         ("zzz", "module 'gramjd' has no attribute 'zzz'"),
     ],
 )
 def test_a_wrong_name_gets_the_right_one(name, hint):
     with pytest.raises(AttributeError) as raised:
         getattr(gramjd, name)
+    assert str(raised.value).endswith(hint)
+
+
+@pytest.mark.parametrize("module", ["backward", "step"])
+def test_a_module_that_is_called_names_the_function(module):
+    """As soon as it is imported it is an attribute, where before there was an AttributeError."""
+    with pytest.raises(TypeError, match=rf"gramjd.{module} is a module, .*gram_backward\(losses, aggregator\)"):
+        importlib.import_module(f"gramjd.{module}")([torch.ones(())])
+
+
+@pytest.mark.parametrize(("package", "names"), INSIDE.items())
+def test_names_further_down_are_there(package, names):
+    public = importlib.import_module(f"gramjd.{package}").__all__
+    assert set(names) <= set(public) - set(gramjd.__all__)
+    for name in names:
+        with pytest.raises(AttributeError, match=f"it is gramjd.{package}.{name}$"):
+            getattr(gramjd, name)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "hint"),
+    [
+        (aggregation, "UPGradWeighting", "did you mean UPGrad?"),
+        (aggregation, "Aggregator", "a base class is gramjd.aggregation.Weighting"),
+        (optim, "LM", "it is LevenbergMarquardt"),
+        (scalarization, "UW", "it is Uncertainty"),
+    ],
+)
+def test_packages_know_the_names_of_others(package, name, hint):
+    with pytest.raises(AttributeError) as raised:
+        getattr(package, name)
     assert str(raised.value).endswith(hint)
 
 
@@ -126,6 +160,7 @@ def test_a_wrong_name_gets_the_right_one(name, hint):
         (lambda: gramjd.UPGrad(reg_eps=1e-4), "ridge="),
         (lambda: gramjd.AlignedMTL(scale_mode="min"), "scale="),
         (lambda: gramjd.Krum(n_byzantine=1), "byzantine="),
+        (lambda: optim.LevenbergMarquardt([torch.ones(1, requires_grad=True)], lr=0.1), "damping="),
     ],
 )
 def test_a_wrong_argument_gets_the_right_one(make, right):
@@ -139,6 +174,18 @@ def test_the_words_of_a_step(word):
     with pytest.raises(TypeError, match=rf"gram_backward\(\) has no argument '{word}': "):
         gramjd.gram_backward(w.square(), **{word: [w]})
     assert w.grad is None
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        *((gramjd.mtl_backward, word) for word in MTL_WORDS),
+        *((function, word) for function in (gramjd.gramian, gramjd.gradient_norms) for word in GRAMIAN_WORDS),
+    ],
+)
+def test_the_words_of_other_functions(function, word):
+    with pytest.raises(TypeError, match=rf"{function.__name__}\(\) has no argument '{word}': "):
+        function(torch.ones(2, requires_grad=True).square(), **{word: 1})
 
 
 def test_the_right_word_exists_for_each_wrong_one():

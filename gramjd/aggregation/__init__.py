@@ -1,4 +1,6 @@
-"""Weightings: from the Gramian `G = J J^T` of the losses to the weights `w` of the update `J^T w`."""
+"""Aggregators: from the Gramian `G = J J^T` of the losses to the weights `w` of the update `J^T w`."""
+
+from typing import TYPE_CHECKING
 
 from gramjd.aggregation._coordinatewise import Coordinatewise
 from gramjd.aggregation._loss_weighting import LossWeighting
@@ -29,6 +31,8 @@ from gramjd.aggregation.sum import Sum
 from gramjd.aggregation.sven import Sven
 from gramjd.aggregation.trimmedmean import TrimmedMean
 from gramjd.aggregation.upgrad import UPGrad
+from gramjd.lazy import attributes
+from gramjd.renamed import PLACES
 
 __all__ = [
     "CRMOGM",
@@ -61,3 +65,6 @@ __all__ = [
     "UPGrad",
     "Weighting",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for granted
+    __getattr__, __dir__ = attributes(__name__, dict.fromkeys(__all__, __name__), foreign=PLACES["aggregation"])

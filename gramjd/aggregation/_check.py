@@ -38,7 +38,7 @@ def check_jacobian(J: Tensor) -> None:
 
 
 def as_gramian(G: Tensor, look: bool | None = None) -> Tensor:
-    """`G` [m, m] in float64 and symmetric to the last digit, for weightings that need no cosines.
+    """`G` [m, m] in float64 and symmetric to the last digit, for aggregators that need no cosines.
 
     Args:
         G: [m, m].

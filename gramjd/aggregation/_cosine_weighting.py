@@ -1,4 +1,4 @@
-"""Weightings that look at nothing but the cosines between gradients and their lengths, in float64."""
+"""Aggregators that look at nothing but the cosines between gradients and their lengths, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weightings that look at the values of the losses besides the Gramian."""
+"""Aggregators that look at the values of the losses besides the Gramian."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gramjd.errors import AggregatorError
 
 
 class LossWeighting(Weighting):
-    """A map from the Gramian `G` [m, m] and the m losses to the weights [m].
+    """An aggregator that looks at the losses, too: from the Gramian `G` [m, m] and the m losses to the weights [m].
 
     The functions that compute gradients hand over the detached losses: with the shape they had if they were one
     tensor (e.g. [n, k]), else as one vector [m]. Row i of G belongs to element i, read row by row.

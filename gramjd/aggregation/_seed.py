@@ -1,4 +1,4 @@
-"""Where the random weightings draw from."""
+"""Where the random aggregators draw from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a weighting keeps from call to call, and how to save it, load it and forget it."""
+"""What an aggregator keeps from call to call, and how to save it, load it and forget it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gramjd.errors import AggregatorError
 
 
 class Stateful:
-    """Tensors kept by name, the generator of weightings that draw from one of their own, the state of their parts."""
+    """Tensors kept by name, the generator of aggregators that draw from one of their own, the state of their parts."""
 
     # The names of the tensors that are kept. Those that draw and keep nothing else leave it empty.
     _names: ClassVar[tuple[str, ...]] = ()
@@ -27,7 +27,7 @@ class Stateful:
         self._parts: dict[str, Stateful] = {}
 
     def _adopt(self, **parts: object) -> None:
-        """Make the state of those parts (other weightings) that have one a piece of this one's."""
+        """Make the state of those parts (other aggregators) that have one a piece of this one's."""
         self._parts = {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
     @property
@@ -63,7 +63,7 @@ class Stateful:
         if set(state) != expected:
             raise AggregatorError(
                 f"the state of {type(self).__name__} has {_listed(expected)}; got {_listed(set(state))}: load what"
-                " state_dict() of the same weighting, made with the same options, returned"
+                " state_dict() of the same aggregator, made with the same options, returned"
             )
         for name in (*self._names, *(("generator",) if self._generator is not None else ())):
             if not isinstance(state[name], Tensor) and (state[name] is not None or name == "generator"):
@@ -86,7 +86,7 @@ class Stateful:
         if len(kept) != m:
             raise AggregatorError(
                 f"{type(self).__name__} keeps its {name} for {len(kept)} losses, but now there are {m}: call reset()"
-                " first, or use one weighting for each set of losses"
+                " first, or use one aggregator for each set of losses"
             )
         return kept.to(device, torch.float64)
 

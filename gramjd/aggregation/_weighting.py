@@ -1,4 +1,4 @@
-"""What all weightings share: a callable from a Gramian to weights, usable on a Jacobian for study."""
+"""What all aggregators of the Gramian share: a callable from it to weights, usable on a Jacobian for study."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gramjd.renamed import WEIGHTING_WORDS, foreign_words
 
 
 class Weighting(ABC):
-    """A map from the Gramian `G = J J^T`, [m, m], to the weights `w`, [m], of the update `J^T w`."""
+    """An aggregator that works by weights: from the Gramian `G = J J^T`, [m, m], to `w`, [m], of the update `J^T w`."""
 
-    # Where True, the weighting is called with `(G, losses)`: see LossWeighting.
+    # Where True, the aggregator is called with `(G, losses)`: see LossWeighting.
     takes_losses: ClassVar[bool] = False
     # What `scale_free` says; None: nothing is stated.
     _scale_free: ClassVar[bool | None] = None
@@ -25,7 +25,7 @@ class Weighting(ABC):
     _per_loss: ClassVar[tuple[str, ...]] = ()
 
     def _inner(self) -> tuple[object, ...]:
-        """The weightings that this one calls with the Gramian as it is."""
+        """The aggregators that this one calls with the Gramian as it is."""
         return ()
 
     @property
@@ -33,7 +33,7 @@ class Weighting(ABC):
         """True if `w(s^2 G) = w(G)` for every s > 0, up to rounding: scaling all losses scales the update alone.
 
         With a past, for an s of each call: it may change between them. With losses, for `s` times the losses. False if
-        that is not so for some G, None where nothing is stated, as for weightings made of plain functions.
+        that is not so for some G, None where nothing is stated, as for aggregators made of plain functions.
 
         >>> from gramjd.aggregation import NashMTL, UPGrad
         >>> UPGrad().scale_free, NashMTL().scale_free
@@ -53,7 +53,7 @@ class Weighting(ABC):
         """The weights [m] for the Gramian `G` [m, m], on its device; in its dtype, or float32 for a 16-bit `G`.
 
         The values of `G` are checked on a CPU. Elsewhere the host would wait for that, so what is no Gramian gives NaN
-        instead of an error; weightings for which the host waits in any case say so, and raise everywhere.
+        instead of an error; aggregators for which the host waits in any case say so, and raise everywhere.
         """
 
     def aggregate(self, J: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -61,16 +61,16 @@ class Weighting(ABC):
 
         Args:
             J: [m, n].
-            losses: m values, for weightings that take them.
+            losses: m values, for aggregators that take them.
 
         Raises:
-            AggregatorError: `J` is no real floating-point matrix, or what the weighting itself raises.
+            AggregatorError: `J` is no real floating-point matrix, or what the aggregator itself raises.
         """
         check_jacobian(J)
         return J.mT @ weigh(self, J @ J.mT, losses).to(J.dtype)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"{type(self).__name__}()"
 
 
@@ -83,7 +83,7 @@ def weigh(weighting: Callable[..., Tensor], G: Tensor, losses: Tensor | None) ->
     """The weights [m] that any function of G gives, or of G and the losses where it says that it takes them.
 
     Raises:
-        AggregatorError: what came back is no tensor [m], or what the weighting itself raises.
+        AggregatorError: what came back is no tensor [m], or what the aggregator itself raises.
     """
     w = weighting(G, losses) if getattr(weighting, "takes_losses", False) else weighting(G)
     if not isinstance(w, Tensor) or w.shape != (len(G),):

@@ -64,5 +64,5 @@ class AlignedMTL(CosineWeighting):
         return roots[at.clamp_max(len(roots) - 1)]
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"AlignedMTL(scale={self._scale!r})"

@@ -17,7 +17,7 @@ from gramjd.errors import AggregatorError
 
 
 class ByName(Stateful, Weighting):
-    """`weighting` for losses with names: each call sees those that are present, each with its own preference and state.
+    """An aggregator for losses with names: a call sees those that are present, each with its preference and state.
 
     With the present losses P (in the order of `names`) the weights are those of `weighting` for the Gramian of P alone:
 
@@ -27,21 +27,21 @@ class ByName(Stateful, Weighting):
       as much of the simplex as it had.
 
     So a batch without one of the groups changes nothing that belongs to that group. Hand over losses by name:
-    `gram_backward({"young": a, "old": b}, weighting)`.
+    `gram_backward({"young": a, "old": b}, aggregator)`.
 
     Args:
-        weighting: any function of the Gramian. What a function of your own keeps cannot be seen: it must be one for any
-            number of losses.
+        weighting: the aggregator, any function of the Gramian. What a function of your own keeps cannot be seen: it
+            must be one for any number of losses.
         names: of all losses, in the order of the options of `weighting`.
 
     Raises:
-        AggregatorError: bad options; losses without names, or with others; a weighting that keeps something which
+        AggregatorError: bad options; losses without names, or with others; an aggregator that keeps something which
             belongs to no single loss, where one is missing; or what `weighting` raises.
 
     >>> import torch
     >>> from gramjd import ByName, UPGrad
-    >>> weighting = ByName(UPGrad(preference=[2.0, 1.0, 1.0]), ["a", "b", "c"])
-    >>> weighting(torch.eye(2), names=("c", "a"))
+    >>> aggregator = ByName(UPGrad(preference=[2.0, 1.0, 1.0]), ["a", "b", "c"])
+    >>> aggregator(torch.eye(2), names=("c", "a"))
     tensor([1., 2.])
     """
 
@@ -63,7 +63,7 @@ class ByName(Stateful, Weighting):
 
     @property
     def scale_free(self) -> bool | None:
-        """What the weighting says."""
+        """What the aggregator inside says."""
         return stated_scale_free(self._weighting)
 
     def __call__(self, G: Tensor, losses: Tensor | None = None, names: Sequence[str] | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class ByName(Stateful, Weighting):
         return list(names)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"ByName({self._weighting!r}, {list(self._all)})"
 
 
@@ -152,7 +152,7 @@ KINDS = {
 
 @contextmanager
 def among(weighting: Any, place: Tensor, m: int) -> Iterator[None]:
-    """Within the block a weighting for m losses is one for those at `place`. If it fails, nothing has changed."""
+    """Within the block an aggregator for m losses is one for those at `place`. If it fails, nothing has changed."""
     inside = [weighting, *getattr(weighting, "_inner", lambda: ())()]
     before = [_state(one) for one in inside]
     whole = [_whole(one, m) for one in inside]

@@ -63,7 +63,7 @@ class CAGrad(CosineWeighting):
         return torch.where(cancelled | (n == 0), even, even * (1 + x / n * square.sqrt()))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"CAGrad(c={self._c})"
 
 

@@ -39,5 +39,5 @@ class Constant(Weighting):
         return self._weights.to(weights_dtype(G), copy=True)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"Constant({self._weights.tolist()})"

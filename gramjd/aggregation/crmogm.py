@@ -1,4 +1,4 @@
-"""CRMOGM: any other weighting, its weights smoothed over the calls."""
+"""CRMOGM: any other aggregator, its weights smoothed over the calls."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from gramjd.aggregation._weighting import Weighting, weigh, weights_dtype
 
 
 class CRMOGM(Stateful, Weighting):
-    """`w_t = alpha w_(t-1) + (1 - alpha) W(G_t)` for another weighting `W`: correlation reduced by averaging.
+    """`w_t = alpha w_(t-1) + (1 - alpha) W(G_t)` for another aggregator `W`: correlation reduced by averaging.
 
     Weights found from a noisy Jacobian are correlated with its noise, which biases `J^T w`. The average over calls
     depends on the present noise only by the part `1 - alpha`. Before the first call `w_0` is `initial`, or `W(G_1)`.
 
-    `alpha` may be set between calls (`weighting.alpha = 0.99`): the paper lets it grow to 1 as the learning rate
+    `alpha` may be set between calls (`aggregator.alpha = 0.99`): the paper lets it grow to 1 as the learning rate
     falls, for example `1 - rate / first_rate`. Cost: that of `W`.
 
     Properties: weighted yes; the others not even if `W` has them, as old weights take part (`alpha = 0` is `W`).
 
     Args:
-        weighting: any function from G [m, m] to weights [m], or from G and the losses where it takes losses.
+        weighting: the other aggregator, any function from G [m, m] to weights [m], or from G and the losses where it
+            takes losses.
         alpha: the part of the old weights, from 0 to 1.
         initial: `w_0` [m], finite; None for the weights of the first call.
 
@@ -38,12 +39,12 @@ class CRMOGM(Stateful, Weighting):
 
     >>> import torch
     >>> from gramjd.aggregation import CRMOGM, MGDA
-    >>> weighting = CRMOGM(MGDA(), alpha=0.5, initial=[0.5, 0.5])
-    >>> weighting(torch.diag(torch.tensor([1.0, 3.0])))
+    >>> aggregator = CRMOGM(MGDA(), alpha=0.5, initial=[0.5, 0.5])
+    >>> aggregator(torch.diag(torch.tensor([1.0, 3.0])))
     tensor([0.6250, 0.3750])
     """
 
-    # Only to hand them on: they may be left out when the other weighting does without.
+    # Only to hand them on: they may be left out when the other aggregator does without.
     takes_losses: ClassVar[bool] = True
     _names = ("weights",)
     _aligned: ClassVar = {"weights": "each, or not seen yet"}
@@ -67,7 +68,7 @@ class CRMOGM(Stateful, Weighting):
 
     @property
     def scale_free(self) -> bool | None:
-        """What the weighting says that is averaged."""
+        """What the aggregator says that is averaged."""
         return stated_scale_free(self._weighting)
 
     @property
@@ -80,7 +81,7 @@ class CRMOGM(Stateful, Weighting):
         self._alpha = as_number(value, "alpha", "from 0 to 1", lambda x: 0 <= x <= 1)
 
     def __call__(self, G: Tensor, losses: Tensor | None = None) -> Tensor:
-        """The weights [m] for the Gramian `G` [m, m]; `losses` are handed on to a weighting that takes them."""
+        """The weights [m] for the Gramian `G` [m, m]; `losses` are handed on to an aggregator that takes them."""
         m = check_shape(G)
         fresh = weigh(self._weighting, G, losses).detach().to(G.device, torch.float64)
         old = self._recall("weights", m, G.device)
@@ -96,6 +97,6 @@ class CRMOGM(Stateful, Weighting):
         return w.to(weights_dtype(G))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (without the weights kept)."""
+        """The call that makes this aggregator (without the weights kept)."""
         initial = None if self._initial is None else self._initial.tolist()
         return f"CRMOGM({self._weighting!r}, alpha={self._alpha}, initial={initial})"

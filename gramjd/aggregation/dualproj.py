@@ -55,5 +55,5 @@ class DualProj(Weighting):
         return dual_cone(G, u[None])[0].to(weights_dtype(G))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return "DualProj()" if self._preference is None else f"DualProj(preference={self._preference.tolist()})"

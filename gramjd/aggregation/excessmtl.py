@@ -41,10 +41,10 @@ class ExcessMTL(Stateful, Weighting):
 
     >>> import torch
     >>> from gramjd.aggregation import ExcessMTL
-    >>> weighting = ExcessMTL()
-    >>> weighting(torch.diag(torch.tensor([1.0, 9.0])))
+    >>> aggregator = ExcessMTL()
+    >>> aggregator(torch.diag(torch.tensor([1.0, 9.0])))
     tensor([0.5000, 0.5000])
-    >>> weighting(torch.diag(torch.tensor([1.0, 0.0])))
+    >>> aggregator(torch.diag(torch.tensor([1.0, 0.0])))
     tensor([0.6698, 0.3302])
     """
 
@@ -78,5 +78,5 @@ class ExcessMTL(Stateful, Weighting):
         return w.to(weights_dtype(G))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (without what it has seen)."""
+        """The call that makes this aggregator (without what it has seen)."""
         return f"ExcessMTL(rate={self._rate}, warmup={self._warmup})"

@@ -50,5 +50,5 @@ class FairGrad(CosineWeighting):
         return bargain(cone.C, cone.norms, 1 / self._alpha, eps, cone.look, cone.lift)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"FairGrad(alpha={self._alpha})"

@@ -84,5 +84,5 @@ class GaussNewton(LossWeighting):
         )
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"GaussNewton(damping={self._damping}, relative={self._relative})"

@@ -60,7 +60,7 @@ class GradVac(Stateful, CosineWeighting):
         return summed(cone.norms, X)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (with the seed it started from, without targets)."""
+        """The call that makes this aggregator (with the seed it started from, without targets)."""
         return f"GradVac(beta={self._beta}, seed={self._seed})"
 
 

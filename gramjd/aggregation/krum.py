@@ -59,5 +59,5 @@ class Krum(CosineWeighting):
         return torch.zeros_like(n).index_fill_(0, chosen, 1 / self._selected)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"Krum(byzantine={self._byzantine}, selected={self._selected})"

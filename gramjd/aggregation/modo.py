@@ -27,7 +27,7 @@ class MoDo(Stateful, Weighting):
     - `batches=1` (default): A is the Gramian of the one batch. Right for gradients without noise; with noise the
       weights are drawn to the losses whose gradients have little of it.
 
-    `gamma` is in units of one over a squared gradient length, so unlike most weightings this one depends on the scale
+    `gamma` is in units of one over a squared gradient length, so unlike most aggregators this one depends on the scale
     of the losses. Cost: O(m^2), on the device of `G`.
 
     Properties: non-conflicting no, linear under scaling no, weighted yes.
@@ -45,10 +45,10 @@ class MoDo(Stateful, Weighting):
 
     >>> import torch
     >>> from gramjd.aggregation import MoDo
-    >>> weighting = MoDo(gamma=0.1, rho=0.0)
-    >>> weighting(torch.diag(torch.tensor([1.0, 3.0])))
+    >>> aggregator = MoDo(gamma=0.1, rho=0.0)
+    >>> aggregator(torch.diag(torch.tensor([1.0, 3.0])))
     tensor([0.5500, 0.4500])
-    >>> weighting(torch.diag(torch.tensor([1.0, 3.0])))
+    >>> aggregator(torch.diag(torch.tensor([1.0, 3.0])))
     tensor([0.5900, 0.4100])
     """
 
@@ -76,5 +76,5 @@ class MoDo(Stateful, Weighting):
         return spread(w, self._batches).to(weights_dtype(G))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (without the weights kept)."""
+        """The call that makes this aggregator (without the weights kept)."""
         return f"MoDo(gamma={self._gamma}, rho={self._rho}, batches={self._batches})"

@@ -22,15 +22,15 @@ class Nested(Stateful, LossWeighting):
     """For losses [n, k], k tasks on each of n samples: combine along one axis, then the results along the other.
 
     ===================  ===========================================================================================
-    `UPGrad()` alone     flat: all n k gradients at once, no loss knows of samples or tasks
+    `UPGrad()` alone     flat: all n k gradients at once, samples and tasks play no part
     `first="tasks"`      the k task gradients of each sample are combined; then the n resulting gradients, one a sample
     `first="samples"`    the n sample gradients of each task are combined; then the k resulting gradients, one a task
     ===================  ===========================================================================================
 
     In formulas, for `first="tasks"`: `V[i] = W_tasks(G_ii)` with `G_ii` [k, k] the Gramian of sample i; then
     `G'_ij = V[i] G_ij V[j]^T` [n, n], which is exactly the Gramian of the n combined gradients; then
-    `w[i, t] = W_samples(G')_i V[i, t]`. So the update is that of combining rows of J twice, but no row is formed. A
-    weighting that takes losses gets those of its block first, and after that the combined losses `V[i] . L[i]`.
+    `w[i, t] = W_samples(G')_i V[i, t]`. So the update is that of combining rows of J twice, but no row is formed. An
+    aggregator that takes losses gets those of its block first, and after that the combined losses `V[i] . L[i]`.
 
     Any of the two may be `Mean()`: `Nested(tasks=UPGrad(), samples=Mean(), first="samples")` is multi-task training on
     batch means, by way of one Gramian. Cost: n (or k) small problems in a loop, one of the other size, and O((n k)^2).
@@ -38,14 +38,14 @@ class Nested(Stateful, LossWeighting):
     Properties: non-conflicting if both are, but only with the combined gradients of the first step; weighted yes.
 
     Args:
-        tasks: the weighting across the tasks; None for `UPGrad()`.
-        samples: the weighting across the samples; None for `UPGrad()`.
+        tasks: the aggregator across the tasks; None for `UPGrad()`.
+        samples: the aggregator across the samples; None for `UPGrad()`.
         first: "tasks" or "samples": which of the two is applied first, within blocks. It must be one that keeps
             nothing from call to call (a generator is fine), as blocks would mix.
 
     Raises:
         AggregatorError: bad options; losses that are not of shape [samples, tasks]; `G` [n k, n k] is not square,
-            finite and symmetric; or what the two weightings raise.
+            finite and symmetric; or what the two aggregators raise.
 
     >>> import torch
     >>> from gramjd.aggregation import Mean, MGDA, Nested
@@ -77,7 +77,7 @@ class Nested(Stateful, LossWeighting):
 
     @property
     def scale_free(self) -> bool | None:
-        """True if both weightings are; False if one of them is not."""
+        """True if both aggregators are; False if one of them is not."""
         stated = [stated_scale_free(part) for part in (self._tasks, self._samples)]
         return False if False in stated else None if None in stated else True
 
@@ -105,7 +105,7 @@ class Nested(Stateful, LossWeighting):
         return (w.mT if by_task else w).reshape(-1)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"Nested(tasks={self._tasks!r}, samples={self._samples!r}, first={self._first!r})"
 
 

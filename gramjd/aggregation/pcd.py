@@ -91,6 +91,6 @@ class PCD(Stateful, CosineWeighting):
         return squares.sqrt()
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (without what it has seen)."""
+        """The call that makes this aggregator (without what it has seen)."""
         tau = self._tau.item() if self._shared else self._tau.tolist()
         return f"PCD(tau={tau}, beta={self._beta})"

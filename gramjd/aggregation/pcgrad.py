@@ -46,7 +46,7 @@ class PCGrad(Stateful, CosineWeighting):
         return summed(cone.norms, surgery(cone.C, order))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (with the seed it started from)."""
+        """The call that makes this aggregator (with the seed it started from)."""
         return f"PCGrad(seed={self._seed})"
 
 

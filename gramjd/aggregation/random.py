@@ -44,5 +44,5 @@ class Random(Stateful, Weighting):
         return z.softmax(0).to(G.device, weights_dtype(G), non_blocking=True)
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (with the seed it started from)."""
+        """The call that makes this aggregator (with the seed it started from)."""
         return f"Random(seed={self._seed})"

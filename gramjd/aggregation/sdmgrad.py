@@ -53,8 +53,8 @@ class SDMGrad(Stateful, Weighting):
 
     >>> import torch
     >>> from gramjd.aggregation import SDMGrad
-    >>> weighting = SDMGrad(lambda_=0.5, rate=0.5, momentum=0.0, steps=50)
-    >>> weighting(torch.diag(torch.tensor([1.0, 4.0])))
+    >>> aggregator = SDMGrad(lambda_=0.5, rate=0.5, momentum=0.0, steps=50)
+    >>> aggregator(torch.diag(torch.tensor([1.0, 4.0])))
     tensor([0.8000, 0.2000])
     """
 
@@ -111,7 +111,7 @@ class SDMGrad(Stateful, Weighting):
         return v
 
     def __repr__(self) -> str:
-        """The call that makes this weighting (without the weights kept)."""
+        """The call that makes this aggregator (without the weights kept)."""
         preference = None if self._preference is None else self._preference.tolist()
         return (
             f"SDMGrad(lambda_={self._lambda}, preference={preference}, rate={self._rate}, momentum={self._momentum},"

@@ -66,5 +66,5 @@ class Sven(LossWeighting):
             return vectors @ (torch.where(keep, eigenvalues.reciprocal(), 0.0) * (vectors.mT @ values))
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         return f"Sven(cutoff={self._cutoff}, rank={self._rank})"

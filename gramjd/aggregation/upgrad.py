@@ -100,7 +100,7 @@ class UPGrad(Weighting):
         return torch.where(objects, p, 0.0) @ among + together[0] @ A
 
     def __repr__(self) -> str:
-        """The call that makes this weighting."""
+        """The call that makes this aggregator."""
         options = []
         if self._preference is not None:
             options.append(f"preference={self._preference.tolist()}")

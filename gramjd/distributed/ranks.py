@@ -31,6 +31,12 @@ class Ranks:
             )
         whole = dist.group.WORLD
         assert whole is not None, "there is a process group"
+        outside = group == dist.GroupMember.NON_GROUP_MEMBER  # an int, which new_group returns to all but members
+        if group is not None and not outside and not isinstance(group, Group):
+            raise InputError(
+                f"`group` is a {type(group).__name__}; expected a process group: torch.distributed.group.WORLD for all "
+                'ranks, or of a device mesh `mesh.get_group()`, such as mesh["data"].get_group()'
+            )
         self.group: Group = whole if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:

@@ -8,13 +8,29 @@ from gramjd.engine.graph import Graph
 from gramjd.engine.node import LostAxis
 from gramjd.errors import DenseRowsWarning, InputsWarning, warn
 
+# What keeps samples apart instead, by words of the operation or the reason.
+CURES = {
+    "BatchNorm": "GroupNorm, LayerNorm or BatchNorm in eval() keep samples apart",
+    "has no rule": "gramjd.register_rule teaches one",
+}
+
+
+def cure_of(lost: LostAxis) -> str:
+    """What to do about an operation that made rows dense.
+
+    >>> cure_of(LostAxis("NativeBatchNormBackward0", "normalises over the batch"))
+    'GroupNorm, LayerNorm or BatchNorm in eval() keep samples apart'
+    """
+    said = f"{lost.operation} {lost.reason}"
+    return next((cure for words, cure in CURES.items() if words in said), "docs/howto/mixing-layers.md has what to do")
+
 
 def notify(noticed: Sequence[LostAxis]) -> None:
-    """One notice per operation that made rows dense; Python shows a repeated one once."""
-    for operation, reason in dict.fromkeys((lost.operation, lost.reason) for lost in noticed):
+    """One notice per operation that made rows dense."""
+    for lost in dict.fromkeys(noticed):
         warn(
-            f"{operation} {reason}: from there on one dense row per loss is computed, which is exact but slower "
-            "(gramjd.explain shows where; register_rule teaches a rule)",
+            f"{lost.operation} {lost.reason}: from there on one dense row per loss is computed, which is exact but "
+            f"slower. {cure_of(lost)}; print(gramjd.explain(losses, model)) shows where",
             DenseRowsWarning,
         )
 

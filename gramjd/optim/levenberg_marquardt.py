@@ -17,9 +17,11 @@ from gramjd.optim.parameters import Point, as_parameters, trained
 from gramjd.optim.residuals import Closure, Residuals, Weights, evaluate
 from gramjd.optim.systems import Direction, System, divisors_of, largest, system_of
 from gramjd.options import as_choice, as_count, as_number
+from gramjd.renamed import foreign_words
 
 SOLVERS = ("auto", "gramian", "jacobian")
 SCALINGS = ("none", "tensor", "coordinate")
+WORDS = {"lr": "leave it out: steps are tried, and kept or taken back; the first lambda is damping="}
 HALVINGS = 8  # points that a line search tries after the first
 
 
@@ -112,6 +114,7 @@ class LevenbergMarquardt(Optimizer):
     tensor([1.0000, 0.6931], dtype=torch.float64)
     """
 
+    @foreign_words(WORDS, "LevenbergMarquardt")
     def __init__(
         self,
         params: Iterable[Any],

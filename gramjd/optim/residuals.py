@@ -60,9 +60,12 @@ def evaluate(closure: Closure, weights: Weights, check: bool = True) -> Residual
         check: True to raise for residuals that cannot be differentiated or are not finite.
 
     Raises:
-        LossError: no residuals, or what `gramian` does not take.
+        LossError: no function, no residuals, one number without a dimension, or what `gramian` does not take.
         InputError: weights that do not belong to the blocks.
     """
+    if not callable(closure):
+        got = type(closure).__name__
+        raise LossError(f"step got a {got}; expected the function that returns the residuals, not what it returns")
     with torch.enable_grad():
         blocks = closure()
     named = _named(blocks)
@@ -80,6 +83,11 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
     if blocks is None:
         raise LossError("the closure returned None; expected residuals: end it with `return residuals`")
     if isinstance(blocks, Tensor):
+        if not blocks.ndim:
+            raise LossError(
+                "the closure returned one number; expected the residuals themselves, with their signs, and not the sum"
+                " of their squares: a tensor [m], several in a list, or by name. A single residual is `r[None]`"
+            )
         return {0: blocks}
     if isinstance(blocks, Mapping):
         found: dict[Any, Tensor] = dict(blocks)
@@ -98,6 +106,8 @@ def _named(blocks: Blocks) -> dict[Hashable, Tensor]:
 
 def _roots(named: Mapping[Hashable, Tensor], weights: Mapping[str, Weight] | Sequence[Weight]) -> Tensor:
     """The root of each residual's weight, [m]."""
+    if isinstance(weights, int | float):
+        raise InputError(f"weights is {weights!r}; expected one per block: a dictionary for a dictionary, else a list")
     given: dict[Any, Weight] = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if set(given) != set(named):
         raise InputError(

@@ -4,6 +4,10 @@ Each is called with the losses of a step, a vector [m] (or a mapping from names)
 `backward()` on. What it keeps from step to step is in `state_dict()`.
 """
 
+from typing import TYPE_CHECKING
+
+from gramjd.lazy import attributes
+from gramjd.renamed import PLACES
 from gramjd.scalarization.dwa import DWA
 from gramjd.scalarization.famo import FAMO
 from gramjd.scalarization.geometric import GeometricMean
@@ -13,3 +17,6 @@ from gramjd.scalarization.tchebycheff import SmoothTchebycheff
 from gramjd.scalarization.uncertainty import Uncertainty
 
 __all__ = ["DWA", "FAMO", "GeometricMean", "GradNorm", "RandomLossWeights", "SmoothTchebycheff", "Uncertainty"]
+
+if not TYPE_CHECKING:  # a type checker would take any name for granted
+    __getattr__, __dir__ = attributes(__name__, dict.fromkeys(__all__, __name__), foreign=PLACES["scalarization"])

@@ -88,24 +88,28 @@ def _average_order_dependence(subject: Subject, case: Case, permuted: Case, allo
     return Measured(ratios[j], text, {"average": means[0], "average_permuted": means[1]})
 
 
-def turn(first: Update, second: Update, allowed: float) -> tuple[float, float]:
-    """The violation of "the same direction" over the allowed one, and the cosine (0 beside an update of zero)."""
+def turn(first: Update, second: Update, allowed: float) -> tuple[float, str]:
+    """The violation of "the same direction" over the allowed one, and the turn in words.
+
+    Those are the cosine (0 beside an update of zero), or where that would be rounded to 1 the angle.
+    """
     lengths = float(first.y.norm()), float(second.y.norm())
     nothing = [n <= allowed * u.size for n, u in zip(lengths, (first, second), strict=True)]
     if all(nothing):
-        return 0.0, 1.0
+        return 0.0, "cosine 1"
     if any(nothing):
-        return math.inf, 0.0
+        return math.inf, "cosine 0"
     gap = float((first.y / lengths[0] - second.y / lengths[1]).norm())
     room = allowed * (first.size / lengths[0] + second.size / lengths[1])
-    return _ratio(gap, room), float(first.y @ second.y) / lengths[0] / lengths[1]
+    cosine = float(first.y @ second.y) / lengths[0] / lengths[1]
+    return _ratio(gap, room), f"cosine {cosine:.6g}" if gap > 0.01 else f"an angle of {gap:.3g} rad"
 
 
 def scale_dependence(subject: Subject, case: Case, allowed: float) -> Measured:
     """The distance of the unit vectors along `A(s J)` and `A(J)`, for the same draw."""
     plain, scaled = _update(subject, case), _update(subject, case, case["s"] * case["J"])
-    ratio, cosine = turn(plain, scaled, allowed)
-    text = f"A(s J) points elsewhere than A(J): cosine {cosine:.6g}, lengths {_length(scaled)} and {_length(plain)}"
+    ratio, words = turn(plain, scaled, allowed)
+    text = f"A(s J) points elsewhere than A(J): {words}, lengths {_length(scaled)} and {_length(plain)}"
     return Measured(ratio, text, {"update": plain.y, "update_scaled": scaled.y})
 
 
@@ -122,8 +126,8 @@ def distance_to_mean(subject: Subject, case: Case, allowed: float) -> Measured:
     """The distance of the unit vectors along `A(J)` and along the mean of the rows."""
     J, u = case["J"].double(), _update(subject, case)
     mean = Update(J.mean(0), float(J.norm(dim=1).mean()))
-    ratio, cosine = turn(u, mean, allowed)
-    text = f"no two gradients conflict, yet the update is no multiple of the mean: cosine {cosine:.6g}"
+    ratio, words = turn(u, mean, allowed)
+    text = f"no two gradients conflict, yet the update is no multiple of the mean: {words}"
     return Measured(ratio, text, {"update": u.y, "mean": mean.y})
 
 

@@ -1,4 +1,4 @@
-"""One way to call everything that can be checked: a Gramian weighting, a function of G, an aggregator of J."""
+"""One way to call everything that can be checked: an aggregator of the Gramian, a function of G, an aggregator of J."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def as_subject(aggregator: Any, takes: str | None = None) -> Subject:
     |---|---|
     | `takes="gramian"` | a function of G [m, m] that returns the weights [m] |
     | `takes="jacobian"` | a function of J [m, n] that returns the update [n] (its `.aggregate` if it has one) |
-    | a Weighting of gramjd | a function of G; of G and the losses where it asks for them |
+    | an aggregator of gramjd | a function of G; of G and the losses where it asks for them |
     | something with a method `aggregate` | that method, a function of J |
     | an Aggregator of TorchJD | a function of J |
     | any other callable | a function of G |

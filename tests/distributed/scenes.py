@@ -333,6 +333,8 @@ def subgroup() -> None:
         found = gramjd.gramian(losses_of("mlp", net, 2 + rank, rank), group=group)
         torch.testing.assert_close(found, expected("mlp", [2, 3])[0], rtol=1e-10, atol=1e-12)
     else:
+        with pytest.raises(InputError, match="`group` is a str; expected a process group"):
+            gramjd.gramian(losses_of("mlp", network("mlp"), 2, 0), group="world")
         with pytest.raises(InputError, match="no member"):
             gramjd.gramian(losses_of("mlp", network("mlp"), 2, 0), group=group)
     dist.barrier()

@@ -43,7 +43,9 @@ def test_gradients_are_enabled_inside():
         (lambda: 3.0, "the closure returned a float; expected residuals: a tensor, several of them in a list"),
         (lambda: {"a": 3.0}, "block 'a' of the residuals is a float"),
         (lambda: [P, "x"], "block 1 of the residuals is a str"),
+        (P * 2, "step got a Tensor; expected the function that returns the residuals"),
         (lambda: P[:0], "there are no losses"),
+        (lambda: P.square().sum(), "the closure returned one number; expected the residuals themselves"),
         (lambda: P.detach(), "does not require grad"),
         (lambda: P / 0, "NaN or infinite"),
         (lambda: P * 1j, "complex"),
@@ -59,6 +61,7 @@ def test_what_is_no_residual(closure, said):
     ("weights", "said"),
     [
         ({"a": 1.0}, "weights are given for 'a', but the closure returned 'a', 'b': give one per block"),
+        (2.0, "weights is 2.0; expected one per block: a dictionary for a dictionary, else a list"),
         ([1.0, 2.0], "weights are given for 0, 1, but the closure returned 'a', 'b'"),
         ({"a": 1.0, "b": -1.0}, "the weight of block 'b' must be finite, 0 or more; got -1.0"),
         ({"a": 1.0, "b": float("nan")}, "the weight of block 'b' must be finite, 0 or more; got nan"),

@@ -133,6 +133,8 @@ def test_steps_without_a_gramian_are_not_watched():
     assert monitor.wrap(gram_backward)(losses, GradDrop()) is None
     assert layer.weight.grad is not None
     assert monitor.steps == []
+    with pytest.raises(InputError, match=r"got a tensor; .* GramStep\(aggregator\(G\), G\)"):
+        GramMonitor().update(torch.eye(2))
     with pytest.raises(InputError, match="got None: a coordinatewise aggregator makes no Gramian"):
         monitor.update(None)
 

@@ -1,6 +1,7 @@
 """What may be profiled, and what is said of the rest."""
 
 import pytest
+import torch
 
 from gramjd.errors import InputError, LossError
 from gramjd.profiling.target import build, load, spec_of
@@ -20,6 +21,11 @@ def test_from_a_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from tests.profiling.makers import make\n\n\ndef two():\n    return make(2)\n")
     assert build(f"{path}:two").m == 2
+
+
+def test_a_model_is_no_function_that_makes_one():
+    with pytest.raises(InputError, match="got a Linear; expected a function that makes a model"):
+        spec_of(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

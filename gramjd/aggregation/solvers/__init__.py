@@ -1,6 +1,6 @@
-"""Convex problems that weightings share, in terms of the Gramian.
+"""Convex problems that aggregators share, in terms of the Gramian.
 
-**Exact** means, for every weighting that says so: the answer is that of a Gramian `G'` which `G` could have been
+**Exact** means, for every aggregator that says so: the answer is that of a Gramian `G'` which `G` could have been
 rounded from,
 
     |G'_ij - G_ij| <= k m eps |g_i| |g_j|,        k = `rounding.KNOWN` = 8,
