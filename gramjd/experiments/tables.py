@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gramjd.experiments import convergence, cost, iwrm_report
+from gramjd.experiments import convergence, cost, iwrm_report, tasks_report
 from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.results import Journal
 from gramjd.text_table import filled, markdown
@@ -68,6 +68,15 @@ def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = Non
     return noted(rows, f"{epochs}. {made} ", journal.environments())
 
 
+def tasks(journal: Journal, form: str) -> str:
+    """Two overlaid digits in one form, a line per method."""
+    entries = [e for e in tasks_report.summarise(journal)["entries"] if e["form"] == form]
+    runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
+    rows = [tasks_report.HEADER, *map(tasks_report.cells, entries)]
+    note = f"{runs} runs, {seconds / 60:.0f} minutes of CPU time, on a machine that did other work meanwhile. "
+    return noted(rows, note, journal.environments())
+
+
 def costs(results: Results, field: str) -> str:
     """The costs per set at batch 32 (`sets`), or over batch sizes (`sizes`)."""
     rows = []
@@ -84,6 +93,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "iwrm": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[32])),
     "iwrm-batches": ("iwrm.jsonl", partial(iwrm, optimizer="sgd", batches=[16, 128, 512])),
     "iwrm-adam": ("iwrm.jsonl", partial(iwrm, optimizer="adam")),
+    "tasks-equal": ("tasks.jsonl", partial(tasks, form="equal")),
+    "tasks-unequal": ("tasks.jsonl", partial(tasks, form="unequal")),
     "cost-sets": ("cost.json", partial(costs, field="sets")),
     "cost-sizes": ("cost.json", partial(costs, field="sizes")),
 }

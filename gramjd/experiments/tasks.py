@@ -1,7 +1,7 @@
 """`gramjd paper tasks`: two overlaid digits, a task each; scalarisations and aggregators, each at its best rate.
 
-Every run is a line in a journal; started again, the command goes on where it was stopped. The images are pairs of MNIST's
-digits, whose files are looked for in the folder `mnist` of `--root`; nothing is downloaded.
+Every run is a line in a journal; started again, the command goes on where it was stopped. The images are pairs of
+MNIST's digits, whose files are looked for in the folder `mnist` of `--root`; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from gramjd import arguments
 from gramjd.errors import InputError
-from gramjd.experiments import tasks_report
+from gramjd.experiments import tasks_figure, tasks_report
 from gramjd.experiments.data import overlaid
 from gramjd.experiments.protocol import Plan, missing
 from gramjd.experiments.results import Journal, as_text
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     results = {"environments": journal.environments(), **tasks_report.summarise(journal)}
     if not results["entries"]:
         raise InputError(f"{args.journal} holds no run and the budget leaves no time for one")
-    plot = tasks_report.save(results["entries"], args.out)
+    plot = tasks_figure.save(results["entries"], args.out)
     if args.json:
         print(as_text(results))
         return 0

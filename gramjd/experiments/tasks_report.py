@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gramjd.experiments import plots
-from gramjd.experiments.aggregators import ENTRIES
 from gramjd.experiments.protocol import best_rate, mean_areas
 from gramjd.experiments.report import align, mean_and_error, rounded, with_error
 from gramjd.experiments.results import Journal
 from gramjd.experiments.tasks_methods import SUM
 from gramjd.experiments.tasks_results import Run, areas, costs, runs_of, select, studies
 from gramjd.experiments.tasks_training import FORMS, Study
-from gramjd.profiling.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, VERMILION, clean
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HEADER = (
     *("method", "runs", "best rate", "seeds", "training loss", "upper left, %", "lower right, %"),
@@ -87,7 +79,7 @@ def _over_seeds(runs: Sequence[Run], plain: Mapping[int, Run], cost: float | Non
 
 
 def both_at(run: Run, epoch: float) -> float:
-    """Mean accuracy of both tasks after so many epochs, on the line between the two that were measured; at most the last.
+    """Mean accuracy of both tasks after so many epochs, on the line between those around it; the last one past the end.
 
     >>> both_at({"accuracy": [[0.0, 0.2], [0.5, 0.7]]}, 0.5)
     0.35

@@ -31,7 +31,7 @@ def studies(runs: Sequence[Run]) -> list[Study]:
 
 
 def areas(runs: Sequence[Run], study: Study) -> dict[float, dict[int, float]]:
-    """Rate -> seed -> mean training loss over all epochs, of the runs of one study; infinite for those that diverged."""
+    """Rate -> seed -> mean training loss over all epochs, of one study; infinite for runs that diverged."""
     found: dict[float, dict[int, float]] = {}
     for run in select(runs, study):
         found.setdefault(run["rate"], {})[run["seed"]] = math.inf if run["area"] is None else run["area"]

@@ -45,7 +45,7 @@ class Study:
 def make(study: Study, rate: float, seed: int, data: Images) -> dict[str, Any]:
     """One run as a line of the journal; the seed is that of digits, weights, batches and method.
 
-    `loss[e]` holds both cross-entropies as the steps of epoch e met them, on the average and without the form's factors;
+    `loss[e]` holds both cross-entropies as the steps of epoch e met them, averaged and without the form's factors;
     `area` is their mean over all epochs and both tasks. `accuracy[e]` holds the shares of held-out images that are
     right after e epochs; `conflicts` the share of steps with gradients that conflict in the trunk.
 

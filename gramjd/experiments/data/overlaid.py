@@ -16,7 +16,7 @@ SHIFT = 4  # pixels that each digit lies off the middle, along both axes
 
 
 def overlaid(first: Tensor, second: Tensor) -> Tensor:
-    """Each image of `first` at the upper left of a canvas, that of `second` at its lower right, the brighter pixel kept.
+    """Each image of `first` at the upper left of a canvas, that of `second` at its lower right; brighter pixels stay.
 
     With the shift s = 4 of both digits the canvas is 2s = 8 pixels larger than an image; it is then halved, each 2x2
     square of pixels to its mean.
