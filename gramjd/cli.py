@@ -73,11 +73,11 @@ COMMANDS = (
     Command("paper properties", "table 1, every yes and no found by search", "gramjd.experiments.properties"),
     Command("paper convergence", "theorem 1 on convex quadratics", "gramjd.experiments.convergence"),
     Command("paper iwrm", "one objective per image, every aggregator at its best rate", "gramjd.experiments.iwrm"),
+    Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.experiments.cost"),
+    Command("paper all", "all of these, short unless told otherwise", "gramjd.experiments.everything"),
     Command(
         "paper tasks", "two overlaid digits, a task each, by every way to combine them", "gramjd.experiments.tasks"
     ),
-    Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.experiments.cost"),
-    Command("paper all", "all of these, short unless told otherwise", "gramjd.experiments.everything"),
     Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
     Command(
         "bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench.command"

@@ -18,18 +18,15 @@ if TYPE_CHECKING:
 
 SHAPES = {"-": "o", "--": "^", ":": "v"}  # an aggregator's, by its dash in other figures; squares are scalarisations
 SQUARES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY, GREY)
-SCALARS = [name for name in METHODS if name not in ENTRIES and name != SUM]
+AGGREGATED = [name for name in METHODS if name in ENTRIES and name != SUM]
+SCALARS = [name for name in METHODS if name not in ENTRIES]
 LOOKS: dict[str, dict[str, Any]] = {
     SUM: {"color": INK, "marker": "*", "ms": 13},
     **{
         name: {"color": colour, "marker": "s", "ms": 6, "mfc": "white"}
         for name, colour in zip(SCALARS, SQUARES, strict=True)
     },
-    **{
-        name: {"color": ENTRIES[name].colour, "marker": SHAPES[ENTRIES[name].dash], "ms": 6}
-        for name in METHODS
-        if name in ENTRIES
-    },
+    **{name: {"color": ENTRIES[name].colour, "marker": SHAPES[ENTRIES[name].dash], "ms": 6} for name in AGGREGATED},
 }
 
 
