@@ -192,7 +192,6 @@ def paper_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with the folder mnist of its files")
     parser.add_argument("--methods", metavar="NAMES", default="all", help="by commas, such as sum,famo,upgrad")
     parser.add_argument("--images", type=pairs, default=4096, help="training images, two digits each (default: 4096)")
-    parser.add_argument("--held-out", type=pairs, default=2000, help="images held out (default: 2000)")
     parser.add_argument("--batch", type=positive, default=64, help="images per step (default: 64)")
     parser.add_argument("--epochs", type=positive, default=6, help="passes over the images (default: 6)")
     parser.add_argument("--rates-from", type=rate, default=5e-3, help="least rate of the first stage, which can widen")

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def _advance(journal: Journal, methods: Sequence[str], plan: Plan, args: argparse.Namespace) -> bool:
     """Costs of a step first, then every run that is missing; True when nothing is left to do."""
     start = time.perf_counter()
-    load = lru_cache(maxsize=16)(lambda seed: overlaid.load(args.root, seed, args.images, args.held_out))
+    load = lru_cache(maxsize=16)(lambda seed: overlaid.load(args.root, seed, args.images))
     environment = describe(packages=("torch", "gramjd"))
     if environment not in journal.environments():
         journal.append({"environment": environment})

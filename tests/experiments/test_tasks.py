@@ -45,7 +45,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(root):
-    return overlaid.load(root, 0, 40, 20)
+    return overlaid.load(root, 0, 40)
 
 
 def test_canvas_by_hand():
@@ -74,12 +74,12 @@ def test_pairs_have_both_labels_and_each_digit_twice():
 
 
 def test_load_draws_from_both_parts_by_seed(root):
-    data = overlaid.load(root, 0, 40, 20)
+    data = overlaid.load(root, 0, 40)
     assert (data.train_images.shape, data.train_labels.shape) == ((40, 1, 18, 18), (40, 2))
-    assert (data.test_images.shape, data.test_labels.shape) == ((20, 1, 18, 18), (20, 2))
+    assert (data.test_images.shape, data.test_labels.shape) == ((30, 1, 18, 18), (30, 2))
     assert data.train_images.mean().abs() < 1e-5
-    assert torch.equal(overlaid.load(root, 0, 40, 20).train_images, data.train_images)
-    assert not torch.equal(overlaid.load(root, 1, 40, 20).train_labels, data.train_labels)
+    assert torch.equal(overlaid.load(root, 0, 40).train_images, data.train_images)
+    assert not torch.equal(overlaid.load(root, 1, 40).train_labels, data.train_labels)
     for column in (0, 1):  # the bar of a digit tells its label: row 2k + 4 of the image, k + 2 after halving
         rows = data.train_labels[:, column] + 2 + 4 * column
         part = slice(2, 4) if column == 0 else slice(14, 16)  # columns that this digit has for itself
@@ -90,8 +90,8 @@ def test_load_draws_from_both_parts_by_seed(root):
 def test_load_refuses(root, tmp_path):
     with pytest.raises(MissingFilesError, match="train-images-idx3-ubyte"):
         overlaid.load(tmp_path, 0, 4, 4)
-    with pytest.raises(InputError, match="got 30 images"):
-        overlaid.load(root, 0, 40, 31)
+    with pytest.raises(InputError, match="got 60 images"):
+        overlaid.load(root, 0, 61)
 
 
 @pytest.mark.parametrize("form", ["equal", "unequal"])
@@ -191,7 +191,7 @@ def test_costs_are_ratios_within_a_round(data):
     assert found == {"batch": 8, "rounds": 3, "milliseconds": 1000.0, "over_sum": {SUM: 1.0, "UPGrad": 1.0}}
 
 
-WORDS = ["paper", "tasks", "--images", "16", "--held-out", "8", "--batch", "8", "--epochs", "1", "--rounds", "1"]
+WORDS = ["paper", "tasks", "--images", "16", "--batch", "8", "--epochs", "1", "--rounds", "1"]
 SEARCH = ["--rates-from", "0.003", "--rates-to", "0.01", "--fine", "1", "--seeds", "2"]
 
 
@@ -259,6 +259,10 @@ def test_command_refuses(root, tmp_path, capsys):
     assert "got 60 images" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(command(root, tmp_path, "--images", "1"))
+
+
+def test_the_network_is_as_large_as_it_says():
+    assert f"{sum(p.numel() for p in TwoTasks().parameters()):,} parameters" in TwoTasks.__doc__
 
 
 def test_methods_by_name():

@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from gramjd.experiments.data import idx
 from gramjd.experiments.data.images import Images, choose, scaled
-from gramjd.experiments.data.sets import SOURCES
+from gramjd.experiments.data.sets import HELD_OUT, SOURCES
 
 SHIFT = 4  # pixels that each digit lies off the middle, along both axes
 
@@ -59,20 +59,19 @@ def pairs(images: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tenso
     return overlaid(images[chosen], images[other]), torch.stack([labels[chosen], labels[other]], 1)
 
 
-def load(root: Path, seed: int, train: int, held_out: int) -> Images:
-    """Pairs of MNIST's digits: `train` of its training part, `held_out` of its test part; labels are [n, 2].
+def load(root: Path, seed: int, train: int) -> Images:
+    """Pairs of MNIST's digits: `train` of its training part, at most 2,000 of its test part; labels are [n, 2].
 
     Args:
         root: with the folder `mnist`, the files as their authors publish them.
         seed: chooses digits and pairs.
         train: training images.
-        held_out: images held out.
 
     Raises:
-        MissingFilesError, InputError: the files are not there, not as they should be, or hold fewer images.
+        MissingFilesError, InputError: the files are not there, not as they should be, or hold too few images.
     """
-    parts = []
-    for part, count in (("train", train), ("test", held_out)):
-        images, labels = idx.read(root / "mnist", part, SOURCES["mnist"])
-        parts.append(pairs(images, labels, choose(len(images), count, seed)[0]))
-    return scaled(*parts)
+    images, labels = idx.read(root / "mnist", "train", SOURCES["mnist"])
+    test_images, test_labels = idx.read(root / "mnist", "test", SOURCES["mnist"])
+    chosen = choose(len(images), train, seed)[0]
+    held_out = choose(len(test_images), min(HELD_OUT, len(test_images)), seed)[0]
+    return scaled(pairs(images, labels, chosen), pairs(test_images, test_labels, held_out))
