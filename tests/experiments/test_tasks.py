@@ -89,7 +89,7 @@ def test_load_draws_from_both_parts_by_seed(root):
 
 def test_load_refuses(root, tmp_path):
     with pytest.raises(MissingFilesError, match="train-images-idx3-ubyte"):
-        overlaid.load(tmp_path, 0, 4, 4)
+        overlaid.load(tmp_path, 0, 4)
     with pytest.raises(InputError, match="got 60 images"):
         overlaid.load(root, 0, 61)
 
@@ -315,7 +315,8 @@ def test_accuracy_between_and_past_the_epochs():
     assert found == pytest.approx([0.1, 0.35, 0.6, 0.625, 0.7, 0.7, 0.7])
 
 
-def test_table_and_figure_of_a_journal(tmp_path):
+def test_table_and_figure_of_a_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks_figure, "FAR", 20.0)
     journal = small_journal(tmp_path / "j")
     rows = tables.tasks(journal, "equal").splitlines()
     assert (
@@ -328,6 +329,16 @@ def test_table_and_figure_of_a_journal(tmp_path):
     drawn = {c.get_label(): tuple(float(x) for x in c.lines[0].get_xydata()[0]) for c in axes.containers}
     assert drawn == {SUM: pytest.approx((80, 65)), "UPGrad": pytest.approx((90, 80))}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [SUM, "UPGrad"]
+
+
+def test_what_is_far_off_is_named_and_not_drawn(tmp_path):
+    journal = small_journal(tmp_path / "j")
+    for seed in (0, 1):
+        journal.append(line("MGDA", seed, [[0.6, 0.6], [0.85, 0.5 + 0.01 * seed]]))
+    figure = tasks_figure.draw(tasks_report.summarise(journal)["entries"])
+    (axes,) = figure.axes
+    assert axes.get_title() == "equal losses\noutside: Sum (80.0, 65.0), MGDA (85.0, 50.5)"
+    assert [container.get_label() for container in axes.containers] == ["UPGrad"]
 
 
 def test_every_method_looks_different():
