@@ -96,7 +96,7 @@ def cells(entry: Mapping[str, Any]) -> list[str]:
     time = "-" if cost is None else f"{cost:.2f}"
     if best is None:
         return [entry["method"], str(entry["runs"]), "none converged", *"-----", time, "-"]
-    numbers = [with_error(best[name], "{:.3f}" if name == "loss" else "{:.1f}") for name in NUMBERS]
+    numbers = [with_error(best[name], "{:.3f}" if name == "loss" else "{:z.1f}") for name in NUMBERS]
     if entry["method"] == SUM:
         numbers[-2:] = ["", ""]
     seeds = f"{len(best['seeds'])} of {len(best['seeds']) + best['diverged']}"
