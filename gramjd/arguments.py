@@ -37,6 +37,11 @@ def count(text: str) -> int:
     return _at_least(0, text)
 
 
+def pairs(text: str) -> int:
+    """A number of images that pairs can be made of: 2 or more."""
+    return _at_least(2, text)
+
+
 def positives(text: str) -> tuple[int, ...]:
     """Whole numbers by commas, 1 or more each.
 
@@ -193,6 +198,26 @@ def paper_objections(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the plot and results")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+
+
+def paper_tasks(parser: argparse.ArgumentParser) -> None:
+    """Options of `gramjd paper tasks`."""
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder with the folder mnist of its files")
+    parser.add_argument("--methods", metavar="NAMES", default="all", help="by commas, such as sum,famo,upgrad")
+    parser.add_argument("--images", type=pairs, default=4096, help="training images, two digits each (default: 4096)")
+    parser.add_argument("--batch", type=positive, default=64, help="images per step (default: 64)")
+    parser.add_argument("--epochs", type=positive, default=6, help="passes over the images (default: 6)")
+    parser.add_argument("--rates-from", type=rate, default=5e-3, help="least rate of the first stage, which can widen")
+    parser.add_argument("--rates-to", type=rate, default=2e-2, help="greatest rate of the first stage")
+    parser.add_argument("--fine", type=count, default=3, help="rates of the second stage (default: 3)")
+    parser.add_argument("--search-seeds", type=positive, default=1, help="seeds per rate (default: 1)")
+    parser.add_argument("--seeds", type=positive, default=5, help="seeds of the best rate (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=40, help="timed steps of each method (default: 40)")
+    parser.add_argument("--budget", type=seconds, default=None, metavar="20m", help="stop after this long")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--journal", type=Path, default=Path("runs/paper/tasks.jsonl"), help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of the figure")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of tables")
 
 
 def paper_cost(parser: argparse.ArgumentParser) -> None:

@@ -76,6 +76,9 @@ COMMANDS = (
     Command("paper objections", "weights and spectrum of G while UPGrad trains", "gramjd.experiments.objections"),
     Command("paper cost", "seconds per epoch and peak memory of every aggregator", "gramjd.experiments.cost"),
     Command("paper all", "all of these, short unless told otherwise", "gramjd.experiments.everything"),
+    Command(
+        "paper tasks", "two overlaid digits, a task each, by every way to combine them", "gramjd.experiments.tasks"
+    ),
     Command("profile", "time and memory of a step on your own model, beside other methods", "gramjd.profiling.command"),
     Command(
         "bench", "the benchmark of a step, after the tests; or compare two results", "gramjd.profiling.bench.command"

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gramjd.experiments import convergence, cost, iwrm_report, objections
+from gramjd.experiments import convergence, cost, iwrm_report, objections, tasks_report
 from gramjd.experiments.data.sets import DATA
 from gramjd.experiments.results import Journal
 from gramjd.text_table import filled, markdown
@@ -70,6 +70,15 @@ def iwrm(journal: Journal, optimizer: str, batches: Collection[int] | None = Non
     return noted(rows, f"{epochs}. {made} ", journal.environments())
 
 
+def tasks(journal: Journal, form: str) -> str:
+    """Two overlaid digits in one form, a line per method."""
+    entries = [e for e in tasks_report.summarise(journal)["entries"] if e["form"] == form]
+    runs, seconds = sum(e["runs"] for e in entries), sum(e["seconds"] for e in entries)
+    rows = [tasks_report.HEADER, *map(tasks_report.cells, entries)]
+    note = f"{runs} runs, {seconds / 60:.0f} minutes of CPU time, on a machine that did other work meanwhile. "
+    return noted(rows, note, journal.environments())
+
+
 def objections_of(results: Results) -> str:
     """What UPGrad's variants and Mean meet in training."""
     note = f"{DATA[results['data']].title}, rate {results['rate']:g}, batch 32, {results['seeds']} seeds. "
@@ -106,6 +115,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "iwrm-fashion-batches": ("iwrm-fashion.jsonl", partial(iwrm, optimizer="sgd", batches=[128, 512])),
     "iwrm-digits": ("iwrm-digits.jsonl", partial(iwrm, optimizer="sgd")),
     "iwrm-adam": ("iwrm.jsonl", partial(iwrm, optimizer="adam")),
+    "tasks-equal": ("tasks.jsonl", partial(tasks, form="equal")),
+    "tasks-unequal": ("tasks.jsonl", partial(tasks, form="unequal")),
     "objections": ("objections-digits.json", objections_of),
     "objections-mnist": ("objections-mnist.json", objections_of),
     "cost-sets": ("cost.json", cost_of_sets),

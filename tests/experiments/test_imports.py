@@ -10,6 +10,7 @@ ALLOWED = {
     "gramjd",
     "aggregation",
     "profiling",
+    "scalarization",
     "testing",
     "experiments",
     "optim",
