@@ -98,7 +98,7 @@ def _measure(args: argparse.Namespace, keys: Sequence[str], names: Sequence[str]
 
 
 def _contenders(names: Sequence[str], ways: Sequence[str]) -> dict[str, Fill | Compiled]:
-    return {BASE: SGD} | {f"{way}: {name}": WAYS[way](name) for way in ways for name in names}
+    return {BASE: SGD, **{f"{way}: {name}": WAYS[way](name) for way in ways for name in names}}
 
 
 def task(key: str, m: int, device: str) -> Task:

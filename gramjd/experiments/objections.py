@@ -83,7 +83,8 @@ def followed(key: str, name: str, rate: float, data: Images, *, epochs: int, see
     """
     model, aggregator = build(DATA[key].network, seed), ENTRIES[name].make(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    shuffle, found = torch.Generator().manual_seed(seed), []
+    shuffle = torch.Generator().manual_seed(seed)
+    found: list[dict[str, float]] = []
     for _ in range(epochs):
         steps = []
         for batch in torch.randperm(len(data.train_images), generator=shuffle).split(BATCH):
