@@ -41,7 +41,7 @@ def cross_outer(x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype
             [8., 8.]])
     """
     name = route(extent(x, c), extent(x2, c2), constants_of(c.device.type, dtype))
-    kernel = dispatch.implementation("cross." + name, c.device.type, *_dtypes(x, c, x2, c2), dtype)
+    kernel = dispatch.implementation("cross." + name, c.device, *_dtypes(x, c, x2, c2), dtype)
     run = _product if kernel is None and name == "product" else partial(_run, name)
     return run(x, c, x2, c2, dtype)
 
@@ -55,7 +55,7 @@ def _dtypes(*tensors: Tensor) -> list[torch.dtype]:
     lambda route, x, c, x2, c2, dtype: rectangle(c[:, 0], c2[:, 0], dtype),
 )
 def _run(route: str, x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
-    kernel = dispatch.implementation("cross." + route, c.device.type, *_dtypes(x, c, x2, c2), dtype) or CROSS[route]
+    kernel = dispatch.implementation("cross." + route, c.device, *_dtypes(x, c, x2, c2), dtype) or CROSS[route]
     return kernel(x, c, x2, c2, dtype)
 
 

@@ -191,13 +191,14 @@ def measure(case: Case, device: str, timer: Timer) -> dict[str, Any]:
     kernel = kernel_of(case.operation)
     ms = timer(lambda: kernel(*given))
     torch_ms = timer(lambda: operation.torch_form(*given))
-    moved = sum(t.nbytes for t in given) + kernel(*given).nbytes
-    return {
-        "kernel_ms": ms,
-        "torch_ms": torch_ms,
-        "bytes_per_s": 1e3 * moved / ms,
-        "flop_per_s": 2e3 * operation.work(*case.shape) / ms,
-    }
+    return {"kernel_ms": ms, "torch_ms": torch_ms, **rates(case, given, kernel(*given), ms)}
+
+
+def rates(case: Case, given: tuple[Tensor, ...], result: Tensor, ms: float) -> dict[str, float]:
+    """Bytes and operations that are needed at least, per second of a time in milliseconds."""
+    moved = sum(t.nbytes for t in given) + result.nbytes
+    work = OPERATIONS[case.operation].work(*case.shape)
+    return {"bytes_per_s": 1e3 * moved / ms, "flop_per_s": 2e3 * work / ms}
 
 
 def ceilings(device: str, timer: Timer, size: int = 8192) -> dict[str, float]:
