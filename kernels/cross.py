@@ -210,6 +210,11 @@ def cross_gathered(ids: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torc
         ids2, c2: the same for the other rows.
         dtype: of the result and of all products.
     """
+    run = dispatch.implementation("cross.gathered", c.device, c.dtype, c2.dtype, dtype) or _gathered
+    return run(ids, c, ids2, c2, dtype)
+
+
+def _gathered(ids: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     used = torch.unique(ids)
     used = used[torch.isin(used, ids2)]
     R, R2, d = c.shape[0] * c.shape[1], c2.shape[0] * c2.shape[1], c.shape[-1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramjd.engine.autograd import in_graph_task
 from gramjd.errors import BackendError, InputError
-from gramjd.kernels import convolution, cross, devices, dispatch, gathered, norms, outer, rows, weighted
+from gramjd.kernels import convolution, cross, devices, dispatch, gathered, norms, outer, rows, segments, weighted
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.dispatch import current_backend, implementation, use_backend
 
@@ -77,6 +77,16 @@ OPERATIONS = {
     "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
     "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512), torch.float32),
     "cross.product": lambda: cross.cross_outer(*(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3)) * 2, torch.float32),
+    "cross.pairwise": lambda: cross.cross_outer(
+        *(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512)) * 2, torch.float32
+    ),
+    "cross.rows": lambda: cross.cross_outer(*(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1)) * 2, torch.float32),
+    "cross.gathered": lambda: cross.cross_gathered(
+        *(torch.arange(2)[:, None], torch.ones(1, 2, 1, 64)) * 2, torch.float32
+    ),
+    "segments.pairwise": lambda: segments.gram_segments(
+        torch.ones(3, 2), torch.ones(1, 3, 4), torch.tensor([[0, 1, 3]]), torch.float32
+    ),
     "norms.pair": lambda: norms.norms_outer(torch.ones(1, 2, 2, 512), torch.ones(2, 1, 2, 2, 512), torch.float32).view(
         2, 2
     ),
