@@ -23,6 +23,15 @@ from gramjd.kernels.symmetric import even
 from gramjd.kernels.tracing import host, square, whole
 
 
+def pays(P: int, R: int, i: int, o: int) -> bool:
+    """Returns True if pairs of P positions take fewer operations than the R rows they sum to, and pairs of those.
+
+    >>> pays(512, 64, 768, 768), pays(8192, 64, 768, 768)
+    (True, False)
+    """
+    return P * P * (i + o) / 2 < (P + R * R / 2) * i * o
+
+
 @whole(
     "segments(Tensor x, Tensor c, Tensor starts, ScalarType dtype) -> Tensor",
     lambda x, c, starts, dtype: square(c, dtype, c.shape[0], starts.shape[1] - 1),
