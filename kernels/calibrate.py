@@ -4,7 +4,8 @@
     gramjd calibrate --output devices.json
 
 They are used after `gramjd.kernels.cost.load()`, or `load(path)`, on this kind of CPU. The file also states which
-library computes large float32 products: oneDNN where it was `MARGIN` times as fast as PyTorch's own choice.
+library computes large float32 products: oneDNN where it was `MARGIN` times as fast as PyTorch's own choice. A file that
+is written over keeps its lists of kernels, which are not measured here.
 
 Everything is measured in `PASSES` passes, of which the best counts. Nothing is written where two passes differ by more
 than a factor of `AGREE`, or where one number is implausible beside another: the machine is busy then.
@@ -17,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.output or cost.user_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     gpu = devices.this_gpu() if "cuda" in kinds else None
-    written = Measured(this_cpu(), faster(found), found, gpu)
+    written = Measured(this_cpu(), faster(found), found, gpu, kernels=_kernels_in(path))
     path.write_text(json.dumps(written.to_dict(), indent=1) + "\n")
     for kind, of in found.items():
         for name, c in of.items():
@@ -69,6 +71,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"large float32 products: {'oneDNN' if written.products == 'onednn' else 'PyTorch'}; CPU: {written.cpu}")
     print(f"wrote {path}")
     return 0
+
+
+def _kernels_in(path: Path) -> devices.Kernels:
+    """The kernels that a file lists which is about to be written over; none where it is no file of this form."""
+    try:
+        return devices.read(path).kernels
+    except GramjdError:
+        return {}
 
 
 def faster(found: devices.Table) -> str:

@@ -247,7 +247,7 @@ def _gram(
     name = route(s, constants_of(c.device.type, dtype))
     if name != "rows":
         return outer.run(name, *as_outer(x, c, w), dtype)
-    run = dispatch.implementation("convolution.rows", c.device.type, x.dtype, c.dtype, dtype) or rows
+    run = dispatch.implementation("convolution.rows", c.device, x.dtype, c.dtype, dtype) or rows
     return run(x, c, w, dtype)
 
 

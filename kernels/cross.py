@@ -41,7 +41,7 @@ def cross_outer(x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype
             [8., 8.]])
     """
     name = route(extent(x, c), extent(x2, c2), constants_of(c.device.type, dtype))
-    kernel = dispatch.implementation("cross." + name, c.device.type, *_dtypes(x, c, x2, c2), dtype)
+    kernel = dispatch.implementation("cross." + name, c.device, *_dtypes(x, c, x2, c2), dtype)
     run = _product if kernel is None and name == "product" else partial(_run, name)
     return run(x, c, x2, c2, dtype)
 
@@ -55,7 +55,7 @@ def _dtypes(*tensors: Tensor) -> list[torch.dtype]:
     lambda route, x, c, x2, c2, dtype: rectangle(c[:, 0], c2[:, 0], dtype),
 )
 def _run(route: str, x: Tensor, c: Tensor, x2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
-    kernel = dispatch.implementation("cross." + route, c.device.type, *_dtypes(x, c, x2, c2), dtype) or CROSS[route]
+    kernel = dispatch.implementation("cross." + route, c.device, *_dtypes(x, c, x2, c2), dtype) or CROSS[route]
     return kernel(x, c, x2, c2, dtype)
 
 
@@ -210,6 +210,11 @@ def cross_gathered(ids: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torc
         ids2, c2: the same for the other rows.
         dtype: of the result and of all products.
     """
+    run = dispatch.implementation("cross.gathered", c.device, c.dtype, c2.dtype, dtype) or _gathered
+    return run(ids, c, ids2, c2, dtype)
+
+
+def _gathered(ids: Tensor, c: Tensor, ids2: Tensor, c2: Tensor, dtype: torch.dtype) -> Tensor:
     used = torch.unique(ids)
     used = used[torch.isin(used, ids2)]
     R, R2, d = c.shape[0] * c.shape[1], c2.shape[0] * c2.shape[1], c.shape[-1]

@@ -7,22 +7,28 @@ measures those of this machine and writes a file of the same form, and `load` pu
      "devices": {"cpu": {"float32": {"flops": 1.1e11, "half": 2.8, "elements": 2.5e10, "call": 9e-7}}}}
 
 `products` is a choice that the file states: `"onednn"` or `"torch"`. `"about"` is a remark. A file with constants of a
-GPU has its name under `"gpu"`.
+GPU has its name under `"gpu"`. The operations whose kernels are worth taking stand under `"kernels"`, per architecture:
+
+    {..., "kernels": {"sm_90": ["outer.product", "rows"]}}
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
 from gramjd.errors import GramjdError
 from gramjd.kernels.machine import Cpu, this_cpu
+from gramjd.kernels.table import operations
 
 SHIPPED = Path(__file__).with_name("devices.json")
 LIBRARIES = ("torch", "onednn")
@@ -45,6 +51,8 @@ class Constants(NamedTuple):
 
 
 Table = Mapping[str, Mapping[str, Constants]]
+# Architectures to operations.
+Kernels = Mapping[str, tuple[str, ...]]
 
 
 class Measured(NamedTuple):
@@ -55,10 +63,12 @@ class Measured(NamedTuple):
     devices: Table
     gpu: str | None = None
     about: str = ""
+    kernels: Kernels = MappingProxyType({})
 
     def to_dict(self) -> dict[str, Any]:
         """The form that is written to a file."""
         named = {"about": self.about, "cpu": self.cpu and self.cpu._asdict(), "gpu": self.gpu}
+        named |= {"kernels": {architecture: list(names) for architecture, names in self.kernels.items()}}
         plain = {device: {dtype: c._asdict() for dtype, c in of.items()} for device, of in self.devices.items()}
         return {name: value for name, value in named.items() if value} | {"products": self.products, "devices": plain}
 
@@ -78,7 +88,16 @@ def parsed(data: Any) -> Measured:
     if products not in LIBRARIES:
         raise ValueError(f"products are {products!r}, and not one of {', '.join(LIBRARIES)}")
     cpu = Cpu(**data["cpu"]) if "cpu" in data else None
-    return Measured(cpu, products, devices, data.get("gpu"), data.get("about", ""))
+    return Measured(cpu, products, devices, data.get("gpu"), data.get("about", ""), _kernels(data.get("kernels", {})))
+
+
+def _kernels(given: Mapping[str, Any]) -> Kernels:
+    for architecture, names in given.items():
+        if not re.fullmatch(r"sm_\d+", architecture):
+            raise ValueError(f'kernels are of {architecture!r}, and an architecture is named like "sm_90"')
+        if not isinstance(names, list) or not set(names) <= set(operations()):
+            raise ValueError(f"kernels of {architecture} are {names!r}; expected some of {', '.join(operations())}")
+    return {architecture: tuple(names) for architecture, names in given.items()}
 
 
 def read(path: Path) -> Measured:
@@ -102,9 +121,10 @@ def user_file() -> Path:
 
 
 def load(path: Path | None = None) -> None:
-    """Use, from now on, the constants and the choice of products in `path` (default: `user_file()`).
+    """Use, from now on, the constants, kernels and choice of products in `path` (default: `user_file()`).
 
-    Devices and dtypes that the file does not have keep their constants. A later call replaces an earlier one.
+    Devices and dtypes that the file does not have keep their constants, other architectures their kernels. A later
+    call replaces an earlier one.
 
     Raises:
         GramjdError: the file cannot be read, or was made for another CPU or another GPU than this machine's.
@@ -147,6 +167,34 @@ def measured(device: str, dtype: torch.dtype) -> Constants:
     sources = [entry.devices for entry in (_loaded, shipped(this_cpu()), ENTRIES[-1]) if entry]
     tables = ([of[kind] for of in sources if kind in of] for kind in (device, "cpu"))
     return next(table[name] for alike in tables for name in names for table in alike if name in table)
+
+
+def kernels(architecture: str) -> tuple[str, ...]:
+    """The operations whose kernels `backend="auto"` takes on an architecture: of a loaded file, else as shipped.
+
+    >>> kernels("sm_35")
+    ()
+    """
+    sources = (entry.kernels for entry in (_loaded, ENTRIES[-1]) if entry)
+    return next((of[architecture] for of in sources if architecture in of), ())
+
+
+def architecture(device: torch.device) -> str:
+    """The architecture of a CUDA device, such as `sm_90`; the type of any other device.
+
+    >>> architecture(torch.device("cpu"))
+    'cpu'
+    """
+    # AMD's devices are of type cuda, too, and their numbers mean something else.
+    if device.type != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
+        return device.type
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _capability(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
 
 
 ENTRIES = tuple(parsed(entry) for entry in json.loads(SHIPPED.read_text()))

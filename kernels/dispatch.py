@@ -7,8 +7,11 @@
 |---|---|
 | `"torch"` | the torch form of every operation |
 | `"triton"` | the kernel of every operation that has one; `BackendError` where it cannot run |
-| `"auto"` | the kernel where it can run and was measured to beat the torch form on a GPU, the torch form elsewhere |
+| `"auto"` | the kernel where it can run and was measured to be worth it on this architecture, else the torch form |
 | `"onednn"` | the torch form of every operation, with large float32 products on a CPU by oneDNN |
+
+What was measured is data: a list of operations per architecture of a GPU, in `devices.json` or in a file of one's own.
+An architecture without a list takes the torch forms.
 
 The library of large products on a CPU in `"auto"` and `"triton"` is explained in `products`.
 
@@ -28,22 +31,10 @@ from typing import Any
 import torch
 
 from gramjd.errors import BackendError, InputError
+from gramjd.kernels import devices
+from gramjd.kernels.table import TABLE
 
 BACKENDS = ("auto", "torch", "onednn", "triton")
-# (operation, device type) to "module:function", whose signature is that of the torch form.
-TABLE: dict[tuple[str, str], str] = {
-    ("outer.product", "cuda"): "gramjd.kernels.triton.symmetric:product",
-    ("outer.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:pairwise",
-    ("outer.rows", "cuda"): "gramjd.kernels.triton.chunks:rows",
-    ("cross.product", "cuda"): "gramjd.kernels.triton.cross:product",
-    ("norms.pair", "cuda"): "gramjd.kernels.triton.norms:pair",
-    ("gathered.pairwise", "cuda"): "gramjd.kernels.triton.pairwise:gathered",
-    ("rows", "cuda"): "gramjd.kernels.triton.symmetric:gram_rows",
-    ("convolution.rows", "cuda"): "gramjd.kernels.triton.convolution:rows",
-    ("weighted.outer", "cuda"): "gramjd.kernels.triton.weighted:weighted_outer",
-}
-# Operations whose kernel the benchmark of kernels found faster than the torch form on a GPU. Until it has run: none.
-MEASURED: set[str] = set()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The oldest release that the kernels were compiled with.
 OLDEST_TRITON = (3, 3)
@@ -86,12 +77,12 @@ def current_backend() -> str:
     return _backend.get()
 
 
-def implementation(operation: str, device: str, *dtypes: torch.dtype) -> Callable[..., Any] | None:
+def implementation(operation: str, device: torch.device | str, *dtypes: torch.dtype) -> Callable[..., Any] | None:
     """The function that is to run instead of the torch form, or None for the torch form.
 
     Args:
         operation: as in `TABLE`.
-        device: the type of the device that the operands are on.
+        device: that the operands are on.
         dtypes: of the operands and of the result.
 
     Raises:
@@ -101,14 +92,21 @@ def implementation(operation: str, device: str, *dtypes: torch.dtype) -> Callabl
     True
     """
     backend = _backend.get()
-    if backend in ("torch", "onednn") or (backend == "auto" and operation not in MEASURED):
+    if backend in ("torch", "onednn"):
         return None
-    obstacle = _obstacle(operation, device, dtypes)
+    device = torch.device(device)
+    if backend == "auto" and not _worth_it(operation, device):
+        return None
+    obstacle = _obstacle(operation, device.type, dtypes)
     if obstacle is None:
-        return _function(TABLE[operation, device])
+        return _function(TABLE[operation, device.type])
     if backend == "triton" and any(name == operation for name, _ in TABLE):
         raise BackendError(f'backend="triton" cannot run {operation}: {obstacle}; use backend="auto" or "torch"')
     return None
+
+
+def _worth_it(operation: str, device: torch.device) -> bool:
+    return (operation, device.type) in TABLE and operation in devices.kernels(devices.architecture(device))
 
 
 def _obstacle(operation: str, device: str, dtypes: tuple[torch.dtype, ...]) -> str | None:

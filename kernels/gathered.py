@@ -29,7 +29,7 @@ def gram_gathered(ids: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     K, b, T, d = c.shape
     used, place = torch.unique(ids, return_inverse=True)
     if route(K * b, T, len(used), d, constants_of(c.device.type, dtype)) == "pairwise":
-        run = dispatch.implementation("gathered.pairwise", c.device.type, c.dtype, dtype) or _pairwise
+        run = dispatch.implementation("gathered.pairwise", c.device, c.dtype, dtype) or _pairwise
         return run(place, c, dtype)
     return _unique(place, len(used), c, dtype)
 

@@ -43,7 +43,7 @@ def norms_outer(x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """
     e = extent(x, c)
     name = outer_route(e, constants_of(c.device.type, dtype))
-    run = dispatch.implementation(f"norms.{name}", c.device.type, x.dtype, c.dtype, dtype) or OUTER[name]
+    run = dispatch.implementation(f"norms.{name}", c.device, x.dtype, c.dtype, dtype) or OUTER[name]
     total = torch.zeros(e.K, e.b, dtype=dtype, device=c.device)
     for group in range(e.g):
         total += run(x[group], c[:, group], dtype)

@@ -158,7 +158,7 @@ def gram_outer(
 
 def run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
     """G [K b, K b], upper, by a route of `ROUTES`: the kernel if the backend in force has one, or the torch form."""
-    kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype)
+    kernel = dispatch.implementation("outer." + route, c.device, x.dtype, c.dtype, dtype)
     return _product(x, c, dtype) if kernel is None and route == "product" else _run(route, x, c, dtype)
 
 
@@ -168,7 +168,7 @@ def _at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Callable[.
     Calls cost nothing there, so that another route than the one chosen may be better.
     """
     e = extent(x, c)
-    if e.g > 1 or dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) is not None:
+    if e.g > 1 or dispatch.implementation("outer." + route, c.device, x.dtype, c.dtype, dtype) is not None:
         return None
     fitting = [name for name in options(e) if name in AT_ONCE and AT_ONCE[name].fits(e)]
     return AT_ONCE[min(fitting, key=lambda name: operations(name, e))].form if fitting else None
@@ -180,7 +180,7 @@ def _at_once(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Callable[.
     _at_once,
 )
 def _run(route: str, x: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
-    kernel = dispatch.implementation("outer." + route, c.device.type, x.dtype, c.dtype, dtype) or ROUTES[route]
+    kernel = dispatch.implementation("outer." + route, c.device, x.dtype, c.dtype, dtype) or ROUTES[route]
     return kernel(x, c, dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -61,3 +62,23 @@ def convolution_rows(x: Tensor, c: Tensor, weight_shape: Sequence[int], **option
             y = torch.convolution(x[n : n + 1].double(), weight, None, **options)  # type: ignore[arg-type]
             rows.append(torch.autograd.grad(y, weight, cotangent[n : n + 1])[0])
     return torch.stack(rows).view(c.shape[0], x.shape[0], *weight_shape)
+
+
+def segment_rows(x: Tensor, c: Tensor, starts: Tensor) -> Tensor:
+    """J [K n, g o i]: the sum of c_kt x_t^T over the positions t from `starts[h, r]` to `starts[h, r + 1]`.
+
+    Of x [P, i], c [K, P, o] and starts [g, n + 1].
+    """
+    rows = [
+        torch.einsum("ti,kto->koi", x.double()[lo:hi], c.double()[:, lo:hi]).flatten(1)
+        for bounds in starts.tolist()
+        for lo, hi in itertools.pairwise(bounds)
+    ]
+    g, n = starts.shape[0], starts.shape[1] - 1
+    return torch.stack(rows).view(g, n, len(c), -1).permute(2, 1, 0, 3).flatten(0, 1).flatten(1)
+
+
+def gram_segments(x: Tensor, c: Tensor, starts: Tensor) -> Tensor:
+    """`J J^T` [K n, K n] of these rows."""
+    J = segment_rows(x, c, starts)
+    return J @ J.T

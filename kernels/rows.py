@@ -12,13 +12,13 @@ from gramjd.kernels.tracing import square, whole
 
 def gram_rows(J: Tensor, dtype: torch.dtype) -> Tensor:
     """`J J^T` [R, R], upper, for J [R, d]: R^2 d to 2 R^2 d operations, one pass over J while R is small."""
-    kernel = dispatch.implementation("rows", J.device.type, J.dtype, dtype)
+    kernel = dispatch.implementation("rows", J.device, J.dtype, dtype)
     return gram(J.to(dtype)) if kernel is None else _by_kernel(J, dtype)
 
 
 @whole("gram_rows(Tensor J, ScalarType dtype) -> Tensor", lambda J, dtype: square(J, dtype, 1, len(J)))
 def _by_kernel(J: Tensor, dtype: torch.dtype) -> Tensor:
-    kernel = dispatch.implementation("rows", J.device.type, J.dtype, dtype)
+    kernel = dispatch.implementation("rows", J.device, J.dtype, dtype)
     assert kernel is not None, "the caller has found one"
     return kernel(J, dtype)
 

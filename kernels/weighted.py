@@ -34,7 +34,7 @@ def weighted_cotangents(c: Tensor, w: Tensor, batch: int) -> Tensor:
 
 def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """[g, o, i] from x [g, b, T, i], c [K, g, b, T, o] and weights w [K b]."""
-    if dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype) is not None:
+    if dispatch.implementation("weighted.outer", c.device, x.dtype, c.dtype) is not None:
         return _outer_by_kernel(x, c, w)
     C = weighted_cotangents(c, w, 2).flatten(1, 2)
     X = x.to(C.dtype).flatten(1, 2)
@@ -47,7 +47,7 @@ def weighted_outer(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
     lambda x, c, w: c.new_empty(c.shape[1], c.shape[-1], x.shape[-1]),
 )
 def _outer_by_kernel(x: Tensor, c: Tensor, w: Tensor) -> Tensor:
-    kernel = dispatch.implementation("weighted.outer", c.device.type, x.dtype, c.dtype)
+    kernel = dispatch.implementation("weighted.outer", c.device, x.dtype, c.dtype)
     assert kernel is not None, "the caller has found one"
     found: Tensor = kernel(x, c, w)
     return found

@@ -6,6 +6,7 @@ A program forms a tile of J for one sample and group, over all output pixels p o
 all K stacked rows share the patches it reads. It reads x at shifted addresses, and zero where they leave the image:
 P (1/BO + 1/BQ) numbers per number of J, mostly from cache, where unfolding would write and read b g i q P numbers. J is
 written once, in chunks that stay in the cache of a GPU. 2 R P g i q o operations, and R^2 g i q o for its products.
+Groups too small for tiles are left to `depthwise`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gramjd.kernels import convolution
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.cost import GPU_CHUNK
 from gramjd.kernels.symmetric import even
-from gramjd.kernels.triton import common, symmetric
+from gramjd.kernels.triton import common, depthwise, symmetric
 from gramjd.kernels.triton.common import Config, ceil_div, exact_dot, row_offset
 
 # Outputs and columns of a chunk below which tiles would be mostly padding.
@@ -143,6 +144,8 @@ def chunk_of_rows(x: Tensor, c: Tensor, w: Window, config: Config | None = None)
     """J [K b, groups o i q] of x [b, groups, i, h, w] and c [K, b, groups, o, h', w']."""
     (K, b, g, o, height, width), (i, h, across) = c.shape, x.shape[2:]
     q, P = math.prod(w.kernel), height * width
+    if config is None and depthwise.suits(K * o, i * q):
+        return depthwise.chunk_of_rows(x, c, w)
     config = config or config_for(common.arch_of(c), b * g, K * o, i * q, P)
     J = common.empty((config.splits, K * b, g * o * i * q), c)
     sizes = (b, g, K, o, i, q, P, config.splits, h, across, width, w.kernel[1])

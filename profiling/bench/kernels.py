@@ -21,23 +21,12 @@ import torch
 from torch import Tensor
 
 from gramjd.errors import BackendError
-from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
+from gramjd.kernels import dispatch
 from gramjd.kernels.symmetric import mirrored
+from gramjd.profiling.bench.kernel_operations import NO_GRAMIANS, OPERATIONS, Form, accumulating, windowed
 from gramjd.profiling.environment import describe, products_used
 
-Form = Callable[..., Tensor]
 Timer = Callable[[Callable[[], object]], float]
-ACCUMULATED = torch.float32
-VOCABULARY = 32_000
-
-
-class Operation(NamedTuple):
-    """What is compared: how operands are made, the torch form, and the multiply-adds that are needed."""
-
-    make: Callable[..., tuple[Tensor, ...]]
-    torch_form: Form
-    work: Callable[..., int]
-    shapes: tuple[tuple[int, ...], ...]
 
 
 class Case(NamedTuple):
@@ -49,104 +38,6 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:  # noqa: D105
         return f"{self.operation} {'x'.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')}"
-
-
-def _outer_operands(g: int, K: int, b: int, T: int, i: int, o: int) -> tuple[Tensor, ...]:
-    return torch.randn(g, b, T, i), torch.randn(K, g, b, T, o)
-
-
-def _images(K: int, b: int, groups: int, i: int, o: int, k: int, stride: int, side: int) -> tuple[Tensor, ...]:
-    """x, c, and a weight of no outputs whose shape tells kernel and groups, of a convolution that keeps the borders."""
-    x, c = torch.randn(b, groups * i, stride * side, stride * side), torch.randn(K, b, groups * o, side, side)
-    return x, c, torch.empty(0, groups, k, k)
-
-
-def _windowed(form: Form) -> Form:
-    def on_images(x: Tensor, c: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        _, groups, k, _ = weight.shape
-        stride = x.shape[-1] // c.shape[-1]
-        return form(x, c, convolution.Window((k, k), (stride, stride), (k // 2, k // 2), (1, 1), groups), dtype)
-
-    return on_images
-
-
-def _pairs(n: int) -> int:
-    return n * (n + 1) // 2
-
-
-def _gram(form: Form) -> Form:
-    return lambda *operands: form(*operands, torch.promote_types(operands[-1].dtype, ACCUMULATED))
-
-
-# Operations whose results are no Gram matrices.
-NO_GRAMIANS = {"cross.product", "norms.pair", "weighted.outer"}
-OPERATIONS: dict[str, Operation] = {
-    "outer.product": Operation(
-        _outer_operands,
-        _gram(outer.ROUTES["product"]),
-        lambda g, K, b, T, i, o: g * (_pairs(b) * i + _pairs(K * b) * o),
-        (
-            (1, 1, 32, 1, 784, 1024),
-            (1, 1, 256, 1, 1024, 1024),
-            (1, 1, 2048, 1, 1024, 1024),
-            (1, 1, 64, 1, 16384, 16384),
-        ),
-    ),
-    "outer.pairwise": Operation(
-        _outer_operands,
-        _gram(outer.ROUTES["pairwise"]),
-        lambda g, K, b, T, i, o: g * (_pairs(b * T) * i + _pairs(K * b * T) * o),
-        ((1, 1, 16, 16, 768, 3072), (1, 1, 64, 8, 768, 768), (1, 1, 256, 16, 768, 768)),
-    ),
-    "outer.rows": Operation(
-        _outer_operands,
-        _gram(outer.ROUTES["rows"]),
-        lambda g, K, b, T, i, o: g * i * o * (K * b * T + _pairs(K * b)),
-        ((1, 1, 16, 64, 768, 768), (1, 1, 32, 64, 768, 3072), (1, 1, 32, 128, 256, 256)),
-    ),
-    "cross.product": Operation(
-        lambda g, i, o, K, b, L, n: (*_outer_operands(g, K, b, 1, i, o), *_outer_operands(g, L, n, 1, i, o)),
-        _gram(cross.CROSS["product"]),
-        lambda g, i, o, K, b, L, n: g * (b * n * i + K * b * L * n * o),
-        ((1, 784, 1024, 1, 32, 1, 32), (1, 1024, 1024, 1, 512, 1, 64), (1, 4096, 4096, 2, 64, 1, 64)),
-    ),
-    "norms.pair": Operation(
-        lambda K, b, T, i, o: (torch.randn(b, T, i), torch.randn(K, b, T, o)),
-        _gram(norms.OUTER["pair"]),
-        lambda K, b, T, i, o: b * _pairs(T) * i + K * b * _pairs(T) * o,
-        ((1, 64, 64, 768, 768), (1, 16, 512, 768, 3072), (1, 256, 16, 768, 768)),
-    ),
-    "gathered.pairwise": Operation(
-        lambda K, b, T, d: (torch.randint(VOCABULARY, (b, T)), torch.randn(K, b, T, d)),
-        _gram(gathered._pairwise),
-        # Two equal positions cost a product of d numbers; of distinct ids only each with itself does.
-        lambda K, b, T, d: K * K * b * T * d,
-        ((1, 16, 512, 768), (1, 64, 128, 512)),
-    ),
-    "rows": Operation(
-        lambda R, d: (torch.randn(R, d),),
-        _gram(rows.gram_rows),
-        lambda R, d: _pairs(R) * d,
-        ((16, 1 << 24), (64, 1 << 20), (256, 4096)),
-    ),
-    "convolution.rows": Operation(
-        _images,
-        _gram(_windowed(convolution.rows)),
-        lambda K, b, groups, i, o, k, stride, side: groups * i * o * k * k * (K * b * side * side + _pairs(K * b)),
-        (
-            (1, 32, 1, 64, 64, 3, 1, 32),
-            (1, 32, 1, 128, 256, 3, 2, 8),
-            (1, 64, 1, 3, 64, 7, 2, 112),
-            (1, 32, 256, 1, 1, 3, 1, 28),
-        ),
-    ),
-    "weighted.outer": Operation(
-        lambda *shape: (*_outer_operands(*shape), torch.rand(shape[1] * shape[2])),
-        weighted.weighted_outer,
-        lambda g, K, b, T, i, o: g * b * T * o * (K + i),
-        ((1, 1, 256, 1, 1024, 1024), (1, 1, 16, 512, 768, 3072), (1, 4, 64, 1, 4096, 4096)),
-    ),
-}
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> list[Case]:
@@ -166,7 +57,7 @@ def kernel_of(operation: str) -> Form:
     kernel = dispatch._function(dispatch.TABLE[operation, "cuda"])
     if operation == "weighted.outer":
         return kernel
-    return _gram(_windowed(kernel) if operation == "convolution.rows" else kernel)
+    return accumulating(windowed(kernel) if operation == "convolution.rows" else kernel)
 
 
 def tolerance(case: Case) -> float:
@@ -191,13 +82,14 @@ def measure(case: Case, device: str, timer: Timer) -> dict[str, Any]:
     kernel = kernel_of(case.operation)
     ms = timer(lambda: kernel(*given))
     torch_ms = timer(lambda: operation.torch_form(*given))
-    moved = sum(t.nbytes for t in given) + kernel(*given).nbytes
-    return {
-        "kernel_ms": ms,
-        "torch_ms": torch_ms,
-        "bytes_per_s": 1e3 * moved / ms,
-        "flop_per_s": 2e3 * operation.work(*case.shape) / ms,
-    }
+    return {"kernel_ms": ms, "torch_ms": torch_ms, **rates(case, given, kernel(*given), ms)}
+
+
+def rates(case: Case, given: tuple[Tensor, ...], result: Tensor, ms: float) -> dict[str, float]:
+    """Bytes and operations that are needed at least, per second of a time in milliseconds."""
+    moved = sum(t.nbytes for t in given) + result.nbytes
+    work = OPERATIONS[case.operation].work(*case.shape)
+    return {"bytes_per_s": 1e3 * moved / ms, "flop_per_s": 2e3 * work / ms}
 
 
 def ceilings(device: str, timer: Timer, size: int = 8192) -> dict[str, float]:

@@ -117,10 +117,18 @@ def table(out: Path, ended: Mapping[str, str]) -> str:
         head = ["model", "m", "contender", "ms", "time", "captured", "memory", "launches"]
         parts.append(aligned([head, *steps], "lrlr"))
     if "kernels" in ended and "auto" in (kernels := _read(out / "kernels.json")):
-        taken = kernels["auto"]
-        names = ", ".join(taken["kernels"]) or "none"
-        parts.append(f"kernels for auto on architecture {taken['architecture']}: {names}")
+        parts += _kernels(kernels["auto"])
     return "\n" + "\n\n".join(parts)
+
+
+def _kernels(auto: Mapping[str, Any]) -> list[str]:
+    """What each kernel reached, and the list per architecture."""
+    keys = {"cases": ".0f", "speed_up": ".2f", "least": ".2f", "of_bytes": ".0%", "of_flops": ".0%"}
+    rows = [["kernel", "cases", "times torch", "least", "of bytes/s", "of FLOP/s"]]
+    for name, found in auto["measured"].items():
+        rows.append([name, *(f"{found[key]:{how}}" if key in found else "" for key, how in keys.items())])
+    lists = [f"kernels for auto on {where}: {', '.join(names) or 'none'}" for where, names in auto["kernels"].items()]
+    return [aligned(rows, "lr"), *(lists or ["kernels for auto: none, as this is no GPU"])]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -121,6 +121,17 @@ def test_constants_are_written_and_used(
     assert ("large float32 products: oneDNN" in printed) == (expected == "onednn")
 
 
+def test_a_file_that_is_written_over_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(calibrate, "measure", lambda _, dtype: SINGLE if dtype == torch.float32 else DOUBLE)
+    path = tmp_path / "constants.json"
+    before = devices.Measured(machine.this_cpu(), "torch", {}, kernels={"sm_90": ("rows",)})
+    for text, kept in ((json.dumps(before.to_dict()), {"sm_90": ("rows",)}), ("no file of this form", {})):
+        path.write_text(text)
+        assert calibrate.run(arguments(path)) == 0
+        assert devices.read(path).kernels == kept
+        assert devices.read(path).devices["cpu"]["float32"] == SINGLE
+
+
 @pytest.mark.parametrize("cpu", [entry.cpu for entry in devices.ENTRIES[:-1]] + [machine.Cpu("GenuineIntel", 6, 143)])
 def test_a_gpu_alone_leaves_the_products_as_they_were(cpu: machine.Cpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "this_cpu", lambda: cpu)

@@ -78,8 +78,48 @@ def test_a_file_takes_the_place_of_what_is_shipped(tmp_path: Path) -> None:
     assert devices.measured("cpu", torch.float64) == before
 
 
+def test_no_kernel_is_shipped_as_measured() -> None:
+    """Nothing was timed on a GPU. Whoever lists one says in docs/howto/gpu.md what it was measured by."""
+    assert ENTRIES[-1].kernels == {"sm_80": (), "sm_90": (), "sm_100": ()}
+    assert not any(entry.kernels for entry in ENTRIES[:-1])
+
+
+def test_kernels_of_a_file_take_the_place_of_those_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        devices, "ENTRIES", (*ENTRIES[:-1], ENTRIES[-1]._replace(kernels={"sm_80": ("rows",), "sm_90": ("rows",)}))
+    )
+    assert devices.kernels("sm_90") == ("rows",)
+    cost.load(written(HERE._replace(kernels={"sm_90": ("norms.pair",), "sm_100": ()}), tmp_path))
+    assert devices.kernels("sm_90") == ("norms.pair",)
+    assert devices.kernels("sm_80") == ("rows",)  # of which the file does not speak
+    assert devices.kernels("sm_100") == devices.kernels("sm_35") == devices.kernels("cpu") == ()
+
+
+def test_a_kernel_that_is_not_known_is_named(tmp_path: Path) -> None:
+    path = written(HERE, tmp_path, kernels={"sm_90": ["outer.prod"]})
+    with pytest.raises(GramjdError, match=r"kernels of sm_90 are \['outer.prod'\]; expected some of .*outer.product"):
+        cost.load(path)
+
+
+def test_the_architecture_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = {0: (8, 0), 1: (10, 3)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", of.__getitem__)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    devices._capability.cache_clear()
+    try:
+        names = [devices.architecture(torch.device(where)) for where in ("cuda:0", "cuda:1", "cuda", "cpu", "meta")]
+        assert names == ["sm_80", "sm_103", "sm_103", "cpu", "meta"]
+        monkeypatch.setattr(torch.version, "cuda", None)  # AMD's devices are of type cuda, too
+        assert devices.architecture(torch.device("cuda:0")) == "cuda"
+    finally:
+        devices._capability.cache_clear()
+
+
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    whole = HERE._replace(gpu="NVIDIA X", about="a remark", products="onednn")
+    lists: dict[str, tuple[str, ...]] = {"sm_90": ("rows", "norms.pair"), "sm_80": ()}
+    whole = HERE._replace(gpu="NVIDIA X", about="a remark", products="onednn", kernels=lists)
     assert devices.read(written(whole, tmp_path)) == whole
 
 
@@ -126,6 +166,10 @@ def test_a_file_without_constants_is_refused(text: str, tmp_path: Path) -> None:
     "wrong",
     [
         {"products": "cublas"},
+        {"kernels": {"sm_90": ["rows", "outer.prod"]}},
+        {"kernels": {"sm_90": "rows"}},
+        {"kernels": {"hopper": ["rows"]}},
+        {"kernels": ["rows"]},
         {"devices": {"cpu": {"float32": KNOWN._replace(flops=0.0)._asdict()}}},
         {"devices": {"cpu": {"float32": KNOWN._replace(call=-1.0)._asdict()}}},
         {"devices": {"cpu": {"float32": KNOWN._replace(elements=float("nan"))._asdict()}}},

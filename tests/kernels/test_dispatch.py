@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gramjd.engine.autograd import in_graph_task
 from gramjd.errors import BackendError, InputError
-from gramjd.kernels import convolution, cross, dispatch, gathered, norms, outer, rows, weighted
+from gramjd.kernels import convolution, cross, devices, dispatch, gathered, norms, outer, rows, segments, weighted
 from gramjd.kernels.convolution import Window
 from gramjd.kernels.dispatch import current_backend, implementation, use_backend
 
@@ -35,11 +35,16 @@ def fake(*arguments: object) -> Tensor:
     return torch.full((2, 2), 7.0)
 
 
+def listed(monkeypatch: pytest.MonkeyPatch, *names: str, architecture: str = "cpu") -> None:
+    """Kernels that were measured to be worth it; "cpu" is the architecture of a CPU."""
+    monkeypatch.setattr(devices, "_loaded", devices.ENTRIES[-1]._replace(kernels={architecture: names}))
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel for a CPU that is known to be fast."""
     monkeypatch.setitem(dispatch.TABLE, ("outer.product", "cpu"), f"{__name__}:fake")
-    monkeypatch.setattr(dispatch, "MEASURED", {"outer.product"})
+    listed(monkeypatch, "outer.product")
 
 
 def test_torch_on_a_cpu_without_importing_triton() -> None:
@@ -72,6 +77,16 @@ OPERATIONS = {
     "outer.rows": lambda: outer.gram_outer(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1), torch.float32),
     "outer.pairwise": lambda: outer.gram_outer(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512), torch.float32),
     "cross.product": lambda: cross.cross_outer(*(torch.ones(1, 2, 1, 3), torch.ones(1, 1, 2, 1, 3)) * 2, torch.float32),
+    "cross.pairwise": lambda: cross.cross_outer(
+        *(torch.ones(1, 2, 2, 512), torch.ones(1, 1, 2, 2, 512)) * 2, torch.float32
+    ),
+    "cross.rows": lambda: cross.cross_outer(*(torch.ones(1, 2, 9, 1), torch.ones(1, 1, 2, 9, 1)) * 2, torch.float32),
+    "cross.gathered": lambda: cross.cross_gathered(
+        *(torch.arange(2)[:, None], torch.ones(1, 2, 1, 64)) * 2, torch.float32
+    ),
+    "segments.pairwise": lambda: segments.gram_segments(
+        torch.ones(3, 2), torch.ones(1, 3, 4), torch.tensor([[0, 1, 3]]), torch.float32
+    ),
     "norms.pair": lambda: norms.norms_outer(torch.ones(1, 2, 2, 512), torch.ones(2, 1, 2, 2, 512), torch.float32).view(
         2, 2
     ),
@@ -88,7 +103,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_ask_the_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MEASURED", {name})
+    listed(monkeypatch, name)
     assert not torch.equal(OPERATIONS[name](), fake())
     monkeypatch.setitem(dispatch.TABLE, (name, "cpu"), f"{__name__}:fake")
     assert torch.equal(OPERATIONS[name](), fake())
@@ -100,11 +115,23 @@ def test_every_kernel_is_asked_for() -> None:
 
 def test_unmeasured_kernels_are_taken_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dispatch.TABLE, ("outer.product", "cuda"), f"{__name__}:fake")
-    monkeypatch.setattr(dispatch, "MEASURED", set())
+    monkeypatch.setattr(devices, "architecture", lambda device: "sm_90")
+    listed(monkeypatch, architecture="sm_90")
     assert implementation("outer.product", "cuda", *FLOATS) is None
     with use_backend("triton"):
         assert implementation("outer.product", "cuda", *FLOATS) is not None
         assert implementation("outer.shared", "cuda", *FLOATS) is None  # has no kernel
+
+
+def test_the_list_is_that_of_the_architecture_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two GPUs in one machine, and none for a device that is not known."""
+    of = {0: "sm_80", 1: "sm_90", 2: "sm_61"}
+    monkeypatch.setitem(dispatch.TABLE, ("outer.product", "cuda"), f"{__name__}:fake")
+    monkeypatch.setattr(devices, "architecture", lambda device: of[device.index])
+    listed(monkeypatch, "outer.product", architecture="sm_90")
+    found = [implementation("outer.product", torch.device("cuda", index), *FLOATS) for index in of]
+    assert found == [None, fake, None]
+    assert implementation("outer.rows", torch.device("cuda", 1), *FLOATS) is None
 
 
 def test_every_entry_exists() -> None:
@@ -140,7 +167,8 @@ def test_triton_missing_or_too_old(monkeypatch: pytest.MonkeyPatch, found: str |
         return SimpleNamespace(__version__=found)
 
     monkeypatch.setattr(importlib, "import_module", instead)
-    monkeypatch.setattr(dispatch, "MEASURED", {"outer.product"})
+    monkeypatch.setattr(devices, "architecture", lambda device: "sm_90")
+    listed(monkeypatch, "outer.product", architecture="sm_90")
     assert implementation("outer.product", "cuda", *FLOATS) is None
     with use_backend("triton"), pytest.raises(BackendError, match=reason):
         implementation("outer.product", "cuda", *FLOATS)

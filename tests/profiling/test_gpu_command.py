@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from gramjd.kernels.dispatch import TABLE
+from gramjd.kernels import devices
+from gramjd.kernels.table import TABLE
 from gramjd.profiling.bench import cases
 from gramjd.profiling.bench.kernels import OPERATIONS
 from gramjd.profiling.bench.models import mlp
@@ -50,10 +51,17 @@ def test_kernels(tmp_path, monkeypatch):
     assert set(found["ceilings"]) == {f"flop_per_s_{n}" for n in ("float32", "bfloat16", "tf32")} | {"bytes_per_s"}
     assert min(found["ceilings"].values()) > 0
     assert set(found["devices"]["cpu"]) == {"float32", "float64"}
-    assert found["auto"] == {
-        **{"architecture": 0, "kernels": [], "mean": dict.fromkeys(OPERATIONS, 1.0)},
-        **{"gain": kernels.GAIN, "worst": kernels.WORST},
-    }
+    auto = found["auto"]
+    assert auto["kernels"] == {}  # a CPU has no list
+    assert (auto["gain"], auto["worst"], auto["ceiling"]) == (1.2, 0.9, 0.5)
+    assert set(auto["measured"]) == set(OPERATIONS)
+    for row in found["rows"]:
+        assert row["of_bytes"] == pytest.approx(row["bytes_per_s"] / found["ceilings"]["bytes_per_s"])
+        assert row["of_flops"] == pytest.approx(row["flop_per_s"] / found["ceilings"]["flop_per_s_float32"])
+        assert auto["measured"][row["operation"]] == {
+            **{"cases": 1, "failed": 0, "of": 1, "speed_up": 1.0, "least": 1.0},
+            **{name: row[name] for name in ("of_bytes", "of_flops", "of_ceiling")},
+        }
 
 
 def test_every_kernel_comes_once_before_any_comes_twice():
@@ -64,14 +72,59 @@ def test_every_kernel_comes_once_before_any_comes_twice():
     assert len(set(chosen)) == len(chosen) == 2 * sum(len(operation.shapes) for operation in OPERATIONS.values())
 
 
+def measured(operation, speed_up=2.0, of_flops=0.6, torch_ms=1.0, dtype="float32"):
+    row = {"operation": operation, "dtype": dtype, "speed_up": speed_up, "torch_ms": torch_ms}
+    return row | {"of_bytes": 0.1, "of_flops": of_flops, "of_ceiling": max(0.1, of_flops)}
+
+
 def test_auto_takes_what_is_faster_and_never_much_slower():
-    ratios = {"a": (2.0, 1.5), "b": (4.0, 0.8), "c": (1.05, 1.05), "d": (1.0, 1.4)}
-    rows = [{"operation": name, "speed_up": ratio} for name, pair in ratios.items() for ratio in pair]
-    rows += [{"operation": "e", "speed_up": 9.0}, {"operation": "e", "failed": "relative error 1"}]
-    found = kernels.auto(rows, 90)
-    assert (found["architecture"], found["kernels"]) == (90, ["a", "d"])
-    assert found["mean"]["a"] == pytest.approx(math.sqrt(3))
-    assert found["mean"]["e"] == 0
+    ratios = {"a": (2.0, 1.5), "b": (4.0, 0.8), "c": (1.19, 1.19), "d": (1.0, 1.5)}
+    rows = [measured(name, ratio) for name, pair in ratios.items() for ratio in pair]
+    rows += [measured("e", 9.0), {"operation": "e", "dtype": "float32", "failed": "relative error 1"}]
+    rows += [{"operation": "f", "dtype": "float32", "failed": "relative error 1"}] * 2
+    found = kernels.auto(rows, "sm_90", dict.fromkeys("abcdef", 2))
+    assert found["kernels"] == {"sm_90": ["a", "d"]}
+    assert found["measured"]["a"]["speed_up"] == pytest.approx(math.sqrt(3))
+    assert found["measured"]["b"]["least"] == 0.8
+    assert found["measured"]["e"]["failed"] == 1
+    assert found["measured"]["f"] == {"cases": 2, "failed": 2, "of": 2}
+
+
+def test_auto_takes_what_was_measured_at_all_its_shapes():
+    assert kernels.auto([measured("a")], "sm_90", {"a": 2})["kernels"] == {"sm_90": []}
+    assert kernels.auto([measured("a")] * 2, "sm_90", {"a": 2})["kernels"] == {"sm_90": ["a"]}
+
+
+@pytest.mark.parametrize(("long", "longest", "taken"), [(0.6, 0.6, True), (0.6, 0.4, False), (0.4, 0.6, False)])
+def test_auto_takes_what_reaches_half_of_the_ceiling_where_most_is_to_be_done(long, longest, taken):
+    """In the slower of both types; a small case, which lasts as long as a launch, does not count."""
+    rows = [measured("a", of_flops=0.01, torch_ms=0.01, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    rows += [measured("a", of_flops=long, torch_ms=2.0), measured("a", 2.0, longest, 9.0, "bfloat16")]
+    found = kernels.auto(rows, "sm_100", {"a": 4})
+    assert found["measured"]["a"]["of_ceiling"] == min(long, longest)
+    assert found["kernels"] == {"sm_100": ["a"] if taken else []}
+
+
+def test_what_a_run_found_can_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "_loaded", None)
+    constants = {"flops": 1e13, "half": 60.0, "elements": 4e11, "call": 5e-6}
+    found = {"devices": {"cuda": {"float32": constants}}, "auto": {"kernels": {"sm_90": ["rows"]}}}
+    path = tmp_path / kernels.FILE
+    path.write_text(json.dumps(kernels.to_load(found, None).to_dict()))
+    devices.load(path)
+    assert devices.kernels("sm_90") == ("rows",)
+    assert devices.measured("cuda", torch.float32).flops == 1e13
+    refused = found | {"devices": {"cuda": {"refused": "two passes disagree"}}}
+    assert kernels.to_load(refused, "NVIDIA X").devices == {}
+
+
+def test_table_shows_kernels(tmp_path):
+    taken = kernels.auto([measured("rows"), measured("norms.pair", 0.5)], "sm_90", {"rows": 1, "norms.pair": 1})
+    (tmp_path / "kernels.json").write_text(json.dumps({"rows": [], "skipped": [], "auto": taken}))
+    *_, first, second, _, last = command.table(tmp_path, {"kernels": "complete"}).splitlines()
+    assert first.split() == ["rows", "1", "2.00", "2.00", "10%", "60%"]
+    assert second.split() == ["norms.pair", "1", "0.50", "0.50", "10%", "60%"]
+    assert last == "kernels for auto on sm_90: rows"
 
 
 def test_steps(tmp_path):
@@ -147,7 +200,8 @@ def test_sections_run_one_after_the_other_and_a_table_ends_it(tmp_path, capfd):
     rows = [line.split() for line in said.splitlines()]
     assert ["kernels", "complete", str(len(OPERATIONS)), "0", "0"] in rows
     assert ["weights", "complete", "32", "0", "0"] in rows
-    assert said.splitlines()[-1] == "kernels for auto on architecture 0: none"
+    assert said.splitlines()[-1] == "kernels for auto: none, as this is no GPU"
+    assert not (tmp_path / kernels.FILE).exists()  # constants of tiny sizes are of no use
 
 
 def test_a_section_beyond_its_box_is_ended(tmp_path, capfd, monkeypatch):

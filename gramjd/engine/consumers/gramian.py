@@ -15,6 +15,7 @@ from gramjd.engine.cotangent import index_tensor
 from gramjd.engine.factor import Factor
 from gramjd.engine.given import GivenRows
 from gramjd.engine.layout import Mask, Owners, span
+from gramjd.engine.offsets import gram_by_offsets
 from gramjd.engine.parameter import Jacobian, Part, by_pairs, stacked_rows
 from gramjd.kernels.norms import norms_rows
 from gramjd.kernels.rows import gram_rows
@@ -100,6 +101,14 @@ class Gramian(Total):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.m, self.m
+
+    def add_share(self, jacobian: Jacobian) -> None:
+        found = gram_by_offsets(jacobian.factors, self._dtype_of(jacobian.factors[0])) if jacobian.factors else None
+        if found is None:
+            super().add_share(jacobian)
+        else:
+            self.latest = None
+            self._add(*found)
 
     def _add_part(self, part: Part) -> None:
         known, self.latest = self.latest, None

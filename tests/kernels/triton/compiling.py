@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -14,7 +15,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gramjd.kernels.triton import chunks, convolution, cross, norms, pairwise, sums, symmetric, weighted
+from gramjd.kernels.triton import (
+    chunks,
+    convolution,
+    cross,
+    cross_chunks,
+    cross_pairs,
+    depthwise,
+    norms,
+    pairwise,
+    segments,
+    sums,
+    symmetric,
+    weighted,
+)
 from gramjd.kernels.triton.common import Config
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -24,6 +38,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LENGTHS = ("I", "O", "size_c", "size_x")
 # Strides of 1, by whether the operands are images.
 UNIT = {False: ("stride_xi", "stride_co", "stride_x2i", "stride_c2o"), True: ("stride_xw", "stride_cw")}
+IMAGES = (convolution.gradients, depthwise.small_gradients)
 OPERANDS = ("x", "c", "x2", "c2")
 RESULTS = ("w", "out", "sums_c", "sums_x")
 
@@ -60,7 +75,7 @@ def compiled(case: Case, arch: int) -> Use:
     """Compile down to machine code: pointers and strides aligned, rows contiguous, as activations usually are."""
     names = case.kernel.arg_names
     constants = {**case.config.constants, **dict(case.constants), "UPCAST": False}
-    constants |= dict.fromkeys(set(names) & set(UNIT[case.kernel is convolution.gradients]), 1)
+    constants |= dict.fromkeys(set(names) & set(UNIT[case.kernel in IMAGES]), 1)
     signature = {name: "constexpr" if name in constants else _type(name, case) for name in names}
     aligned = [name for name in names if name not in constants and _aligned(name, signature[name], case)]
     source = ASTSource(
@@ -76,15 +91,17 @@ def compiled(case: Case, arch: int) -> Use:
 
 def _aligned(name: str, kind: str, case: Case) -> bool:
     """Returns True for a multiple of 16, as pointers, strides but images' and lengths in whole blocks usually are."""
-    stride = "stride" in name and case.kernel is not convolution.gradients
+    stride = "stride" in name and case.kernel not in IMAGES
     return kind[0] == "*" or stride or (dict(case.constants).get("WHOLE", False) and name in LENGTHS)
 
 
 def _type(name: str, case: Case) -> str:
-    if name == "x" and case.ids:
+    if name in ("x", "x2") and case.ids:
         return "*i64"
     if name in OPERANDS:
         return POINTERS[case.dtype]
+    if name == "starts":
+        return "*i32"
     return "*fp32" if name in RESULTS else "i32"
 
 
@@ -126,19 +143,41 @@ def _cases(arch: int, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(sums.finish, sums.FINISH, dtype, (("TIMES_X", flag),), uses_dot=False)
     yield Case(cross.finish_rectangle, sums.FINISH, dtype, uses_dot=False)
     for whole in (("WHOLE", True), ("WHOLE", False)):
-        for R in SIZES:
-            yield Case(symmetric.partial, symmetric.config_for(arch, dtype, R, 4096), dtype, (whole,))
-            for T in SIZES:
-                config = pairwise.config_for(arch, dtype, R, T, 512)
-                yield Case(cross.rectangle, cross.config_for(arch, dtype, R, T, 4096), dtype, (whole,))
-                yield Case(norms.lengths, norms.config_for(arch, dtype, R, T), dtype, (whole,))
-                yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
-                yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
-                tiled = chunks.config_for(arch, dtype, R, T, 512, 512)
-                if tiled:
-                    yield Case(chunks.chunks, tiled, dtype, (whole,))
-    for outputs in SIZES:
-        for columns in SIZES:
-            yield Case(convolution.gradients, convolution.config_for(arch, 64, outputs, columns, 1024), dtype)
+        yield from _of_rows(arch, dtype, whole)
+        yield from _of_two_factors(arch, dtype, whole)
+    yield from _of_images(arch, dtype)
     for side in (64, 512, 4096):
         yield Case(weighted.weighted, weighted.config_for(arch, dtype, 8192, side, side), dtype)
+
+
+def _of_rows(arch: int, dtype: torch.dtype, whole: tuple[str, bool]) -> Iterator[Case]:
+    for R in SIZES:
+        yield Case(symmetric.partial, symmetric.config_for(arch, dtype, R, 4096), dtype, (whole,))
+        for T in SIZES:
+            config = pairwise.config_for(arch, dtype, R, T, 512)
+            yield Case(norms.lengths, norms.config_for(arch, dtype, R, T), dtype, (whole,))
+            yield Case(pairwise.pairs, config, dtype, (("IDS", False), whole))
+            yield Case(pairwise.pairs, config, dtype, (("IDS", True), whole), ids=True)
+            yield Case(segments.segments, segments.config_for(arch, dtype, R, 1, R * T), dtype, (whole,))
+            tiled = chunks.config_for(arch, dtype, R, T, 512, 512)
+            if tiled:
+                yield Case(chunks.chunks, tiled, dtype, (whole,))
+
+
+def _of_two_factors(arch: int, dtype: torch.dtype, whole: tuple[str, bool]) -> Iterator[Case]:
+    for R, T in itertools.product(SIZES, SIZES):
+        yield Case(cross.rectangle, cross.config_for(arch, dtype, R, T, 4096), dtype, (whole,))
+        for R2, T2 in itertools.product(SIZES[::3], SIZES[::3]):
+            config = cross_pairs.config_for(arch, dtype, R, T, R2, T2)
+            yield Case(cross_pairs.cross_pairs, config, dtype, (("IDS", False), whole))
+            yield Case(cross_pairs.cross_pairs, config, dtype, (("IDS", True), whole), ids=True)
+            tiled = cross_chunks.config_for(arch, dtype, R, T, R2, T2, 512, 512)
+            if tiled:
+                yield Case(cross_chunks.cross_chunks, tiled, dtype, (whole,))
+
+
+def _of_images(arch: int, dtype: torch.dtype) -> Iterator[Case]:
+    for outputs, columns in itertools.product(SIZES, SIZES):
+        yield Case(convolution.gradients, convolution.config_for(arch, 64, outputs, columns, 1024), dtype)
+        config = depthwise.config_for(arch, outputs, 32, 9, columns * columns)
+        yield Case(depthwise.small_gradients, config, dtype, uses_dot=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gramjd.kernels import convolution as torch_form
 from gramjd.kernels import dispatch
-from gramjd.kernels.triton import convolution
+from gramjd.kernels.triton import convolution, depthwise
 from gramjd.kernels.triton.common import Config
 from tests.kernels.strategies import MEMORY, error, memory, seeds, tensor
 from tests.kernels.test_convolution import definition, window
@@ -98,6 +98,59 @@ def test_a_chunk_is_the_rows(name: str) -> None:
         J = convolution.chunk_of_rows(*images)
     expected = reference_rows(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)
     assert error(J.cpu(), expected) < 2e-6
+
+
+# Groups of a few outputs and inputs: more groups, numbers and pixels than a program takes at a time, and fewer.
+SMALL = {
+    "depthwise": (Conv((9, 7), (3, 3), (1, 1), (1, 1), (1, 1), 11, 1, 1), 2),
+    "strided": (Conv((9, 8), (3, 3), (2, 1), (1, 1), (1, 1), 5, 1, 1), 1),
+    "dilated": (Conv((9, 8), (3, 2), (1, 2), (2, 0), (2, 1), 5, 1, 1), 1),
+    "two outputs": (Conv((7, 7), (3, 3), (1, 1), (1, 1), (1, 1), 3, 1, 2), 2),
+    "two inputs": (Conv((7, 7), (3, 3), (1, 1), (1, 1), (1, 1), 3, 2, 1), 1),
+    "signal": (Conv((37,), (5,), (1,), (2,), (1,), 6, 1, 1), 2),
+    "one group": (Conv((5, 6), (3, 3), (1, 1), (0, 0), (1, 1), 1, 1, 1), 1),
+}
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("name", SMALL)
+def test_small_groups(name: str, splits: int) -> None:
+    """J itself, written nowhere else, and not by tiles of products."""
+    conv, K = SMALL[name]
+    assert depthwise.suits(K * conv.o, conv.i * math.prod(conv.kernel))
+    x, c = operands(conv, K, 2, torch.float32, ("offset", "sliced"), 0)
+    images = convolution._as_images(x, c, window(conv))
+    config = Config({"GROUPS": 4, "BLOCK_P": 32}, 4, 2, splits)
+    with guarded():
+        J = depthwise.chunk_of_rows(*images, config)
+    assert torch.equal(J, depthwise.chunk_of_rows(*images, config))
+    assert error(J.cpu(), reference_rows(conv, x.cpu(), c.cpu()).reshape(2 * K, -1)) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", MEMORY)
+def test_small_groups_in_any_layout(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "gradients", None)
+    conv = Conv((5, 4), (3, 2), (1, 1), (1, 1), (1, 1), 3, 1, 1)
+    check(conv, 1, 2, dtype, (how, "transposed"))
+    check(conv, 2, 2, dtype, ("offset", how))
+
+
+def test_small_groups_of_two_types() -> None:
+    x, c = operands(SMALL["depthwise"][0], 1, 2, torch.float32, ("offset", "offset"), 0)
+    x = x.half()
+    J = depthwise.chunk_of_rows(*convolution._as_images(x, c, window(SMALL["depthwise"][0])))
+    assert error(J.cpu(), reference_rows(SMALL["depthwise"][0], x.cpu(), c.cpu()).reshape(2, -1)) < 2e-6
+
+
+@given(st.integers(1, 3000), st.integers(1, 1000), st.integers(1, 64), st.integers(1, 20_000))
+def test_small_groups_are_hardly_padded(groups: int, samples: int, numbers: int, pixels: int) -> None:
+    config = depthwise.config_for(90, groups, samples, numbers, pixels)
+    step, block = config.constants["GROUPS"], config.constants["BLOCK_P"]
+    assert step * block <= depthwise.ELEMENTS
+    assert -(-pixels // block) * block <= max(1.15 * pixels, pixels + 15)
+    assert step < 2 * groups
+    assert 1 <= config.splits <= numbers
 
 
 @given(st.tuples(*[st.integers(1, 70)] * 3), st.integers(1, 300), st.sampled_from([1, 9, 49]), st.integers(1, 1 << 20))

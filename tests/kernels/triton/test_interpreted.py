@@ -12,7 +12,10 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("checks", ["checks.py", "convolution_checks.py", "cross_checks.py", "norms_checks.py"])
+CHECKS = ("", "convolution_", "cross_", "norms_", "rectangle_", "segments_")
+
+
+@pytest.mark.parametrize("checks", [f"{name}checks.py" for name in CHECKS])
 def test_by_the_interpreter(checks: str) -> None:
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(here / checks)]

@@ -14,7 +14,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from gramjd.kernels.convolution import Window
-from gramjd.kernels.triton import chunks, common, convolution, cross, norms, pairwise, symmetric, weighted
+from gramjd.kernels.triton import (
+    chunks,
+    common,
+    convolution,
+    cross,
+    cross_chunks,
+    cross_pairs,
+    depthwise,
+    norms,
+    pairwise,
+    segments,
+    symmetric,
+    weighted,
+)
 
 SHAPES = {
     "ones": (1, 1, 1, 1, 1, 1),
@@ -65,7 +78,13 @@ def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list
     g, K, b, T, i, o = shape
     x, c = torch.randn(g, b, T, i).to(dtype), torch.randn(K, g, b, T, o)
     pairwise.pairwise(x, c, torch.float32)
-    pairwise.gathered(torch.zeros(b, T, dtype=torch.long), c[:, 0], torch.float32)
+    ids = torch.zeros(b, T, dtype=torch.long)
+    pairwise.gathered(ids, c[:, 0], torch.float32)
+    other = x[:, :1].float(), c[:, :, :1]
+    cross_pairs.pairwise(x, c, *other, torch.float32)
+    cross_pairs.gathered(ids, c[:, 0], ids[:1], c[:, 0, :1].to(dtype), torch.float32)
+    cross_chunks.rows(x, c, *other, torch.float32)
+    segments.pairwise(x[0].flatten(0, 1), c[:, 0].flatten(1, 2), torch.arange(b + 1)[None] * T, torch.float32)
     norms.pair(x[0], c[:, 0], torch.float32)
     chunks.rows(x, c, torch.float32)
     weighted.weighted_outer(x, c, torch.ones(K * b))
@@ -74,7 +93,11 @@ def test_every_kernel(shape: tuple[int, ...], dtype: torch.dtype, launched: list
     symmetric.gram_rows(x.reshape(-1, i), torch.float32)
     images = torch.randn(b, g * i, 3, T).to(dtype), torch.randn(K, b, g * o, 3, T)
     convolution.rows(*images, Window((3, 3), (1, 1), (1, 1), (1, 1), g), torch.float32)
-    expected = {"pairs", "lengths", "weighted", "partial", "finish", "gradients", "rectangle", "finish_rectangle"} | (
-        {"chunks"} if K * b <= chunks.FEW_ROWS else set()
+    window = Window((1, 1), (1, 1), (0, 0), (1, 1), g)
+    convolution.chunk_of_rows(
+        *convolution._as_images(*images, window), convolution.config_for(90, b * g, K * o, i, 3 * T)
     )
-    assert set(launched) == expected
+    depthwise.chunk_of_rows(*convolution._as_images(*images, window))
+    expected = {"pairs", "lengths", "weighted", "partial", "finish", "rectangle", "finish_rectangle"}
+    expected |= {"gradients", "small_gradients", "cross_pairs", "segments"}
+    assert set(launched) == expected | ({"chunks", "cross_chunks"} if K * b <= chunks.FEW_ROWS else set())

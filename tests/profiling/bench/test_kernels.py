@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gramjd.cli import main
-from gramjd.profiling.bench import kernels
+from gramjd.profiling.bench import kernel_operations, kernels
 from gramjd.profiling.bench.__main__ import BENCHMARKS
 from gramjd.profiling.bench.kernels import OPERATIONS, Case, ceilings, compare
 
@@ -20,6 +20,10 @@ SMALL = {
     "outer.pairwise": (2, 1, 3, 5, 7, 2),
     "outer.rows": (1, 2, 3, 5, 7, 2),
     "cross.product": (2, 3, 4, 2, 5, 1, 3),
+    "cross.pairwise": (2, 3, 4, 2, 3, 2, 1, 2, 3),
+    "cross.rows": (2, 3, 4, 2, 3, 2, 1, 2, 3),
+    "cross.gathered": (2, 3, 4, 1, 2, 5, 6),
+    "segments.pairwise": (2, 3, 4, 2, 3, 2),
     "norms.pair": (2, 3, 4, 5, 6),
     "gathered.pairwise": (2, 3, 4, 5),
     "rows": (6, 11),
@@ -64,6 +68,17 @@ def test_wrong_results_are_not(case: Case, wrong: Callable[[Tensor], Tensor], mo
     with pytest.raises(SystemExit, match=case.operation):
         compare([case], "cpu", lambda function: float(timed.append(function) or 1))
     assert not timed
+
+
+def test_segments_are_what_their_shape_says() -> None:
+    x, c, starts = OPERATIONS["segments.pairwise"].make(2, 3, 4, 5, 7, 6)
+    assert (x.shape[1], c.shape[0], c.shape[2], starts.shape) == (3, 2, 4, (5, 8))
+    lengths = starts.diff(dim=1)
+    assert lengths.min() >= 0
+    assert 4 <= lengths.max() <= 6
+    assert lengths.sum() == len(x) == c.shape[1] == starts[-1, -1]
+    assert torch.equal(starts[1:, 0], starts[:-1, -1])
+    assert kernel_operations.lengths(5, 7, 6) == lengths.sum(1).tolist()
 
 
 def test_only_the_upper_half_of_a_gramian_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
