@@ -32,8 +32,8 @@ from gramjd.kernels.tracing import square, whole
 WIDE, CHANNELS = 6, 8
 # Channels that the library takes at a time; other numbers are padded to it.
 BLOCK = 16
-# Channels of a call at most, and how often its result is in memory: the shape to fill, the library's own before and after
-# it is reordered, ours. Where these leave the cache a call is up to five times slower.
+# Channels of a call at most, and how often its result is in memory: the shape to fill, the library's own before and
+# after it is reordered, ours. Where these leave the cache a call is up to five times slower.
 MOST_CHANNELS, COPIES = 64, 4
 # A product with fewer columns than this runs well below the machine's peak.
 COLUMNS = 64
@@ -135,7 +135,7 @@ def _grouped_chunks(x: Tensor, c: Tensor, s: Sizes, w: Window) -> Iterator[Tenso
 
 
 def _fill(rows: Tensor, x: Tensor, c: Tensor, w: Window) -> None:
-    """Write the rows [b, ..], of o i q elements each, of x [b, i, h, w] and c [b, o, h', w'], some samples at a time."""
+    """Write the rows [b, ..] of x [b, i, h, w] and c [b, o, h', w'], o i q elements each, some samples at a time."""
     samples = even(len(rows), chunk() // max(1, COPIES * rows[0].numel()))
     for part, inputs, outputs in zip(rows.split(samples), x.split(samples), c.split(samples), strict=True):
         part.copy_(_weight_gradients(inputs, outputs, w).view(part.shape))

@@ -17,6 +17,8 @@ from gramjd.engine.layout import Owners
 from gramjd.engine.segments import repeated
 from gramjd.kernels import dispatch, segments
 
+OPERATION = "segments.pairwise"
+
 
 def gram_by_offsets(factors: Sequence[Factor], dtype: torch.dtype) -> tuple[Owners, Tensor] | None:
     """Losses and their Gram matrix [R, R], upper, in one call; None where there is no kernel or it does not pay.
@@ -26,7 +28,9 @@ def gram_by_offsets(factors: Sequence[Factor], dtype: torch.dtype) -> tuple[Owne
         dtype: of the result and of all products.
     """
     (factor,) = factors if len(factors) == 1 else (None,)
-    if not isinstance(factor, Outer) or factor.x.shape[0] > 1 or factor.c.shape[0] > 1 or not repeated(factor.owners):
+    if not isinstance(factor, Outer) or (OPERATION, factor.c.device.type) not in dispatch.TABLE:
+        return None
+    if factor.x.shape[0] > 1 or factor.c.shape[0] > 1 or not repeated(factor.owners):
         return None
     live = np.flatnonzero(factor.owners >= 0)
     losses, counts = np.unique(factor.owners[live], return_counts=True)
@@ -34,7 +38,7 @@ def gram_by_offsets(factors: Sequence[Factor], dtype: torch.dtype) -> tuple[Owne
     if not segments.pays(len(live) * T, len(losses), i, factor.c.shape[-1]):
         return None
     device = factor.c.device
-    if dispatch.implementation("segments.pairwise", device, factor.x.dtype, factor.c.dtype, dtype) is None:
+    if dispatch.implementation(OPERATION, device, factor.x.dtype, factor.c.dtype, dtype) is None:
         return None
     order = index_tensor(live[np.argsort(factor.owners[live], kind="stable")], device)
     x, c = factor.x[0].index_select(0, order), factor.c[:, 0].index_select(1, order)
