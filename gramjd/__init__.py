@@ -91,7 +91,7 @@ __all__ = [
     "register_rule",
     "unregister_rule",
 ]
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Accumulator": "gramjd.accumulator",
