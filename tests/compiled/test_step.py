@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gramjd
+from gramjd.aggregation import Weighting
 from gramjd.errors import FallbackWarning
 from tests.compiled.training import OPTIMIZERS, assert_same_training, batches, cross, network, run
 
@@ -19,6 +20,15 @@ EAGER = pytest.mark.filterwarnings("ignore::gramjd.errors.FallbackWarning")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer(name: str) -> None:
     assert_same_training(network(), cross, batches(6), OPTIMIZERS[name], tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "aggregator",
+    [gramjd.UPGrad(negligible=0.7), gramjd.UPGrad(ridge=1e-3), gramjd.DualProj(), gramjd.MGDA(), gramjd.IMTLG()],
+    ids=repr,
+)
+def test_aggregators(aggregator: Weighting) -> None:
+    assert_same_training(network(), cross, batches(), aggregator=aggregator, tolerance=1e-4)
 
 
 def test_groups_with_rates_of_their_own_and_a_schedule() -> None:
