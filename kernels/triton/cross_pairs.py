@@ -28,7 +28,7 @@ def config_for(arch: int, dtype: torch.dtype, R: int, T: int, R2: int, T2: int, 
     """Constants for R rows of T positions by R2 rows of T2: per side the way to fill it that pads least.
 
     >>> config_for(90, torch.float32, 64, 5, 8, 100).constants
-    {'ROWS': 8, 'POSITIONS': 4, 'ROWS2': 1, 'POSITIONS2': 32, 'BLOCK_D': 32}
+    {'ROWS': 32, 'POSITIONS': 1, 'ROWS2': 8, 'POSITIONS2': 4, 'BLOCK_D': 32}
     """
 
     def padded(R: int, T: int, shape: tuple[int, int]) -> int:
