@@ -20,7 +20,7 @@ def test_every_table_is_on_the_page():
 
 def test_figures_of_the_page_exist():
     page = (tables.ROOT / tables.PAGE).read_text()
-    links = [part.split(")")[0] for part in page.split("](")[1:]]
+    links = [part.split(")")[0].split("#")[0] for part in page.split("](")[1:]]
     assert [link for link in links if "://" not in link and not (tables.ROOT / "docs" / link).exists()] == []
 
 
