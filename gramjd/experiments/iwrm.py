@@ -1,7 +1,8 @@
 """`gramjd paper iwrm`: the paper's image experiments, with their search for a learning rate for every aggregator.
 
-Every run is a line in a journal; started again, the command goes on where it was stopped. Without options it is the
-paper's protocol on scikit-learn's digits, which takes hours; `--budget` ends it, and fewer rates or seeds shorten it.
+Every run is a line in a journal; started again, the command goes on where it was stopped. What a step costs is measured
+last, apart from the runs. Without options it is the paper's protocol on scikit-learn's digits, which takes hours;
+`--budget` ends it, and fewer rates or seeds shorten it.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ def run(args: argparse.Namespace) -> int:
 def _measure_costs(journal: Journal, args: argparse.Namespace) -> None:
     """What a step costs with each aggregator, on a network that has begun to learn; only what the journal lacks."""
     names = aggregators.select(args.weightings)
-    for batch in args.batch:
-        if set(names) - set(journal.costs(data=args.data, batch=batch)):
-            data = DATA[args.data].load(args.root, 0)
-            model = build(DATA[args.data].network, 0)
-            train(args.data, model, Method("SGD"), BEGUN_RATE, data, epochs=BEGUN, seed=0)
-            on = Task(lambda: copy.deepcopy(model), data.train_images[:batch], data.train_labels[:batch])  # noqa: B023
-            over = over_plain(on, names, rounds=args.rounds)
-            journal.append({"costs": {"data": args.data, "batch": batch, "rounds": args.rounds, "over_plain": over}})
+    lacking = [n for n in args.batch if set(names) - set(journal.costs(data=args.data, batch=n))]
+    if not lacking:
+        return
+    data, model = DATA[args.data].load(args.root, 0), build(DATA[args.data].network, 0)
+    train(args.data, model, Method("SGD"), BEGUN_RATE, data, epochs=BEGUN, seed=0)
+    for batch in lacking:
+        on = Task(lambda: copy.deepcopy(model), data.train_images[:batch], data.train_labels[:batch])
+        over = over_plain(on, names, rounds=args.rounds)
+        journal.append({"costs": {"data": args.data, "batch": batch, "rounds": args.rounds, "over_plain": over}})
 
 
 def _advance(journal: Journal, args: argparse.Namespace) -> bool:
