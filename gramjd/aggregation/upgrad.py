@@ -94,7 +94,8 @@ class UPGrad(Weighting):
         eye, short = torch.eye(len(G), dtype=torch.float64, device=G.device), torch.where(objects, 0.0, p)
         # A gradient of zero forbids nothing and is its own projection; the last one stands for all that are short.
         A = torch.cat([eye * objects, short[None]])
-        G = torch.where(G.isfinite(), 0.0, G).sum() + A @ G.double() @ A.T  # what is not finite is for the solver
+        stray = torch.where(G.isfinite(), 0.0, G).sum()  # what is not finite is for the solver
+        G = (stray + A @ G.double() @ A.T).to(G.dtype)  # by which it judges what is rounding
         among = dual_cone(G[:-1, :-1], eye, self._tol, ridge=self._ridge)
         together = dual_cone(G, torch.eye(len(A), dtype=torch.float64, device=G.device)[-1:], ridge=self._ridge)
         return torch.where(objects, p, 0.0) @ among + together[0] @ A

@@ -80,6 +80,14 @@ def test_lengths_at_the_ends_of_float32(size: float) -> None:
     torch.testing.assert_close(UPGrad(negligible=0.2)(G), torch.full((2,), 0.5), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_judged_by_the_dtype_of_the_gramian(dtype: torch.dtype) -> None:
+    J = lengths_apart(8, seed=4)
+    G = (J @ J.T).to(dtype)
+    G = G + torch.triu(G, 1) * (2 * torch.finfo(dtype).eps)  # not symmetric to the last digit
+    torch.testing.assert_close(UPGrad(negligible=0.1)(G), UPGrad(negligible=0.1)(G.T.contiguous()), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("m", [0, 1, 3])
 def test_no_gradients_and_zero_ones(m: int) -> None:
     assert torch.equal(UPGrad(negligible=0.1)(torch.zeros(m, m)), Mean()(torch.zeros(m, m)))
